@@ -1,0 +1,33 @@
+# Each command does its own set-up; a second call starts in seconds. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+endif
+READY := .venv/.ready
+
+.PHONY: help setup run test lab bench
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with everything pinned, and .venv/bin/lmcourse in it
+
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lmcourse needs Python 3.11 or newer; this is $$($(PYTHON) --version). Name another one: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { echo "python's venv module is missing: on Debian, apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt --editable ".[dev]"
+	@touch $(READY)
+
+run: $(READY)  ## climb the perplexity ladder on the embedded corpus, in under three minutes
+	$(BIN)/lmcourse ladder
+
+test: $(READY)  ## run every test that CI runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lab: $(READY)  ## open JupyterLab at the list of lessons
+	cd nbs && ../$(BIN)/jupyter lab index.ipynb
+
+bench: $(READY)  ## measure our speed against the usual way, side by side, in one run
+	$(BIN)/lmcourse bench

@@ -1,0 +1,154 @@
+"The command line as scripts use it: one JSON object on standard output, a sentence on standard error, a status."
+import json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+LM = Path(sys.executable).parent/'lmcourse'
+MEASUREMENT = ['perplexity', 'nats_per_token', 'bits_per_byte', 'word_perplexity', 'tokens', 'words', 'bytes', 'types', 'unknown', 'tokenizer', 'eos', 'corpus',
+               'split', 'fingerprint', 'context', 'stride', 'carried', 'lanes', 'accuracy', 'interval']
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory): return tmp_path_factory.mktemp('cache')
+
+@pytest.fixture
+def lm(tmp_path, cache):
+    "Run a command in an empty folder, with no network and no data but the embedded."
+    def go(*words, env={}, status=0):
+        full = {k: v for k, v in os.environ.items() if k != 'LMCOURSE_DATA'} | dict(LMCOURSE_CACHE=str(cache), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1') | env
+        r = subprocess.run([LM, *map(str, words)], cwd=tmp_path, env=full, capture_output=True, text=True, timeout=240)
+        assert r.returncode == status, f'status {r.returncode}\n{r.stdout}\n{r.stderr}'
+        return r
+    return go
+
+def sentence(r):
+    "What a refused request printed: one sentence on standard error, nothing on standard output."
+    assert r.stdout == '' and 'Traceback' not in r.stderr, r.stderr
+    assert len(r.stderr.strip().splitlines()) == 1 and r.stderr.startswith('lmcourse: '), r.stderr
+    return r.stderr
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory, cache):
+    "A run of the small twin, to be copied by the tests that need one."
+    d = tmp_path_factory.mktemp('made')
+    r = subprocess.run([LM, 'run', 'lstm-a', '--tiny', '--corpus', 'markov', '--out', d/'run', '--json'], capture_output=True, text=True, timeout=240,
+                       env=os.environ | dict(LMCOURSE_CACHE=str(cache), OMP_NUM_THREADS='1'))
+    assert r.returncode == 0, r.stderr
+    return d/'run', r
+
+def test_list_names_the_recipes(lm):
+    recipes = {r['recipe']: r for r in json.loads(lm('list', '--json').stdout)['recipes']}
+    assert set(recipes['lstm-a']) == {'recipe', 'parameters', 'claimed', 'summary'}
+    assert recipes['lstm-a']['parameters'] == 18_124_286 and recipes['lstm-a']['claimed'] == 152
+    assert {'gru-a', 'lstm-b', 'gru-b'} <= set(recipes)
+
+def test_baseline_answers_with_a_passport(lm):
+    r = json.loads(lm('baseline', 'markov', '--order', 3, '--json').stdout)
+    assert list(r['validation']) == list(r['test']) == MEASUREMENT
+    assert 4.7 < r['validation']['perplexity'] < 5 and r['validation']['bits_per_byte'] is None and r['validation']['context'] == 2
+    assert r['seconds'] > 0 and r['peak_memory'] > 1e7
+
+def test_a_run_is_one_object_and_silence(made):
+    path, r = made
+    s = json.loads(r.stdout)
+    assert r.stderr == '' and s['run'] == str(path) and s['steps'] == 50 and s['finished'] and s['stopped'] == 'max_steps'
+    assert list(s['validation']) == list(s['test']) == MEASUREMENT
+    assert s['validation']['carried'] and s['validation']['lanes'] == 10 and s['validation']['interval'][0] < s['validation']['perplexity']
+    noted = s['as_noted']['validation']
+    assert not noted['carried'] and noted['context'] == noted['stride'] == 35 and noted['tokens'] == s['validation']['tokens']
+    assert {p.name for p in path.iterdir()} == {'config.json', 'environment.json', 'tokenizer.json', 'metrics.jsonl', 'summary.json', 'best.safetensors', 'last.safetensors', 'state.safetensors'}
+    assert json.loads((path/'summary.json').read_text()) == {k: v for k, v in s.items() if k != 'run'}
+
+def test_eval_compare_publish_results(lm, made, tmp_path):
+    path, r = made
+    m = json.loads(lm('eval', path, '--json').stdout)
+    assert list(m) == MEASUREMENT and m['perplexity'] == pytest.approx(json.loads(r.stdout)['test']['perplexity'])
+    assert json.loads(lm('compare', path, path, '--json').stdout)['validation']['ratio'] == 1
+    found = json.loads(lm('results', '--runs', path.parent, '--json').stdout)['results']
+    assert [f for f in found if f['tiny']][0]['recipe'] == 'lstm-a'
+
+def test_everything_answers_people_too(lm, made):
+    assert 'perplexity' in lm('eval', made[0]).stdout and '18,124,286' in lm('list').stdout
+    assert 'validation: perplexity' in lm('baseline', 'markov', '--order', 0).stdout
+
+def test_text_of_ones_own(lm, tmp_path):
+    rows = [f'the cat number {i} sat on the mat number {i % 7} and was happy .\n' for i in range(600)]
+    (tmp_path/'mine.txt').write_text(''.join(rows))
+    assert json.loads(lm('baseline', 'mine.txt', '--order', 2, '--json').stdout)['validation']['corpus'] == 'mine.txt'
+    s = json.loads(lm('run', 'gru-b', '--tiny', '--corpus', 'mine.txt', '--max-steps', 3, '--json').stdout)
+    assert s['validation']['corpus'] == 'mine.txt' and s['run'].startswith('runs')
+
+@pytest.mark.parametrize('words, told', [
+    ('run lstm-z', "did you mean 'lstm-"), ('run lstm-a --tiny --optim.lrr 1', "did you mean 'lr'"), ('run lstm-a --tiny --optim.lr fast', 'wants a number'),
+    ('run lstm-a --tiny --train.epochs 1.5', 'whole number'), ('run lstm-a --tiny --optimiser.lr 1', 'no section'), ('run lstm-a --tiny --model.cell rnn', 'model.cell is'),
+    ('run lstm-a --tiny --device cuda:9', 'no device'), ('run lstm-a --tiny --corpus gone.txt', 'no file or folder'), ('run lstm-a --tiny --corpus empty.txt', 'empty'),
+    ('run lstm-a --tiny --corpus notes', 'not a corpus'), ('run lstm-a --tiny --corpus latin.txt', 'not UTF-8'), ('run lstm-a --tiny --corpus short.txt', 'too short'),
+    ('run lstm-a --tiny --corpus markov --out blocked/run', 'blocked'), ('run lstm-a --resume', 'no run of'), ('eval notes', 'holds no run'), ('publish notes', 'holds no run'),
+    ('baseline markov --tokenizer bpe:ten', 'bpe'), ('baseline markov --tokenizer words', 'words'), ('baseline wikitext-2', 'LMCOURSE_DATA')])
+def test_requests_that_cannot_be_met(lm, tmp_path, words, told):
+    (tmp_path/'empty.txt').write_text(''); (tmp_path/'short.txt').write_text('one line\n')
+    (tmp_path/'latin.txt').write_bytes('schöne Grüße\n'.encode('latin-1') * 50)
+    (tmp_path/'notes').mkdir(); (tmp_path/'notes'/'a.md').write_text('nothing here'); (tmp_path/'blocked').write_text('a file, no folder')
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert told in sentence(lm(*words.split(), status=2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == before, 'a refused request leaves nothing behind'
+
+@pytest.mark.parametrize('words', ['', 'nonsense', 'baseline', 'run lstm-a stray', 'run lstm-a --optim.lr', 'list --order 3', 'eval x --split dev', 'baseline markov --order five'])
+def test_words_that_are_no_command(lm, words):
+    assert 'usage: lmcourse' in lm(*words.split(), status=2).stderr
+
+def test_a_text_shorter_than_a_batch(lm, tmp_path):
+    (tmp_path/'tiny.txt').write_text('a b c\n' * 24)
+    assert 'tokens' in sentence(lm('run', 'lstm-b', '--corpus', 'tiny.txt', '--data.batches', 'lanes', '--data.batch', 500, status=2))
+
+def test_a_loss_that_is_no_number_any_more(lm, tmp_path):
+    r = lm('run', 'lstm-a', '--tiny', '--corpus', 'markov', '--optim.lr', '1e36', '--optim.clip', 0, '--out', 'run', status=1)
+    assert 'stopped being a number' in sentence(r) and '--optim.lr' in r.stderr
+
+def test_a_checkpoint_of_another_shape(lm, made, tmp_path):
+    shutil.copytree(made[0], tmp_path/'run')
+    config = json.loads((tmp_path/'run'/'config.json').read_text()); config['model']['hidden'] = 16
+    (tmp_path/'run'/'config.json').write_text(json.dumps(config))
+    assert 'does not fit the model' in sentence(lm('eval', 'run', status=2))
+    assert 'does not fit the model' in sentence(lm('run', 'lstm-a', '--resume', 'run', status=2))
+
+def test_a_broken_checkpoint(lm, made, tmp_path):
+    shutil.copytree(made[0], tmp_path/'run')
+    for name in ('best', 'state'):
+        p = tmp_path/'run'/f'{name}.safetensors'; p.write_bytes(p.read_bytes()[:500])
+    assert 'damaged' in sentence(lm('eval', 'run', status=2)) and 'damaged' in sentence(lm('run', 'lstm-a', '--resume', 'run', status=2))
+
+def test_a_run_is_not_written_over(lm, made):
+    before = (made[0]/'summary.json').read_bytes()
+    assert 'already holds a run' in sentence(lm('run', 'lstm-a', '--tiny', '--corpus', 'markov', '--out', made[0], status=2))
+    assert (made[0]/'summary.json').read_bytes() == before
+
+def test_interrupted_and_taken_up_again(lm, tmp_path, cache):
+    "Ctrl-C in the middle: status 130, everything saved; and the curve goes on as if nothing had happened."
+    words = ['run', 'lstm-a', '--tiny', '--corpus', 'markov', '--max-steps', '4000', '--train.log_every', '1', '--data.batches', 'lanes', '--out', 'run', '--json']
+    p = subprocess.Popen([LM, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env=os.environ | dict(LMCOURSE_CACHE=str(cache), OMP_NUM_THREADS='1'))
+    curve = tmp_path/'run'/'metrics.jsonl'
+    for _ in range(1200):
+        if curve.exists() and len(curve.read_text().splitlines()) > 5: break
+        assert p.poll() is None, p.communicate(); time.sleep(.1)
+    p.send_signal(signal.SIGINT); out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and '--resume' in err
+    done = json.loads(out)['steps']
+    assert 5 < done < 4000 and json.loads(out)['stopped'] == 'interrupted'
+    s = json.loads(lm('run', 'lstm-a', '--resume', 'run', '--max-steps', done + 5, '--json').stdout)
+    assert s['steps'] == done + 5 and s['stopped'] == 'max_steps' and s['finished']
+    straight = json.loads(lm('run', 'lstm-a', '--tiny', '--corpus', 'markov', '--max-steps', done + 5, '--data.batches', 'lanes', '--train.log_every', '1', '--out', 'straight', '--json').stdout)
+    assert s['test']['perplexity'] == straight['test']['perplexity']
+
+def test_killed_and_taken_up_again(lm, made, tmp_path):
+    "A kill leaves a curve with half a line and rows past the checkpoint: they are dropped, and the run goes on from where it was saved."
+    shutil.copytree(made[0], tmp_path/'run')
+    with open(tmp_path/'run'/'metrics.jsonl', 'a') as f: f.write('{"step": 57, "train_nats": 1.0}\n{"step": 5')
+    s = json.loads(lm('run', 'lstm-a', '--resume', 'run', '--max-steps', 55, '--json').stdout)
+    steps = [json.loads(line)['step'] for line in (tmp_path/'run'/'metrics.jsonl').read_text().splitlines()]
+    assert s['steps'] == 55 and 57 not in steps and steps[-1] == 55
+
+def test_the_ladder_command(lm, tmp_path):
+    r = json.loads(lm('ladder', 'markov', '--max-steps', 3, '--out', 'ladder', '--json').stdout)
+    assert [x['rung'] for x in r['rungs']] == ['uniform', 'unigram', 'bigram', 'Kneser-Ney 5-gram', 'LSTM', 'GRU']
+    assert (tmp_path/r['figure']).read_bytes()[:4] == b'\x89PNG'
