@@ -83,7 +83,8 @@ def test_text_of_ones_own(lm, tmp_path):
     ('run lstm-a --tiny --device cuda:9', 'no device'), ('run lstm-a --tiny --corpus gone.txt', 'no file or folder'), ('run lstm-a --tiny --corpus empty.txt', 'empty'),
     ('run lstm-a --tiny --corpus notes', 'not a corpus'), ('run lstm-a --tiny --corpus latin.txt', 'not UTF-8'), ('run lstm-a --tiny --corpus short.txt', 'too short'),
     ('run lstm-a --tiny --corpus markov --out blocked/run', 'blocked'), ('run lstm-a --resume', 'no run of'), ('eval notes', 'holds no run'), ('publish notes', 'holds no run'),
-    ('baseline markov --tokenizer bpe:ten', 'bpe'), ('baseline markov --tokenizer words', 'words'), ('baseline wikitext-2', 'LMCOURSE_DATA')])
+    ('baseline markov --tokenizer bpe:ten', 'bpe'), ('baseline markov --tokenizer words', 'words'), ('baseline wikitext-2', 'LMCOURSE_DATA'),
+    ('run lstm-a --tiny --optim.betas 2,3', 'optim.betas'), ('run lstm-a --tiny --device meta', 'no numbers'), ('results --runs nowhere', 'no folder'), ('baseline markov --order 99', '--order')])
 def test_requests_that_cannot_be_met(lm, tmp_path, words, told):
     (tmp_path/'empty.txt').write_text(''); (tmp_path/'short.txt').write_text('one line\n')
     (tmp_path/'latin.txt').write_bytes('schöne Grüße\n'.encode('latin-1') * 50)
@@ -147,6 +148,13 @@ def test_killed_and_taken_up_again(lm, made, tmp_path):
     s = json.loads(lm('run', 'lstm-a', '--resume', 'run', '--max-steps', 55, '--json').stdout)
     steps = [json.loads(line)['step'] for line in (tmp_path/'run'/'metrics.jsonl').read_text().splitlines()]
     assert s['steps'] == 55 and 57 not in steps and steps[-1] == 55
+
+@pytest.mark.parametrize('words', ['--seed 7', '--optim.lr 1', '--corpus stdlib', '--tiny', '--train.precision bf16'])
+def test_a_resumed_run_is_the_run_that_was_begun(lm, made, tmp_path, words):
+    shutil.copytree(made[0], tmp_path/'run')
+    before = (tmp_path/'run'/'metrics.jsonl').read_bytes()
+    assert 'start a new one' in sentence(lm('run', 'lstm-a', '--resume', 'run', *words.split(), status=2))
+    assert 'not of' in sentence(lm('run', 'gru-a', '--resume', 'run', status=2)) and (tmp_path/'run'/'metrics.jsonl').read_bytes() == before
 
 def test_the_ladder_command(lm, tmp_path):
     r = json.loads(lm('ladder', 'markov', '--max-steps', 3, '--out', 'ladder', '--json').stdout)
