@@ -173,8 +173,8 @@ def fused_cross_entropy(hidden: torch.Tensor,        # hidden states (..., D)
                        )->Tally:                     # summed nats, which autograd can walk back from, and the number of tokens scored
     """The cross-entropy of `F.linear(hidden, weight_VD, bias_V)` and its slopes, without ever holding all those logits.
 
-    Value and slopes are within 1e-5 of those of full logits in 'fp32', and within 5e-3 in 'bf16' while the logits of a token have
-    a standard deviation of no more than 4. Raises `LMCourseError` for shapes that do not fit, targets that do not exist, and second derivatives."""
+    Value and slopes are within 1e-5 of those of full logits in 'fp32', and in 'bf16' within 5e-3 where targets are such as the
+    model predicts and logits have a standard deviation of at most 4; for few tokens with targets unlike that, slopes can be off by more. Raises `LMCourseError` for shapes that do not fit, targets that do not exist, and second derivatives."""
     h_ND, y_N, _ = _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk)
     N, V, inputs, dtype = len(h_ND), len(weight_VD), (h_ND, weight_VD, bias_V), _product_type(precision, h_ND, weight_VD)
     if chunk is None and N * V <= _FEW and dtype is not torch.bfloat16:
