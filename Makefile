@@ -6,7 +6,7 @@ BIN := .venv/Scripts
 endif
 READY := .venv/.ready
 
-.PHONY: help setup run test lab bench
+.PHONY: help setup run test lab docs bench
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -27,7 +27,10 @@ test: $(READY)  ## run every test that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lab: $(READY)  ## open JupyterLab at the list of lessons
-	cd nbs && ../$(BIN)/jupyter lab index.ipynb
+	cd nbs && JUPYTER_CONFIG_PATH=../.jupyter ../$(BIN)/jupyter lab index.ipynb
+
+docs: $(READY)  ## build the site, to be read with no network, under docs/_build/html
+	$(BIN)/python docs/build.py
 
 bench: $(READY)  ## measure our speed against the usual way, side by side, in one run
 	$(BIN)/lmcourse bench

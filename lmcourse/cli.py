@@ -14,10 +14,11 @@ from .loss import LMCourseError
 from .perplexity import Measurement
 from .tokens import tokenize_corpus
 from .ngram import KneserNey, Uniform, score
-from .record import Run, compare_runs, plain, publish, records, results_table, table
+from .record import Run, compare_runs, plain, publish, records, results_table, rungs, table
 from .recipes import get_recipe, override, parameters, recipe_names, tiny
 from .train import Trainer, evaluate_run, fit, peak_memory, resume
 from .ladder import climb
+import lmcourse.factors, lmcourse.tuned
 from .bench import run_benchmarks
 
 # %% ../nbs/command_line.ipynb #428485ae
@@ -84,11 +85,11 @@ def cmd_eval(a):
     return m.to_dict(), _show(m)
 
 def cmd_results(a):
-    "The published records, and the runs under a folder if one is named."
+    "The published records, and the runs under a folder if one is named, beside what they claim and what counting reaches."
     if a.runs and not Path(a.runs).is_dir(): raise LMCourseError(f'there is no folder {a.runs!r}')
     runs = records() + ([Run.open(p.parent) for p in sorted(Path(a.runs).glob('*/config.json'))] if a.runs else [])
     runs = [r for r in runs if r.summary]
-    return {'results': [r.summary for r in runs]}, results_table(runs)
+    return {'results': [r.summary for r in runs]}, results_table(runs, rungs())
 
 def cmd_compare(a):
     "Where two runs differ, and which was better where that can be said."

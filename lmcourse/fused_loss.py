@@ -23,7 +23,7 @@ def has_bf16(device: torch.device|str='cpu', # where the products would be made
     return bool(can.get('avx512_bf16') or can.get('amx_bf16') or any(ask() for ask in older))
 
 # %% ../nbs/08_fused_loss.ipynb #d488b1a9
-_WORTH_ROUNDING = 2**26     # multiplications in one product; for fewer, casting costs more than it saves
+_WORTH_ROUNDING = 2**26     # multiplications in one product; with fewer, rounding costs accuracy and saves nothing
 
 def _product_type(precision, hidden_ND, weight_VD):
     "The type of the products' operands: float64, float32 or bfloat16."
@@ -31,8 +31,8 @@ def _product_type(precision, hidden_ND, weight_VD):
     if torch.float64 in (hidden_ND.dtype, weight_VD.dtype):
         if precision == 'bf16': raise LMCourseError("double-precision tensors are not rounded to 'bf16': leave precision out, or convert")
         return torch.float64
-    large = hidden_ND.numel() * len(weight_VD) >= _WORTH_ROUNDING
-    return torch.bfloat16 if precision == 'bf16' or precision is None and large and has_bf16(hidden_ND.device) else torch.float32
+    wanted = precision == 'bf16' or precision is None and has_bf16(hidden_ND.device)
+    return torch.bfloat16 if wanted and hidden_ND.numel() * len(weight_VD) >= _WORTH_ROUNDING else torch.float32
 
 # %% ../nbs/08_fused_loss.ipynb #c824a3e6
 def chunk_size(tokens: int,                  # how many there are in all
@@ -87,6 +87,13 @@ def _nats(p_CV, targets_C, h_CK, w_VK, bias_V):
     return nats_C
 
 # %% ../nbs/08_fused_loss.ipynb #9eab3624
+def _nats_unasked(logits_CV, p_CV, targets_C):
+    "Nats of each token of a chunk from logits and probabilities, with no branch to wait for."
+    z_C, m_C, top_C = logits_CV.gather(1, targets_C[:, None])[:, 0], logits_CV.amax(1), p_CV.amax(1)
+    kind = torch.float64 if z_C.dtype is torch.float64 else torch.float32
+    return m_C.to(kind) - z_C.to(kind) - top_C.to(kind).log()
+
+# %% ../nbs/08_fused_loss.ipynb #7ad6765a
 def _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
     "For each chunk: its slice, p_CV, nats_C, and the operands h_CD and w_VD."
     h_NK, w_VK, b_V = _operands(hidden_ND, weight_VD, bias_V, dtype)
@@ -96,10 +103,12 @@ def _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
         s = slice(i, min(i + chunk, N)); h_CK, p_CV = h_NK[s], room[:s.stop - i]
         if dtype is torch.bfloat16: _move_zero_(h_CK, w_VK)
         _logits_(p_CV, h_CK, w_VK, b_V)
-        p_CV = _softmax_(p_CV)
-        yield s, p_CV, _nats(p_CV, targets_N[s], h_CK, w_VK, b_V), h_CK[:, :D], w_VK[:, :D]
+        logits_CV, p_CV = p_CV, _softmax_(p_CV)
+        nats_C = (_nats(p_CV, targets_N[s], h_CK, w_VK, b_V) if p_CV.device.type == 'cpu'
+                  else _nats_unasked(logits_CV, p_CV, targets_N[s]))
+        yield s, p_CV, nats_C, h_CK[:, :D], w_VK[:, :D]
 
-# %% ../nbs/08_fused_loss.ipynb #7ad6765a
+# %% ../nbs/08_fused_loss.ipynb #1e336c49
 def _add_product_(total_VD, p_CV, h_CD):
     "total += p.T @ h, so many rows at a time that the product stays in the cache; the sum keeps its own precision."
     for s in _blocks(total_VD, max(1, 2**22 // total_VD.shape[1])):
@@ -121,7 +130,7 @@ def _nats_and_slopes(hidden_ND, weight_VD, bias_V, targets_N, wanted, dtype, chu
             if db is not None: db += (p_CV.new_ones(1, len(p_CV)) @ p_CV)[0]
     return nats, dh, None if dw is None else dw.to(weight_VD.dtype), None if db is None else db.to(bias_V.dtype)
 
-# %% ../nbs/08_fused_loss.ipynb #1e336c49
+# %% ../nbs/08_fused_loss.ipynb #4a6311f7
 class _FusedCrossEntropy(torch.autograd.Function):
     "Summed nats whose slopes are made on the way forward."
     @staticmethod
@@ -140,7 +149,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         if slopes is None: slopes = _nats_and_slopes(*ctx.saved_tensors, *ctx.settings)[1:]
         return *(None if s is None else s.mul_(slope) for s in slopes), None, None, None, None
 
-# %% ../nbs/08_fused_loss.ipynb #5f07cbd2
+# %% ../nbs/08_fused_loss.ipynb #21816644
 def _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk=None):
     "Hidden states and targets of the tokens that are scored, in one row, and where they stood (None: all are scored)."
     V, D = weight_VD.shape
@@ -153,14 +162,14 @@ def _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk=None):
     hidden_ND, targets_N, at = hidden.reshape(-1, D), targets.reshape(-1).long(), None
     if (targets_N == ignore_index).any():
         at = (targets_N != ignore_index).nonzero()[:, 0]
-        hidden_ND, targets_N = hidden_ND.index_select(0, at), targets_N[at]
+        hidden_ND, targets_N = hidden_ND.index_select(0, at.to(hidden.device)), targets_N[at]
     wrong = (targets_N < 0) | (targets_N >= V)
     if wrong.any():
         raise LMCourseError(f'target {int(targets_N[wrong][0])} is no type: the head has {V}, so targets go from 0 to {V - 1} '
                             f'(or {ignore_index}: not scored); do the tokenizer and the model belong together?')
-    return hidden_ND, targets_N, at
+    return hidden_ND, targets_N.to(hidden.device), at
 
-# %% ../nbs/08_fused_loss.ipynb #21816644
+# %% ../nbs/08_fused_loss.ipynb #7b4d389d
 _FEW = 2**17               # logits; for so few the bookkeeping costs more than it saves
 
 def fused_cross_entropy(hidden: torch.Tensor,        # hidden states (..., D)
@@ -169,12 +178,14 @@ def fused_cross_entropy(hidden: torch.Tensor,        # hidden states (..., D)
                         targets: torch.Tensor,       # ids (...) of the tokens that came
                         ignore_index: int=-100,      # targets with this id are not scored
                         chunk: int|None=None,        # tokens whose logits exist at once; None: `chunk_size`
-                        precision: str|None=None,    # of the products: 'fp32', 'bf16', or None: 'bf16' where it pays
+                        precision: str|None=None,    # of the products: 'fp32', 'bf16' where it pays, or None: 'bf16' where the processor has it
                        )->Tally:                     # summed nats, which autograd can walk back from, and the number of tokens scored
     """The cross-entropy of `F.linear(hidden, weight_VD, bias_V)` and its slopes, without ever holding all those logits.
 
-    Value and slopes are within 1e-5 of those of full logits in 'fp32', and in 'bf16' within 5e-3 where targets are such as the
-    model predicts and logits have a standard deviation of at most 4; for few tokens with targets unlike that, slopes can be off by more. Raises `LMCourseError` for shapes that do not fit, targets that do not exist, and second derivatives."""
+    Value and slopes are within 1e-5 of those of full logits (relative, in norm) in 'fp32', and in 'bf16' within 5e-3 for logits whose
+    standard deviation is at most 4 in models at least 32 wide; products of fewer than 2^26 multiplications stay in 'fp32'. Targets may
+    lie on the CPU while the rest is on a GPU, which then need not wait for their check. Raises `LMCourseError` for shapes that do not
+    fit, targets that do not exist, and second derivatives."""
     h_ND, y_N, _ = _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk)
     N, V, inputs, dtype = len(h_ND), len(weight_VD), (h_ND, weight_VD, bias_V), _product_type(precision, h_ND, weight_VD)
     if chunk is None and N * V <= _FEW and dtype is not torch.bfloat16:
@@ -184,7 +195,7 @@ def fused_cross_entropy(hidden: torch.Tensor,        # hidden states (..., D)
     wanted = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs)
     return Tally(_FusedCrossEntropy.apply(*inputs, y_N, wanted, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)), N)
 
-# %% ../nbs/08_fused_loss.ipynb #2ae014dd
+# %% ../nbs/08_fused_loss.ipynb #f3987e77
 @torch.no_grad()
 def fused_nats(hidden: torch.Tensor,        # hidden states (..., D)
                weight_VD: torch.Tensor,     # the head: one row per type
@@ -202,5 +213,5 @@ def fused_nats(hidden: torch.Tensor,        # hidden states (..., D)
     with torch.autocast(h_ND.device.type, enabled=False):
         for s, p_CV, nats_C, *_ in _chunks(h_ND, weight_VD, bias_V, y_N, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)):
             nats_N[s] = nats_C; right += (p_CV.max(1).indices == y_N[s]).sum()
-    if at is not None: nats_N = nats_N.new_zeros(targets.numel()).index_copy(0, at, nats_N)
+    if at is not None: nats_N = nats_N.new_zeros(targets.numel()).index_copy(0, at.to(nats_N.device), nats_N)
     return nats_N.view(targets.shape), int(right)

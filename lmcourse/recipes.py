@@ -31,12 +31,14 @@ class Data:
     length: int=35             # tokens in a row of a batch, T
     stride: int|None=None      # windows only: tokens from one window to the next; None: length, side by side
     batch: int=64              # rows of a batch, B
+    shift: bool=False          # lanes only: each pass begins with a batch of random length, so that the cuts fall elsewhere
 
     def __post_init__(self):
         _check(self.batches in ('lanes', 'windows'), f"data.batches is 'lanes' or 'windows', got {self.batches!r}")
         for k in ('min_count', 'length', 'batch'): _check(getattr(self, k) >= 1, f'data.{k} is at least 1, got {getattr(self, k)}')
         _check(self.stride is None or self.stride >= 1, f'data.stride is at least 1, got {self.stride}')
         _check(self.stride is None or self.batches == 'windows', 'data.stride is for windows; lanes follow one another: set data.batches to windows')
+        _check(not self.shift or self.batches == 'lanes', 'data.shift is for lanes; windows are shuffled: set data.batches to lanes')
 
 # %% ../nbs/10_recipes.ipynb #5accb229
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ afterwards every number that had been measured will still be there, with everyth
 
 # %% auto #0
 __all__ = ['RecordError', 'DiskFull', 'plain', 'write_json', 'read_json', 'append_row', 'read_rows', 'save_tensors',
-           'load_tensors', 'environment', 'Run', 'plot_curves', 'table', 'results_table', 'thin', 'publish', 'records',
-           'record', 'compare_runs', 't_coverage', 't_quantile', 'seed_interval']
+           'load_tensors', 'environment', 'Run', 'plot_curves', 'table', 'results_table', 'rungs', 'thin', 'publish',
+           'records', 'record', 'compare_runs', 't_coverage', 't_quantile', 'seed_interval']
 
 # %% ../nbs/09_records.ipynb #b9150747
 import errno, hashlib, json, math, os, platform, time, zlib
@@ -343,21 +343,36 @@ def _facts(run):
     return passport | {k.rsplit('.', 1)[-1]: v for k, v in settings.items()} | settings | summary | measured
 
 # %% ../nbs/09_records.ipynb #db2beec5
-def results_table(runs: list[Run])->str: # Markdown
-    "What runs came to, one a line, in the order given; perplexities of different texts or tokenizers do not compare down the column."
-    rows = []
-    for run in runs:
-        facts = _facts(run)
-        validation, test = ((facts.get(split) or {}) for split in ('validation', 'test'))
-        mark = ', tiny' * bool(facts.get('tiny')) + ', unfinished' * (not facts.get('finished'))
-        rows.append({'recipe': run.recipe + mark, 'seed': run.seed, 'corpus': facts.get('corpus'), 'tokenizer': facts.get('tokenizer'),
-                     'parameters': facts.get('parameters'), 'tokens seen': facts.get('tokens_seen'),
-                     'validation': validation.get('perplexity'), 'test': test.get('perplexity'), 'claimed': facts.get('claimed'),
-                     'bits/byte': validation.get('bits_per_byte'),
-                     'seconds': facts.get('seconds'), 'device': facts.get('device')})
-    return table(rows)
+def _result(run):
+    "A run's row in the table of results."
+    facts = _facts(run)
+    validation, test = ((facts.get(split) or {}) for split in ('validation', 'test'))
+    mark = ', tiny' * bool(facts.get('tiny')) + ', unfinished' * (not facts.get('finished'))
+    return {'recipe': run.recipe + mark, 'seed': run.seed, 'corpus': facts.get('corpus'), 'tokenizer': facts.get('tokenizer'),
+            'parameters': facts.get('parameters'), 'epochs': facts.get('epochs') and round(facts['epochs'], 2), 'tokens seen': facts.get('tokens_seen'),
+            'validation': validation.get('perplexity'), 'test': test.get('perplexity'), 'claimed': facts.get('claimed'),
+            'bits/byte': None if validation.get('unknown') else validation.get('bits_per_byte'),
+            'seconds': facts.get('seconds'), 'device': facts.get('device')}
 
-# %% ../nbs/09_records.ipynb #d2dfc5ff
+def results_table(runs: list[Run],   # in any order
+                  rungs=(),          # what `rungs` returns, to stand beside them
+                 )->str:             # Markdown
+    "What runs came to, in the order given; with rungs, text by text from the worst guesser to the best. Perplexities of different texts or tokenizers do not compare."
+    rows = [_result(run) for run in runs]
+    if not rungs: return table(rows)
+    columns = list(rows[0]) if rows else None
+    for r in rungs:
+        v = r['validation']
+        rows.append(dict(recipe=f"Kneser-Ney, order {v['context'] + 1}", corpus=v['corpus'], tokenizer=v['tokenizer'], epochs=1, validation=v['perplexity'],
+                         test=r['test']['perplexity'], seconds=r['seconds'], device='cpu') | {'bits/byte': None if v['unknown'] else v['bits_per_byte']})
+    rows.sort(key=lambda r: (str(r['corpus']), str(r['tokenizer']), -(r['validation'] or math.inf)))
+    return table(rows, columns)
+
+def rungs()->list[dict]:             # {'validation', 'test', 'seconds', 'peak_memory'} each
+    "Modified Kneser-Ney of several orders on the texts of the recipes: what a network has to beat."
+    return json.loads((resources.files('lmcourse') / 'records' / 'baselines.json').read_text(encoding='utf-8'))
+
+# %% ../nbs/09_records.ipynb #2c380288
 def _merged(rows, before):
     "Rows of training as one: the last of them, with the mean surprise per token of them all."
     tokens = np.diff([row.get('tokens_seen', 0) for row in [before, *rows]])
@@ -365,7 +380,7 @@ def _merged(rows, before):
     if None in nats: return rows[-1] | {'train_nats': None}
     return rows[-1] | {'train_nats': float(np.average(nats, weights=tokens if (tokens > 0).all() else None))}
 
-# %% ../nbs/09_records.ipynb #2c380288
+# %% ../nbs/09_records.ipynb #26f84c3b
 def thin(rows: list[dict],    # a curve, as `Run.metrics` gives it
          most: int=200,       # about as many rows are kept; every evaluation is, however many
         )->list[dict]:
@@ -379,7 +394,7 @@ def thin(rows: list[dict],    # a curve, as `Run.metrics` gives it
         before = group[-1]
     return [kept[i] for i in sorted(kept)]
 
-# %% ../nbs/09_records.ipynb #9ea114e9
+# %% ../nbs/09_records.ipynb #42446e3d
 def _nameless(value):
     "The value with the folders left out of every absolute path in it: they name people and machines."
     if isinstance(value, dict): return {k: _nameless(v) for k, v in value.items()}
@@ -390,7 +405,7 @@ def _shelf(folder):
     "Where published records stand: `folder`, or the package's own."
     return Path(folder) if folder else Path(str(resources.files('lmcourse')))/'records'
 
-# %% ../nbs/09_records.ipynb #42446e3d
+# %% ../nbs/09_records.ipynb #ab1071a4
 def publish(run: Run|str,            # the run, or its folder
             records: str|None=None,  # where records stand; None: in the package
            )->Path:                  # the record's folder, named after the run's
@@ -408,13 +423,13 @@ def publish(run: Run|str,            # the run, or its folder
     write_json(to/'summary.json', _nameless(run.summary))
     return to
 
-# %% ../nbs/09_records.ipynb #cff490b8
+# %% ../nbs/09_records.ipynb #bd2dd220
 def records(folder: str|None=None)->list[Run]: # where records stand; None: in the package
     "The published runs, by recipe and then by seed."
     runs = [Run.open(p.parent) for p in _shelf(folder).glob('*/config.json')]
     return sorted(runs, key=lambda run: (run.recipe, run.seed, run.name))
 
-# %% ../nbs/09_records.ipynb #bd2dd220
+# %% ../nbs/09_records.ipynb #3d908f8b
 def record(recipe: str,            # the recipe's name
            folder: str|None=None,  # where records stand; None: in the package
            **where)->Run:          # facts that must hold: seed=1, corpus='wikitext-2', optim__lr=3e-4; full-size runs unless tiny=True
@@ -432,7 +447,7 @@ def record(recipe: str,            # the recipe's name
     if len(kinds) > 1: raise RecordError(f'the records of {recipe!r} do not compare, say which you mean: {"; or ".join(sorted(kinds))}')
     return min(fit, key=lambda run: math.inf if (p := run.summary['validation']['perplexity']) is None else p)
 
-# %% ../nbs/09_records.ipynb #841efc2f
+# %% ../nbs/09_records.ipynb #0a074daf
 def _compare(a, b):
     "What two measurements, as dictionaries, say of each other; None where either was not made."
     if not a or not b: return None
@@ -444,7 +459,7 @@ def _compare(a, b):
         if found is None: return both
     return both | dict(unit=found.unit, values=[found.a, found.b], ratio=found.ratio, notes=list(found.notes))
 
-# %% ../nbs/09_records.ipynb #0a074daf
+# %% ../nbs/09_records.ipynb #b54061d5
 def compare_runs(a: Run, b: Run)->dict: # configuration and environment {field: [a's, b's]}, validation, test, notes
     "Where two runs differ; and for each split the unit in which they compare, the ratio and notes, and why not in perplexity if not."
     differing = lambda x, y: {k: [x.get(k), y.get(k)] for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k)}
@@ -455,7 +470,7 @@ def compare_runs(a: Run, b: Run)->dict: # configuration and environment {field: 
                 **{split: _compare(sa.get(split), sb.get(split)) for split in ('validation', 'test')},
                 notes=[several] if len(changed) > 1 else [])
 
-# %% ../nbs/09_records.ipynb #f0d891ca
+# %% ../nbs/09_records.ipynb #b8822bb6
 def t_coverage(t: float,       # a number of standard errors, not negative
                freedom: int,   # degrees of freedom, at least 1
               )->float:        # the probability of lying within t of the mean
@@ -467,7 +482,7 @@ def t_coverage(t: float,       # a number of standard errors, not negative
         total += term
     return (angle + math.sin(angle) * total * (freedom > 1)) * 2 / math.pi if odd else math.sin(angle) * total
 
-# %% ../nbs/09_records.ipynb #1904fcb5
+# %% ../nbs/09_records.ipynb #4dc4e1f5
 def t_quantile(level: float,   # share to be covered, between 0 and 1
                freedom: int,   # degrees of freedom, at least 1
               )->float:        # a number of standard errors
@@ -478,7 +493,7 @@ def t_quantile(level: float,   # share to be covered, between 0 and 1
         low, high = (middle, high) if t_coverage(math.tan(middle) * math.sqrt(freedom), freedom) < level else (low, middle)
     return math.tan(low) * math.sqrt(freedom)
 
-# %% ../nbs/09_records.ipynb #84a9148c
+# %% ../nbs/09_records.ipynb #d5e3d612
 def seed_interval(values,            # one result for each seed
                   level: float=.95,  # share of such intervals that hold the true mean
                  )->tuple:           # mean, low, high; from a single seed the interval has no ends

@@ -2,10 +2,19 @@
 import subprocess, sys
 import pytest
 import torch, torch.nn.functional as F
+import lmcourse.fused_loss as module
 from lmcourse.fused_loss import chunk_size, fused_cross_entropy, fused_nats, has_bf16
 from lmcourse.loss import LMCourseError, Tally, cross_entropy
 
 LIMIT = {'fp32': 1e-5, 'bf16': 5e-3}
+
+
+@pytest.fixture(autouse=True)
+def rounded_when_asked(monkeypatch):
+    "Here small products are rounded too where 16 bits are asked for, so that small tests reach that path."
+    chosen = module._product_type
+    monkeypatch.setattr(module, '_product_type', lambda precision, h, w: chosen(precision, h, w) if precision != 'bf16' or torch.float64 in (h.dtype, w.dtype)
+                        else torch.bfloat16)
 
 
 def inputs(N=50, D=24, V=300, spread=1., bias=True, dtype=torch.float32, seed=0):
@@ -56,17 +65,30 @@ def test_rounding_stays_in_bounds_wherever_the_logits_lie(spread, shift):
     agree(fused_cross_entropy(h, w, b, y, chunk=64, precision='bf16'), h, w, b, y, LIMIT['bf16'])
 
 
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('N, D, V', [(512, 64, 2048), (64, 32, 32768), (256, 256, 1024)])
+def test_bound_of_16_bits_with_targets_that_nobody_predicts(monkeypatch, N, D, V, seed):
+    monkeypatch.undo()
+    h, w, b, _ = inputs(N, D, V, spread=4., seed=seed)
+    y = torch.randint(V, (N,), generator=torch.Generator().manual_seed(seed))
+    assert module._product_type('bf16', h, w) is torch.bfloat16
+    agree(fused_cross_entropy(h, w, b, y, precision='bf16'), h, w, b, y, LIMIT['bf16'])
+
+
 def test_large_enough_for_the_choice_of_precision():
     args = inputs(260, 64, 5000)
     agree(fused_cross_entropy(*args), *args, limit=LIMIT['bf16' if has_bf16() else 'fp32'])
 
 
-def test_hidden_states_of_any_shape_and_strides():
-    h, w, b, y = inputs(48, 8, 30)
+@pytest.mark.parametrize('seed', range(20))
+def test_hidden_states_of_any_shape_and_strides(monkeypatch, seed):
+    monkeypatch.undo()          # precision as users get it
+    h, w, b, y = inputs(48, 8, 30, seed=seed)
     for shape in ((4, 12), (2, 3, 8), (1, 48)):
         g = slopes(fused_cross_entropy(h.view(*shape, 8), w, b, y.view(shape), chunk=10).nats, (h, w, b))
         for a, t in zip(g, slopes(cross_entropy(F.linear(h, w, b), y).nats, (h, w, b))): assert off(a, t) < 1e-5
-    turned, wide = (t.detach().contiguous().requires_grad_() for t in (h.view(4, 12, 8).transpose(0, 1), w.T))     # the same numbers, lying otherwise
+    g = torch.Generator().manual_seed(seed)
+    turned, wide = torch.randn(12, 4, 8, generator=g, requires_grad=True), torch.randn(8, 30, generator=g, requires_grad=True)
     for precision in LIMIT:
         args = turned.transpose(0, 1), wide.T, b
         ours = fused_cross_entropy(*args, y.view(4, 12), chunk=5, precision=precision).nats
@@ -266,7 +288,6 @@ def test_the_processor_is_asked_and_never_assumed(monkeypatch):
 
 
 def test_without_16_bits_the_choice_is_single_precision(monkeypatch):
-    import lmcourse.fused_loss as module
     monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': False)
     args = inputs(260, 64, 5000)
     agree(fused_cross_entropy(*args), *args, limit=LIMIT['fp32'])

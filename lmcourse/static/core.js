@@ -1,0 +1,35 @@
+// All the arithmetic of the widgets. Probabilities sum to one, surprise is in nats, and the names are those of lmcourse.loss and
+// lmcourse.perplexity, against which the tests hold every function.
+
+const sum = xs => xs.reduce((a, b) => a + b, 0);
+const xlogy = (x, y) => x === 0 ? 0 : x * Math.log(y);
+
+export function softmax(logits) {
+  const largest = Math.max(...logits), exps = logits.map(x => Math.exp(x - largest)), total = sum(exps);
+  return exps.map(x => x / total);
+}
+
+export const entropy = q => -sum(q.map(x => xlogy(x, x)));
+export const crossEntropy = (q, p) => -sum(q.map((x, i) => xlogy(x, p[i])));
+export const klDivergence = (q, p) => sum(q.map((x, i) => xlogy(x, x) - xlogy(x, p[i])));
+
+export const perplexity = (nats, tokens) => Math.exp(nats / tokens);
+export const bitsPerToken = (nats, tokens) => nats / tokens / Math.LN2;
+export const bitsPerByte = (nats, bytes) => bitsPerToken(nats, bytes);
+
+// Temperature: logarithms divided by it, softmax again. One changes nothing, less sharpens, more flattens.
+export const temper = (p, temperature) => softmax(p.map(x => Math.log(x) / temperature));
+
+// Give word i its share, and let the others keep their proportions; where they had nothing, they divide the rest evenly.
+export function withShare(p, i, share) {
+  const rest = sum(p.filter((_, j) => j !== i));
+  return p.map((x, j) => j === i ? share : rest > 0 ? x / rest * (1 - share) : (1 - share) / (p.length - 1));
+}
+
+// One number out of batches: sum, divide once, exponentiate; or too early, in two ways.
+export function averages(tokens, losses) {
+  const nats = sum(tokens.map((n, i) => n * losses[i]));
+  return { perplexity: perplexity(nats, sum(tokens)),
+           mean_loss: Math.exp(sum(losses) / losses.length),
+           mean_perplexity: sum(losses.map(Math.exp)) / losses.length };
+}

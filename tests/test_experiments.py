@@ -1,0 +1,129 @@
+"The experiments' own rooms: the sampled loss, the tuned model, the grid of changes, and results beside what counting reaches."
+import json, math
+import pytest
+import torch, torch.nn.functional as F
+import lmcourse.ladder
+import lmcourse.train as T
+from lmcourse.factors import CHANGES, effects, one_factor, one_run
+from lmcourse.loss import LMCourseError
+from lmcourse.recipes import RecipeError, get_recipe, override, parameters, tiny
+from lmcourse.record import records, results_table, rungs
+from lmcourse.sampled import candidates, sampled_cross_entropy
+from lmcourse.train import Trainer, cut_elsewhere, fit, resume, rounds, train
+from lmcourse.tuned import AWAY, Tuned, zipf
+
+
+def small(name='lstm-tuned', **changes): return override(tiny(get_recipe(name), corpus='markov'), changes)
+
+
+@pytest.mark.parametrize('often, others', [(0, 1), (5, 10), (40, 3), (0, 200)])
+def test_the_asked_speak_for_everybody_and_the_right_words_are_among_them(often, others):
+    torch.manual_seed(0)
+    y = torch.randint(100, (3, 7)); y[0, :2] = -100
+    ids_K, weight_K = candidates(y, 100, often, others)
+    assert float(weight_K.sum()) == pytest.approx(100) and set(y[y >= 0].tolist()) <= set(ids_K.tolist()) and set(range(often)) <= set(ids_K.tolist())
+    assert len(set(ids_K.tolist())) == len(ids_K) and float(weight_K.min()) >= 1
+
+
+def test_everybody_asked_is_the_exact_loss_and_targets_stay_where_they_were():
+    torch.manual_seed(0)
+    h, w, b, y = torch.randn(4, 6, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True), torch.randn(50, requires_grad=True), torch.randint(50, (4, 6))
+    y[1, 2:5] = -100
+    exact = F.cross_entropy(F.linear(h, w, b).flatten(0, 1), y.flatten(), reduction='sum')
+    for often, others in ((0, 50), (49, 1), (10, 45), (0, 1000)):
+        tally = sampled_cross_entropy(h, w, b, y, often, others)
+        assert tally.count == 21
+        for a, t in zip(torch.autograd.grad(tally.nats, (h, w, b)), torch.autograd.grad(exact, (h, w, b), retain_graph=True)): torch.testing.assert_close(a, t, rtol=1e-4, atol=1e-5)
+    with pytest.raises(LMCourseError, match='at least one'): sampled_cross_entropy(h, w, b, y, 5, 0)
+
+
+def test_estimated_nats_are_near_and_slopes_reach_every_type_in_the_end():
+    torch.manual_seed(0)
+    h, w, b, y = torch.randn(64, 16), torch.randn(400, 16, requires_grad=True), torch.zeros(400), torch.randint(400, (64,))
+    exact = float(F.cross_entropy(h @ w.detach().T / 4, y))
+    nats, touched = [], torch.zeros(400, dtype=torch.bool)
+    for _ in range(40):
+        tally = sampled_cross_entropy(h / 4, w, b, y, 20, 60)
+        touched |= torch.autograd.grad(tally.nats, w)[0].abs().sum(1) > 0; nats.append(float(tally.mean))
+    assert abs(sum(nats) / 40 - exact) < .02 and touched.all()
+
+
+@pytest.mark.parametrize('name', ['lstm-tuned', 'gru-tuned'])
+def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, name):
+    recipe = small(name, **{'train.max_steps': 12, 'train.log_every': 1, 'train.evaluate_every': 6})
+    straight = train(recipe, tmp_path/'a', show=False)
+    first = train(override(recipe, {'train.max_steps': 6, 'optim.schedule': 'constant'}), tmp_path/'b', show=False)
+    whole = train(override(recipe, {'optim.schedule': 'constant'}), tmp_path/'c', show=False)
+    again = fit(resume(first.path, show=False, max_steps=12))
+    kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity')) for r in run.metrics()]
+    assert kept(again) == kept(whole) != kept(straight)
+
+
+def test_the_models_own_loss_is_for_training_only(tmp_path, monkeypatch):
+    "Evaluation never estimates: with the estimate broken on purpose, a trained model is still scored exactly."
+    t = Trainer(small(), tmp_path/'run', show=False)
+    exact = T.evaluate(t.model, t.data.validation, t.data.tokenizer.first_id).perplexity
+    monkeypatch.setattr(type(t.model), 'training_loss', lambda *a: pytest.fail('evaluation asked for the estimate'))
+    assert T.evaluate(t.model, t.data.validation, t.data.tokenizer.first_id).perplexity == exact
+
+
+def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_path):
+    t = Trainer(small(), tmp_path/'run', show=False)
+    first = []
+    for epoch in range(6):
+        t.batches.set_epoch(epoch)
+        sizes = [int((y != -100).sum()) for _, y in t.batches]
+        assert sum(sizes) == t.data.train.tokens
+        first.append(sizes[0])
+    assert len(set(first)) > 2
+    length = cut_elsewhere(35)
+    assert [length(0, 1, 0) for _ in range(3)] == [length(0, 1, 0)] * 3 and length(0, 1, 1) == 35
+    with pytest.raises(RecipeError, match='data.shift'): override(get_recipe('lstm-a'), {'data.shift': True})
+
+
+@pytest.mark.parametrize('name, asked, has, low', [('lstm-tuned', 'auto', True, True), ('lstm-a', 'auto', True, True), ('lstm-tuned', 'auto', False, False),
+                                                 ('ladder-lstm', 'auto', True, False), ('ladder-lstm', 'bf16', False, True), ('lstm-tuned', 'fp32', True, False)])
+def test_16_bits_where_they_pay(monkeypatch, name, asked, has, low):
+    monkeypatch.setattr(T, 'has_bf16', lambda device='cpu': has)
+    r = get_recipe(name, train__precision=asked)
+    with torch.device('meta'): model = r.model.build(33_278)
+    assert rounds(r, model, torch.device('cpu')) is low
+
+
+@pytest.mark.parametrize('change', ['cell=rnn', 'embedding=0', 'layers=0', 'inputs=1', 'between=-.1', 'others=-1'])
+def test_a_tuned_model_that_cannot_be_built(change):
+    field, value = change.split('=')
+    with pytest.raises(RecipeError, match=f'model.{field}'): get_recipe('lstm-tuned', **{f'model__{field}': value})
+
+
+def test_tuned_models_are_no_larger_than_the_notes():
+    most = parameters(get_recipe('lstm-a'))
+    assert most == 18_124_286 and all(parameters(get_recipe(n)) <= most for n in ('lstm-tuned', 'gru-tuned'))
+    m = Tuned().build(100)
+    assert m.head.weight is m.embedding.weight
+    assert float(zipf(33_278).softmax(0)[0]) > 500 * float(zipf(33_278).softmax(0)[-1])
+
+
+@pytest.mark.parametrize('grid, base', [(CHANGES, 'lstm-small'), (AWAY, 'tuned-small')])
+def test_every_change_of_a_grid_is_one_that_its_recipe_takes(grid, base):
+    plain = get_recipe(base)
+    assert grid['as it is'] == {} and all(override(plain, c) != plain for s, c in grid.items() if c)
+
+
+def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
+    base, grid, told = small('lstm-small'), {'as it is': {}, 'one layer': {'model.layers': 1}}, []
+    with pytest.raises(RecipeError): one_factor(base, grid | {'wrong': {'model.depth': 3}}, 1, tmp_path/'g.json', told.append, max_steps=2)
+    assert len(told) == 2 and len(json.loads((tmp_path/'g.json').read_text())) == 2
+    rows = one_factor(base, grid, 2, tmp_path/'g.json', told.append, max_steps=2)
+    assert len(told) == 4 and [(r['setting'], r['seed']) for r in rows] == [('as it is', 0), ('one layer', 0), ('as it is', 1), ('one layer', 1)]
+    assert rows[1]['parameters'] < rows[0]['parameters'] and rows[0]['steps'] == 2
+    found = effects(rows)
+    assert found[0]['difference'] == 0 and found[1]['seeds'] == 2 and found[1]['low'] < found[1]['difference'] < found[1]['high']
+
+
+def test_results_stand_beside_what_counting_reaches():
+    lines = results_table(records(), rungs()).splitlines()
+    words = [l for l in lines if '| wikitext-2 | word |' in l]
+    doors = [float(l.split('|')[8].replace(',', '')) for l in words]
+    assert doors == sorted(doors, reverse=True) and any('Kneser-Ney, order 5' in l for l in words) and any('lstm-a' in l for l in words)
+    assert len({l.count('|') for l in lines}) == 1
