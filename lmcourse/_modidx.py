@@ -480,7 +480,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lmcourse.widgets.Widget': ('perplexity_widgets.html#widget', 'lmcourse/widgets.py'),
                                   'lmcourse.widgets.Widget.__init__': ('perplexity_widgets.html#widget.__init__', 'lmcourse/widgets.py'),
                                   'lmcourse.widgets.Widget.__repr__': ('perplexity_widgets.html#widget.__repr__', 'lmcourse/widgets.py'),
-                                  'lmcourse.widgets.Widget.numbers': ('perplexity_widgets.html#widget.numbers', 'lmcourse/widgets.py'),
                                   'lmcourse.widgets.Widget.perplexity': ( 'perplexity_widgets.html#widget.perplexity',
                                                                           'lmcourse/widgets.py'),
                                   'lmcourse.widgets.Widget.reset': ('perplexity_widgets.html#widget.reset', 'lmcourse/widgets.py'),

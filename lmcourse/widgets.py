@@ -40,7 +40,7 @@ def _within(x: float, low: float, high: float, what: str)->float: # x itself
 
 # %% ../nbs/03_perplexity_widgets.ipynb #48a6fe0a
 class Widget(anywidget.AnyWidget):
-    "A thing to move: its traits are what a hand can change, `numbers` what follows from them."
+    "A thing to move: its traits are what a hand can change; `numbers()`, which each kind defines, is what follows from them: {name: value} as on the page."
     _css = (_STATIC/'widgets.css').read_text(encoding='utf-8')
     movable = ()                                    # the traits that a hand can change
     start = traitlets.Dict().tag(sync=True)      # the state that Reset returns to
@@ -57,10 +57,6 @@ class Widget(anywidget.AnyWidget):
         "Back to the state that it was made with."
         with self.hold_trait_notifications():
             for k, v in self.start.items(): setattr(self, k, v)
-
-    def numbers(self)->dict:                     # {name: value}, the names as on the page
-        "The numbers that follow from the state, by `lmcourse.loss` and `lmcourse.perplexity`."
-        raise NotImplementedError
 
     @property
     def perplexity(self)->float:
