@@ -21,7 +21,7 @@ from .loss import LMCourseError
 from .text import have_corpus, load_corpus
 from .tokens import load_tokenizer
 from .ngram import KneserNey
-from .fused_loss import fused_cross_entropy, has_bf16
+from .fused_loss import bf16_pays, fused_cross_entropy, has_bf16
 from .record import environment, table
 from .recipes import get_recipe
 import lmcourse.ladder
@@ -178,7 +178,7 @@ def training_step(stage: str,          # which of `STAGES`
                           sampled=lambda: sampled_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats)[s['loss']]()
     def step():
         marks = [time.perf_counter()]; mark = lambda: marks.append(time.perf_counter())
-        with torch.autocast('cpu', torch.bfloat16, enabled=s['low']): h_BTD, _ = model(x_BT)
+        with torch.autocast('cpu', torch.bfloat16, enabled=s['low'] and bf16_pays()): h_BTD, _ = model(x_BT)
         mark(); nats = head(h_BTD)
         mark(); (nats / y_BT.numel()).backward()
         mark(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); adamw.step(); adamw.zero_grad()
@@ -188,7 +188,7 @@ def training_step(stage: str,          # which of `STAGES`
 # %% ../nbs/benchmarks.ipynb #19c96704
 def bench_stages(recipe: str, types: int, repeats: int)->dict: # recipe, types, tokens, {stage: seconds}, {stage: {part: seconds}}
     "Race the stages of a recipe's step."
-    stages = [s for s, d in STAGES.items() if has_bf16() or not d['low']]
+    stages = [s for s in STAGES if s != 'layers in 16 bits' or bf16_pays()]
     parts, fns = {s: [] for s in stages}, {s: training_step(s, recipe, types) for s in stages}
     seconds = timed({s: lambda s=s: parts[s].append(fns[s]()) for s in stages}, repeats)
     middle = {s: {p: statistics.median(row[p] for row in rows[1:]) for p in PARTS} for s, rows in parts.items()}

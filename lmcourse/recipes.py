@@ -74,7 +74,7 @@ class Train:
     log_every: int=50            # steps between rows of the training curve
     seed: int=0                  # of the weights, the dropout and the order of batches
     device: str='auto'           # auto, cpu, cuda, mps, cuda:1, ...
-    precision: str='auto'        # auto: bf16 products where the device is faster with them; fp32; bf16
+    precision: str='auto'        # auto: bf16 products where a clock finds them faster; fp32; bf16
     compile: bool=False          # let torch.compile rewrite the model
     lanes: int=10                # evaluation: streams that a split is cut into when the state is carried, at most 10
 

@@ -19,7 +19,7 @@ from .loss import LMCourseError
 from .perplexity import Measurement, bootstrap_interval
 from .tokens import Tokenizer, TokenSplit, tokenize_corpus
 from .batches import Lanes, Windows
-from .fused_loss import fused_cross_entropy, fused_nats, has_bf16
+from .fused_loss import bf16_pays, fused_cross_entropy, fused_nats
 from .record import Run, read_json, write_json
 from .recipes import Optim, Recipe, get_recipe, override, recipe_from_dict
 
@@ -110,11 +110,11 @@ class Progress:
 
 # %% ../nbs/12_training.ipynb #c68ab408
 def rounds(recipe: Recipe, model: nn.Module, device: torch.device)->bool:
-    "Whether the layers' products are made in bfloat16: if asked, or where the device has them and a batch is large enough to gain from it."
+    "Whether the layers' products are made in bfloat16: if asked, or where they are faster on the device and a batch is large enough to gain from it."
     if recipe.train.precision != 'auto': return recipe.train.precision == 'bf16'
     ends = {id(p) for m in (model.embedding, model.head) for p in m.parameters()}
     inner = sum(p.numel() for p in model.parameters() if id(p) not in ends)
-    return has_bf16(device) and (device.type == 'cuda' or inner * recipe.data.batch * recipe.data.length >= 2**30)
+    return bf16_pays(device) and (device.type == 'cuda' or inner * recipe.data.batch * recipe.data.length >= 2**30)
 
 def cut_elsewhere(length: int     # T
                  )->Callable:     # (seed, epoch, step) -> T of that batch

@@ -81,10 +81,10 @@ def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_pa
     with pytest.raises(RecipeError, match='data.shift'): override(get_recipe('lstm-a'), {'data.shift': True})
 
 
-@pytest.mark.parametrize('name, asked, has, low', [('lstm-tuned', 'auto', True, True), ('lstm-a', 'auto', True, True), ('lstm-tuned', 'auto', False, False),
+@pytest.mark.parametrize('name, asked, pays, low', [('lstm-tuned', 'auto', True, True), ('lstm-a', 'auto', True, True), ('lstm-tuned', 'auto', False, False),
                                                  ('ladder-lstm', 'auto', True, False), ('ladder-lstm', 'bf16', False, True), ('lstm-tuned', 'fp32', True, False)])
-def test_16_bits_where_they_pay(monkeypatch, name, asked, has, low):
-    monkeypatch.setattr(T, 'has_bf16', lambda device='cpu': has)
+def test_16_bits_where_they_pay(monkeypatch, name, asked, pays, low):
+    monkeypatch.setattr(T, 'bf16_pays', lambda device='cpu': pays)
     r = get_recipe(name, train__precision=asked)
     with torch.device('meta'): model = r.model.build(33_278)
     assert rounds(r, model, torch.device('cpu')) is low

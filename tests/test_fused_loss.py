@@ -3,7 +3,7 @@ import subprocess, sys
 import pytest
 import torch, torch.nn.functional as F
 import lmcourse.fused_loss as module
-from lmcourse.fused_loss import chunk_size, fused_cross_entropy, fused_nats, has_bf16
+from lmcourse.fused_loss import bf16_pays, chunk_size, fused_cross_entropy, fused_nats, has_bf16
 from lmcourse.loss import LMCourseError, Tally, cross_entropy
 
 LIMIT = {'fp32': 1e-5, 'bf16': 5e-3}
@@ -77,7 +77,7 @@ def test_bound_of_16_bits_with_targets_that_nobody_predicts(monkeypatch, N, D, V
 
 def test_large_enough_for_the_choice_of_precision():
     args = inputs(260, 64, 5000)
-    agree(fused_cross_entropy(*args), *args, limit=LIMIT['bf16' if has_bf16() else 'fp32'])
+    agree(fused_cross_entropy(*args), *args, limit=LIMIT['bf16' if bf16_pays() else 'fp32'])
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -287,8 +287,19 @@ def test_the_processor_is_asked_and_never_assumed(monkeypatch):
     assert not has_bf16()
 
 
-def test_without_16_bits_the_choice_is_single_precision(monkeypatch):
-    monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': False)
+@pytest.mark.parametrize('has, seconds, pays', [(True, {torch.float32: 3., torch.bfloat16: 2.}, True), (True, {torch.float32: 2.1, torch.bfloat16: 2.}, False),
+                                               (True, {torch.float32: 1., torch.bfloat16: 2.}, False), (False, {}, False)])
+def test_the_clock_decides_whether_16_bits_pay(monkeypatch, has, seconds, pays):
+    "A processor that lists the instruction may be slow at it, and a close race is no reason; one without it is not even timed."
+    bf16_pays.cache_clear()
+    monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': has)
+    monkeypatch.setattr(module, '_seconds', seconds.__getitem__)
+    assert bf16_pays() is pays and bf16_pays('meta') is has
+    bf16_pays.cache_clear()
+
+
+def test_where_16_bits_do_not_pay_the_choice_is_single_precision(monkeypatch):
+    monkeypatch.setattr(module, 'bf16_pays', lambda device='cpu': False)
     args = inputs(260, 64, 5000)
     agree(fused_cross_entropy(*args), *args, limit=LIMIT['fp32'])
 
