@@ -1,4 +1,5 @@
-"README.md from the index lesson: what its cells show, without the code of the cells marked `#| hide`; figures go to docs/images."
+"""README.md from the index lesson: what its cells show, without the code of the cells marked `#| hide`. A figure goes to docs/images, under the name
+and with the words for those who cannot see it that its cell gives it: `# figure name: words`."""
 import re
 from pathlib import Path
 import nbformat
@@ -18,9 +19,11 @@ def make(images: Path=ROOT/'docs'/'images')->str:
     exporter = MarkdownExporter(config={'TagRemovePreprocessor': {'enabled': True, 'remove_input_tags': ['hidden']}})
     text, resources = exporter.from_notebook_node(nb)
     images.mkdir(parents=True, exist_ok=True)
-    for name, data in resources.get('outputs', {}).items():
-        (images/name).write_bytes(data)
-        text = text.replace(f'![png]({name})', f'![What each rung of the ladder is worth](docs/images/{name})')
+    for given, data in resources.get('outputs', {}).items():
+        cell = nb.cells[int(given.split('_')[1])]
+        name, words = re.search(r'^# figure (\w+): (.+)$', cell.source, re.M).groups()
+        (images/f'{name}.png').write_bytes(data)
+        text = text.replace(f'![png]({given})', f'![{words}](docs/images/{name}.png)')
     text = re.sub(r'\]\((\w+\.ipynb)', r'](nbs/\1', text).replace('](../docs/', '](docs/')
     text = re.sub(r'^[ ]+$', '', text, flags=re.M)
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'

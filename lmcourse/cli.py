@@ -18,7 +18,8 @@ from .record import Run, compare_runs, plain, publish, records, results_table, r
 from .recipes import get_recipe, override, parameters, recipe_names, tiny
 from .train import Trainer, evaluate_run, fit, peak_memory, resume
 from .ladder import climb
-import lmcourse.factors, lmcourse.tuned
+import lmcourse.factors, lmcourse.tuned, lmcourse.awd_lstm
+from .adapt import evaluate_run_adapted
 from .bench import run_benchmarks
 
 # %% ../nbs/command_line.ipynb #428485ae
@@ -28,7 +29,7 @@ def _show(m: Measurement|dict)->str:
     bits = f', {d["bits_per_byte"]:.3f} bits per byte' if d['bits_per_byte'] is not None else ''
     low_high = f' (95 %: {d["interval"][0]:.4g} to {d["interval"][1]:.4g})' if d['interval'] else ''
     return (f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["tokens"]:,} {d["tokenizer"]} tokens, '
-            f'{d["types"]:,} types, {d["unknown"]:,} unknown')
+            f'{d["types"]:,} types, {d["unknown"]:,} unknown' + (f'; adapting: {d["adaptation"]}; lanes: {d["lanes"]}' if d.get('adaptation') else ''))
 
 # %% ../nbs/command_line.ipynb #197c42c5
 def cmd_list(a):
@@ -80,8 +81,10 @@ def cmd_run(a):
 
 # %% ../nbs/command_line.ipynb #fee74aed
 def cmd_eval(a):
-    "Score a run's best weights on a split."
-    m = evaluate_run(a.run, a.split, a.device)
+    "Score a run's best weights on a split, as they are or while they adapt to it."
+    if a.cache and a.dynamic: raise LMCourseError('--cache and --dynamic are two ways to adapt: choose one')
+    kind = 'cache' if a.cache else 'rms' if a.dynamic else None
+    m = evaluate_run_adapted(a.run, kind, a.split, a.device, tell=_tell) if kind else evaluate_run(a.run, a.split, a.device)
     return m.to_dict(), _show(m)
 
 def cmd_results(a):
@@ -147,7 +150,8 @@ def _parser()->argparse.ArgumentParser:
             arg('--resume', nargs='?', const='', metavar='RUN', help='go on with a run: this folder, or --out, or the newest'),
             arg('--section.field', action=_Fields, metavar='VALUE', dest='section', help='any field of the recipe: --optim.lr 1e-3'))
     run = arg('run', help='folder of a run')
-    command(cmd_eval, 'eval', run, arg('--split', default='test', choices=('train', 'validation', 'test')), arg('--device', default='auto'))
+    command(cmd_eval, 'eval', run, arg('--split', default='test', choices=('train', 'validation', 'test')), arg('--device', default='auto'),
+            arg('--cache', action='store_true', help='mix in a neural cache, tuned on validation'), arg('--dynamic', action='store_true', help='dynamic evaluation, tuned on validation'))
     command(cmd_results, 'results', arg('--runs', help='a folder of runs, to be shown too'))
     command(cmd_compare, 'compare', arg('a', metavar='RUN', help='folder of a run'), arg('b', metavar='RUN', help='folder of another'))
     command(cmd_publish, 'publish', run)

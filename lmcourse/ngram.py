@@ -5,7 +5,7 @@ lessons has to beat."""
 
 # %% auto #0
 __all__ = ['NgramError', 'CountingModel', 'Uniform', 'Grams', 'grams_by_length', 'Additive', 'discounts', 'continuation_counts',
-           'Discounted', 'KneserNey', 'score']
+           'Discounted', 'KneserNey', 'score', 'to_arrays', 'from_arrays']
 
 # %% ../nbs/07_ngrams.ipynb #c95df26d
 import math
@@ -359,3 +359,29 @@ def score(model: CountingModel, # a fitted rung
     interval = bootstrap_interval(nats_N) if np.isfinite(nats_N).all() else None
     return split.measurement(float(nats_N.sum()), context=model.order - 1, stride=None, carried=True, lanes=1,
                              accuracy=accuracy, interval=interval)
+
+# %% ../nbs/07_ngrams.ipynb #1f21b087
+def to_arrays(model: 'KneserNey', # fitted, of any order
+             )->dict:            # {name: integer array}, for numpy.savez_compressed
+    "What a model has counted, level by level: the steps between the sorted keys, and the counts."
+    if model.types is None: raise NgramError('this model has counted nothing yet: call fit(ids, types, first_id) first')
+    arrays = {'about': np.array([model.order, model.types, model.first_id])}
+    for k, level in enumerate(model.levels, 1):
+        arrays[f'steps{k}'], arrays[f'counts{k}'] = np.diff(level.keys, prepend=level.keys[:1] * 0), level.counts
+    return arrays
+
+def from_arrays(arrays          # what `to_arrays` gave, or the same out of a file
+               )->'KneserNey':  # the same model: the same nats, to the last bit
+    "A model as it was when its counts were kept. Raises NgramError where a part is missing or does not belong."
+    try: order, types, first_id = (int(x) for x in arrays['about'])
+    except (KeyError, TypeError, ValueError): raise NgramError('these are no counts of a Kneser-Ney model: there is no `about` with order, types and first id') from None
+    model, contexts = KneserNey(order), 1
+    model.types, model.first_id, model.levels, model._favourite = types, first_id, [], None
+    for k in range(1, order + 1):
+        try: keys, counts = np.cumsum(arrays[f'steps{k}'], dtype=np.int64), arrays[f'counts{k}']
+        except KeyError: raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
+        if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * types:
+            raise NgramError(f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `to_arrays`, all of one model?')
+        model.levels.append(Discounted(Grams(keys, counts, contexts, types))); contexts = len(keys)
+    model.parameters = sum(int((level.counts > 0).sum()) for level in model.levels)
+    return model

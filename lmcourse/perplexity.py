@@ -81,6 +81,7 @@ class Measurement:
     lanes: int                # parallel streams that the text was cut into
     accuracy: float|None=None # share of tokens that were the model's first guess
     interval: tuple|None=None # 95 % interval of the perplexity, by block bootstrap
+    adaptation: str|None=None # how the model went on learning from the text while it was scored; None: not at all
 
     @classmethod
     def of(cls,
@@ -96,12 +97,16 @@ class Measurement:
         "Summed nats of all tokens."
         return self.nats_per_token * self.tokens
 
-    def to_dict(self)->dict: return asdict(self)
+    def to_dict(self)->dict:  # `adaptation` only where there was any
+        "As plain values."
+        return {k: v for k, v in asdict(self).items() if k != 'adaptation' or v is not None}
+
+    def __repr__(self): return f'Measurement({", ".join(f"{k}={v!r}" for k, v in self.to_dict().items())})'
 
     @classmethod
     def from_dict(cls, d: dict)->'Measurement':
         "Back from plain values; names of fields that are missing or unknown are told."
-        names = {f.name for f in fields(cls)}; needed = names - {'accuracy', 'interval'}
+        names = {f.name for f in fields(cls)}; needed = names - {'accuracy', 'interval', 'adaptation'}
         if wrong := (needed - d.keys()) | (d.keys() - names):
             raise LMCourseError(f'this is no measurement: missing or unknown {", ".join(sorted(wrong))}')
         return cls(**{**d, 'interval': tuple(d['interval']) if d.get('interval') else None})
@@ -145,7 +150,7 @@ def compare(a: Measurement, b: Measurement,
             unit: str='perplexity', # perplexity or bits_per_byte
            )->Comparison:
     "The two numbers side by side, or `NotComparable` with the reasons and, where a conversion is honest, the offer of it."
-    notes = tuple(_differing(a, b, ('context', 'stride', 'carried', 'lanes')))
+    notes = tuple(_differing(a, b, ('context', 'stride', 'carried', 'lanes', 'adaptation')))
     if not (why := obstacles(a, b, unit)): return Comparison(unit, getattr(a, unit), getattr(b, unit), notes)
     offer, message = None, f'these do not compare in {unit.replace("_", " ")}: they differ in ' + '; '.join(why)
     if unit == 'perplexity' and not obstacles(a, b, 'bits_per_byte'):

@@ -10,7 +10,7 @@ from lmcourse.recipes import RecipeError, get_recipe, override, parameters, tiny
 from lmcourse.record import records, results_table, rungs
 from lmcourse.sampled import candidates, sampled_cross_entropy
 from lmcourse.train import Trainer, cut_elsewhere, fit, resume, rounds, train
-from lmcourse.tuned import AWAY, Tuned, zipf
+from lmcourse.tuned import AWAY, LATE, Tuned, zipf
 
 
 def small(name='lstm-tuned', **changes): return override(tiny(get_recipe(name), corpus='markov'), changes)
@@ -104,7 +104,7 @@ def test_tuned_models_are_no_larger_than_the_notes():
     assert float(zipf(33_278).softmax(0)[0]) > 500 * float(zipf(33_278).softmax(0)[-1])
 
 
-@pytest.mark.parametrize('grid, base', [(CHANGES, 'lstm-small'), (AWAY, 'tuned-small')])
+@pytest.mark.parametrize('grid, base', [(CHANGES, 'lstm-small'), (AWAY, 'tuned-small'), (LATE, 'lstm-tuned')])
 def test_every_change_of_a_grid_is_one_that_its_recipe_takes(grid, base):
     plain = get_recipe(base)
     assert grid['as it is'] == {} and all(override(plain, c) != plain for s, c in grid.items() if c)

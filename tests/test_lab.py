@@ -136,3 +136,49 @@ def test_before_it_is_run_words_stand_for_a_widget(lab, alone):
     alone.get_by_text('Doors: perplexity 12.18 (run the cell to move it)').wait_for()
     assert not alone.get_by_text('Error displaying widget').count() and not alone.locator('.lmw').count()
     lab.close(alone)
+
+# lesson 19, with a kernel
+
+def test_trained_models_under_the_hand(lab, alone):
+    "Type a sentence and read what it costs; climb a rung; start a run, see its curve grow, stop it, and go on."
+    lab.open(alone, '19_playground')
+    assert not lab.run(alone)['errors']
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    surprise, rungs, live = (alone.locator(f'.lmw-{name}').first for name in ('surprise', 'rungs', 'live'))
+    surprise.scroll_into_view_if_needed()
+    first, field = agreed(lab, alone, surprise, 'surprise'), surprise.locator('[data-name=typed]')
+    field.click(); field.fill(''); alone.keyboard.type('The cat sat on the mat .'); alone.keyboard.press('Enter')
+    typed = agreed(lab, alone, surprise, 'surprise', unlike=first)
+    wanted = float(lab.python(alone, "print(load_guesser('lstm').read('The cat sat on the mat .').perplexity)"))
+    assert math.isclose(typed['perplexity'], wanted, rel_tol=1e-9)
+    surprise.locator('.lmw-one .lmw-token').nth(2).click(); assert agreed(lab, alone, surprise, 'surprise', unlike=typed)['token'] == 3
+    surprise.screenshot(path=PICTURES/'lab-surprise-light.png')
+    rungs.scroll_into_view_if_needed(); before = agreed(lab, alone, rungs, 'rungs')
+    rungs.locator('[data-name=rung-unigram]').check()
+    assert agreed(lab, alone, rungs, 'rungs', unlike=before)['here'] > before['here'] and lab.python(alone, 'print(rungs.rung)').strip() == 'unigram'
+    rungs.screenshot(path=PICTURES/'lab-rungs-light.png')
+    live.scroll_into_view_if_needed(); go = live.locator('[data-name=go]')
+    step = lambda: int(lab.python(alone, "print(live.curve['step'])"))
+    drawn = lambda: live.locator('polyline.lmw-thin').get_attribute('points').split()
+    began, points = step(), len(drawn()); go.click()
+    for _ in range(300):
+        if step() > began: break
+        alone.wait_for_timeout(100)
+    go.click()
+    for _ in range(300):
+        if lab.python(alone, 'print(live.running)').strip() == 'False': break
+        alone.wait_for_timeout(100)
+    stopped = step(); alone.wait_for_timeout(1000)
+    assert stopped > began and step() == stopped, 'a stopped run stands still'
+    agreed(lab, alone, live, 'live')
+    go.click()
+    for _ in range(300):
+        if step() > stopped and len(drawn()) > points: break
+        alone.wait_for_timeout(100)
+    go.click(); assert step() > stopped and len(drawn()) > points, 'it goes on from there, and its curve has grown'
+    live.screenshot(path=PICTURES/'lab-live-light.png')
+    alone.evaluate("async () => { await window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' }); }")
+    alone.wait_for_function("document.body.dataset.jpThemeLight === 'false'")
+    for name, widget in dict(surprise=surprise, rungs=rungs, live=live).items(): widget.scroll_into_view_if_needed(); widget.screenshot(path=PICTURES/f'lab-{name}-dark.png')
+    alone.evaluate("async () => { await window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' }); }")
+    lab.close(alone)

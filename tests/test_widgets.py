@@ -1,10 +1,11 @@
 "The widgets: their arithmetic against the lessons', their traits, and each of them under mouse and keyboard on a page without a kernel."
-import json, math, random, re, shutil, subprocess, sys
+import functools, json, math, random, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
 from lmcourse import loss as L, perplexity as P
 from lmcourse.widgets import Averaging, Confidence, Doors, Tokenizers, Widget, WidgetError, _bundle
+from lmcourse.playground import SENTENCES, LiveRun, NetworkGuesser, Rungs, Surprise, cut, load_guesser, shade
 from conftest import PICTURES, ROOT
 
 STATIC = ROOT/'lmcourse'/'static'
@@ -13,8 +14,21 @@ TEXT = 'The café was closed.\n'
 PIECES = {'words': [*TEXT.split(), '⏎'], 'pairs': [TEXT[i:i + 2] for i in range(0, len(TEXT), 2)], 'characters': list(TEXT), 'bytes': [f'{b:02x}' for b in TEXT.encode()]}
 MAKERS = {'doors': Doors, 'confidence': Confidence, 'averaging': Averaging, 'tokenizers': lambda: Tokenizers(TEXT, PIECES, nats=42.)}
 
-def page_of(widget, theme='light', furo=False):
-    "A page with one widget on it, as anywidget would show it, and a stand-in for its model."
+@functools.cache
+def walked():
+    "A live run that has gone a little way; its curve is all that a page can see."
+    w = LiveRun(width=16, lr=1e-2); w.advance(120)
+    return w.curve
+
+def live():
+    w = LiveRun(width=16, lr=1e-2); w.curve = walked()
+    return w
+
+TRAINED = {'surprise': Surprise, 'rungs': Rungs, 'live': live}       # those that have a model behind them
+ALL = MAKERS | TRAINED
+
+def page_of(widget, theme='light', furo=False, kernel=False):
+    "A page with one widget on it, as anywidget would show it, and a stand-in for its model; with `kernel`, what is saved goes to Python and what changes there comes back."
     synced = {k: v for k in widget.keys if not k.startswith('_') and isinstance(v := getattr(widget, k), (int, float, str, list, dict))}
     body = f'<body data-theme="{theme}">' if furo else '<body>'
     dark = 'body[data-theme=dark] { --color-foreground-primary: #cfd0d0; --color-foreground-secondary: #9ca0a5; --color-background-border: #303335; --color-background-secondary: #1a1c1e; --color-background-primary: #131416; background: #131416 }'
@@ -22,9 +36,11 @@ def page_of(widget, theme='light', furo=False):
 <style>:root {{ color-scheme: light dark; --jp-ui-font-color1: #111; }} {dark if furo else ':root { --jp-ui-font-color1: initial }'} body {{ margin: 12px }}</style><style>{widget._css}</style>{body}<div id="here"></div>
 <script type="module">
   import widget from './widget.js';
-  const state = {json.dumps(synced)}, heard = {{}};
-  window.model = {{ state, saves: 0, get: k => state[k], save_changes() {{ this.saves++; }},
-    set(k, v) {{ if (JSON.stringify(state[k]) !== JSON.stringify(v)) {{ state[k] = v; (heard[`change:${{k}}`] ?? []).forEach(f => f()); }} }},
+  const state = {json.dumps(synced)}, heard = {{}}, kernel = {json.dumps(kernel)};
+  let changed = {{}};
+  window.model = {{ state, saves: 0, get: k => state[k],
+    save_changes() {{ this.saves++; const sent = changed; changed = {{}}; if (kernel) python(sent).then(back => {{ for (const k in back) this.set(k, back[k]); changed = {{}}; }}); }},
+    set(k, v) {{ changed[k] = v; if (JSON.stringify(state[k]) !== JSON.stringify(v)) {{ state[k] = v; (heard[`change:${{k}}`] ?? []).forEach(f => f()); }} }},
     on(e, f) {{ (heard[e] ??= []).push(f); }}, off(e, f) {{ heard[e] = (heard[e] ?? []).filter(g => g !== f); }}, heard }};
   window.cleanup = await widget.render({{ model, el: document.getElementById('here') }});
 </script>'''
@@ -34,7 +50,13 @@ def show(page):
     "show(widget) puts it on the page; whatever the page asks of another host, or says on its console, is a failure."
     page.faults = []
     page.on('console', lambda m: m.type in ('error', 'warning') and page.faults.append(m.text)); page.on('pageerror', lambda e: page.faults.append(str(e)))
+    behind = {}
+    def python(sent):
+        w = behind['widget']; before = {k: getattr(w, k) for k in w.keys}; w.set_state(sent)
+        return {k: getattr(w, k) for k in before if k not in sent and getattr(w, k) is not before[k]}
+    page.expose_function('python', python)
     def put(widget, width=1000, scheme='light', **how):
+        behind['widget'] = widget
         files = {'': ('text/html', page_of(widget, **how)), 'widget.js': ('text/javascript', widget._esm), 'favicon.ico': ('image/x-icon', '')}
         def answer(route):
             url = route.request.url
@@ -108,6 +130,8 @@ def test_arithmetic_is_that_of_the_lessons(tmp_path):
         nats, count = sum(a * b for a, b in zip(tokens, losses)), sum(tokens)
         want('perplexity', [nats, count], P.perplexity(nats, count)); want('bitsPerToken', [nats, count], P.bits_per_token(nats, count)); want('bitsPerByte', [nats, count], P.bits_per_byte(nats, count))
         tally = sum(L.Tally(a * b, a) for a, b in zip(tokens, losses))
+        total = [sum(losses[:j + 1]) for j in range(n)]
+        want('running', [losses], [P.perplexity(x, j + 1) for j, x in enumerate(total)]); want('shade', [logits[0] ** 2], shade(logits[0] ** 2))
         want('averages', [tokens, losses], dict(perplexity=math.exp(tally.mean), mean_loss=math.exp(sum(losses) / n), mean_perplexity=sum(map(math.exp, losses)) / n))
     assert {c[0] for c in calls} == set(re.findall(r'^export (?:const|function) (\w+)', (STATIC/'core.js').read_text(encoding='utf-8'), re.M)), 'a function of core.js is not tested'
     def close(a, b): return math.isclose(float(a.replace('Infinity', 'inf')) if isinstance(a, str) else a, b, rel_tol=1e-9, abs_tol=1e-9)
@@ -122,11 +146,19 @@ def random_state(name, rng):
         zeros = rng.random() < .2
         return dict(belief=distribution(rng, 5, zeros), truth=distribution(rng, 5), came=rng.choice(Confidence().words), temperature=rng.uniform(.1, 3))
     if name == 'averaging': return dict(tokens=[rng.randint(1, 64) for _ in range(3)], losses=[rng.uniform(0, 6) for _ in range(3)])
+    if name == 'surprise': return dict(text=rng.choice(SENTENCES), model=rng.choice(RUNG), against=rng.choice([*RUNG, '']), at=rng.randrange(30))
+    if name == 'rungs': return dict(rung=rng.choice(RUNG), text=rng.choice([SENTENCES[0], SENTENCES[2]]), seed=rng.randrange(3))
+    if name == 'live':
+        points = lambda n: [[560 * k, rng.uniform(0, 9)] for k in range(1, n + 1)]
+        return dict(lr=round(10 ** rng.uniform(-5, 1), 6), width=4 * rng.randint(1, 32), corpus=rng.choice(['markov', 'stdlib']),
+                    curve=dict(corpus='markov', width=8, step=rng.randrange(9999), train=points(rng.randrange(40)), validation=points(rng.randint(1, 9)), turns=[[0, .1], [560, .2]][:rng.randint(1, 2)]))
     return dict(nats=rng.uniform(0, 66), tokenizer=rng.choice(list(PIECES)))
 
-@pytest.mark.parametrize('name', MAKERS)
+RUNG = ['uniform', 'unigram', 'bigram', 'lstm']
+
+@pytest.mark.parametrize('name', ALL)
 def test_page_and_python_make_the_same_numbers(name, show):
-    rng, widget = random.Random(1), MAKERS[name]()
+    rng, widget = random.Random(1), ALL[name]()
     page, states = show(widget), [random_state(name, rng) for _ in range(200)]
     agree(page, widget)
     found = page.evaluate('''async states => { const all = [];
@@ -229,29 +261,29 @@ def test_tokenizers_hold_the_bits_per_byte(show):
         page.locator(f'[data-name="tokenizer-{name}"]').check(); settle(page)
         assert agree(page, widget)['bits_per_byte'] == held and page.locator('.lmw-piece').count() == len(cut)
 
-@pytest.mark.parametrize('name', MAKERS)
+@pytest.mark.parametrize('name', ALL)
 def test_every_control_is_reached_by_keyboard_and_named(name, show):
-    page = show(MAKERS[name]())
+    page = show(ALL[name]())
     seen = set()
     for _ in range(60):
         page.keyboard.press('Tab')
         at = page.evaluate('''() => { const n = document.activeElement; if (n === document.body) return null; const s = getComputedStyle(n), t = getComputedStyle(n, '::-webkit-slider-thumb');
-            return { id: [...document.querySelectorAll('input, button')].indexOf(n), name: n.getAttribute('aria-label') || n.labels?.[0]?.innerText || n.innerText, ring: s.outlineStyle !== 'none' || n.type === 'range' }; }''')
+            return { id: [...document.querySelectorAll('input, button, select, textarea, [tabindex="0"]')].indexOf(n), name: n.getAttribute('aria-label') || n.labels?.[0]?.innerText || n.innerText, ring: s.outlineStyle !== 'none' || n.type === 'range' }; }''')
         if at is None: break
         assert at['name'].strip() and at['ring'], at
         seen.add(at['id'])
     groups = page.evaluate("() => new Set([...document.querySelectorAll('input[type=radio]')].map(n => n.name)).size")
-    others = page.evaluate("() => [...document.querySelectorAll('input:not([type=radio]), button:enabled')].length")
+    others = page.evaluate("() => [...document.querySelectorAll('input:enabled:not([type=radio]), button:enabled, select:enabled, textarea:enabled, [tabindex=\"0\"]')].length")
     assert len(seen) == groups + others
     assert page.locator('[role=status][aria-live=polite]').inner_text() and page.locator('.lmw-notice').inner_text().startswith('Notice:')
 
-@pytest.mark.parametrize('name', MAKERS)
+@pytest.mark.parametrize('name', ALL)
 def test_pictures(name, show):
     "Each widget, light and dark, wide and narrow: nothing hangs over, and the words can be read. The pictures are for people."
     PICTURES.mkdir(parents=True, exist_ok=True)
     for scheme in ('light', 'dark'):
         for width in (1000, 360):
-            page = show(MAKERS[name](), width=width, scheme=scheme)
+            page = show(ALL[name](), width=width, scheme=scheme)
             page.locator('.lmw').screenshot(path=PICTURES/f'{name}-{scheme}-{width}.png')
             assert page.evaluate('document.documentElement.scrollWidth') <= width, 'no scrolling sideways'
             over = page.evaluate('''() => { const root = document.querySelector('.lmw').getBoundingClientRect();
@@ -279,6 +311,155 @@ def test_cleaning_up_leaves_nothing_listening(show):
     page = show(Doors())
     page.evaluate('cleanup()')
     assert page.evaluate('Object.values(model.heard).flat().length') == 0
+
+# trained models: without a kernel, and with a stand-in for one
+
+def at_kernel(page): page.wait_for_function("!document.querySelector('[data-name=read], [data-name=go]').disabled")
+
+def expected(page, side='lmw-one'): return page.locator(f'.lmw-panel.{side} li').all_inner_texts()
+
+def test_surprise_under_mouse_and_keys(show):
+    widget = Surprise(); page = show(widget)
+    undo, told = page.locator('[data-name=undo]'), page.locator('.lmw-told')
+    first, words = agree(page, widget), told.inner_text()
+    assert first['token'] == 1 and '“The”' in words and page.locator('.lmw-strip').count() == 2
+    tokens = page.locator('.lmw-one .lmw-token')
+    tokens.nth(3).click(); settle(page)
+    assert agree(page, widget)['token'] == 4 and '“released”' in told.inner_text() and tokens.nth(3).get_attribute('aria-selected') == 'true' and 'nats' in tokens.nth(3).get_attribute('aria-label')
+    strip = page.locator('.lmw-one .lmw-strip')
+    strip.focus(); page.keyboard.press('ArrowRight'); page.keyboard.press('ArrowRight'); settle(page)
+    assert agree(page, widget)['token'] == 6 and strip.get_attribute('aria-activedescendant') == tokens.nth(5).get_attribute('id')
+    page.keyboard.press('End'); settle(page); assert agree(page, widget)['so_far'] == pytest.approx(first['perplexity'])
+    page.keyboard.press('Home'); page.keyboard.press('ArrowLeft'); settle(page); assert agree(page, widget)['token'] == 1
+    hand = page.locator('input[data-name=at]')
+    drag(page, hand, .5); settle(page); assert agree(page, widget)['token'] in (7, 8) and 'token' in hand.get_attribute('aria-valuetext')
+    hand.focus(); page.keyboard.press('ArrowRight'); settle(page)
+    place = agree(page, widget)['token']
+    page.locator('.lmw-two .lmw-token').nth(2).click(); settle(page); assert agree(page, widget)['token'] == 3
+    undo.click(); settle(page); assert agree(page, widget)['token'] == place
+    for name in RUNG:
+        page.locator('fieldset').nth(0).get_by_label(name, exact=True).check(); settle(page)
+        r, i = load_guesser(name).read(widget.text), int(agree(page, widget)['token']) - 1
+        lines = expected(page)
+        if name == 'uniform': assert 'all alike' in lines[0]
+        else: assert [l.split('\n')[0].strip() for l in lines[:-1]] == [p.strip() for p, _ in r.top[i]]
+        assert ('came, ' in lines[-1] or name == 'uniform') and name in told.inner_text()
+    page.locator('fieldset').nth(1).get_by_label('nobody').check(); settle(page)
+    assert not any(k.endswith('_against') for k in agree(page, widget)) and page.locator('.lmw-panel:visible').count() == 1
+    for _ in range(20):
+        if undo.is_disabled(): break
+        undo.click(); settle(page)
+    assert agree(page, widget) == first and told.inner_text() == words
+    page.locator('[data-name=texts]').select_option(index=3); settle(page)
+    assert agree(page, widget)['perplexity'] != first['perplexity'] and widget.text == SENTENCES[3] and 'Colorless' in page.locator('.lmw-one .lmw-strip').inner_text().replace('\n', '').replace(' ', '')
+    page.locator('[data-name=reset]').click(); settle(page); assert agree(page, widget) == first
+
+def test_without_a_kernel_typing_is_refused_in_a_sentence(show):
+    for make in (Surprise, Rungs):
+        page = show(make())
+        assert page.locator('[data-name=typed]').is_disabled() and page.locator('[data-name=read]').is_disabled() and 'JupyterLab' in page.locator('.lmw-why').first.inner_text()
+    page = show(live())
+    assert page.locator('[data-name=go]').is_disabled() and page.locator('[data-name=anew]').is_disabled() and 'needs a kernel' in page.locator('.lmw-why').inner_text()
+
+def test_a_typed_text_is_read_by_the_kernel(show):
+    widget = Surprise(); page = show(widget, kernel=True); at_kernel(page)
+    field, why, told = page.locator('[data-name=typed]'), page.locator('.lmw-why').first, page.locator('.lmw-told')
+    assert not why.is_visible()
+    first = agree(page, widget)
+    for text in ('He wrote “naïve” <b>poems</b> .', 'x', 'two\nlines', '🙂' * 200):
+        field.fill(text); field.press('Enter'); page.wait_for_function("t => model.get('text') === t && model.get('readings')[t]", arg=text); settle(page)
+        r = load_guesser('lstm').read(text); n = same(numbers(page), widget.numbers())
+        assert n['perplexity'] == pytest.approx(r.perplexity, rel=1e-9) and page.locator('.lmw-one .lmw-token').count() == r.tokens and n['token'] == 1
+        assert f'These {r.tokens} tokens'.lower() in told.inner_text().lower() and not why.is_visible()
+    field.fill('   '); field.press('Enter'); assert 'a word at least' in why.inner_text() and widget.text == '🙂' * 200
+    field.fill('word ' * 200); page.locator('[data-name=read]').click(); assert 'At most 600 characters' in why.inner_text() and '1,000' in why.inner_text() and widget.text == '🙂' * 200
+    page.locator('.lmw-one .lmw-token').nth(2).click(); settle(page); assert field.input_value() == 'word ' * 200, 'what is being typed stays'
+    field.fill('a'); page.keyboard.press('Shift+Enter'); page.keyboard.type('b'); page.locator('[data-name=read]').click(); page.wait_for_function("model.get('readings')['a\\nb']"); settle(page)
+    assert '⏎' in page.locator('.lmw-one .lmw-strip').inner_text() and not why.is_visible()
+    for _ in range(20):
+        if page.locator('[data-name=undo]').is_disabled(): break
+        page.locator('[data-name=undo]').click(); page.wait_for_function("model.get('readings')[model.get('text')]"); settle(page)
+    assert same(numbers(page), widget.numbers()) == first and field.input_value() == SENTENCES[0]
+
+def test_other_cuts_are_not_compared_in_perplexity(show):
+    from lmcourse.tokens import WordTokenizer
+    from lmcourse.tuned import Tuned
+    words = WordTokenizer(['<unk>', '<eos>', 'The', 'film', 'was', 'good', '.'])
+    other = NetworkGuesser('words', words, Tuned(embedding=8, layers=1, others=0).build(words.types))
+    widget = Surprise([load_guesser('lstm'), other], ['The film was good .', 'The film was dreadful .'], model='lstm', against='words'); page = show(widget)
+    found = agree(page, widget)
+    assert 'perplexity_against' not in found and 'bits_per_byte_against' in found and 'do not compare' in page.locator('.lmw-body > .lmw-why').last.inner_text() and 'bits per byte; words' in page.locator('.lmw-told').inner_text()
+    page.locator('.lmw-two .lmw-token').nth(3).click(); settle(page)
+    assert agree(page, widget) and page.locator('.lmw-two .lmw-token[aria-selected=true]').inner_text() == 'good'
+    page.locator('[data-name=texts]').select_option(index=1); settle(page)
+    assert 'bits_per_byte_against' not in agree(page, widget) and 'unknown' in page.locator('.lmw-reader.lmw-two').inner_text()
+    page.locator('fieldset').nth(0).get_by_label('words').check(); settle(page); agree(page, widget)
+
+def test_rungs_under_mouse_and_keys(show):
+    widget = Rungs(); page = show(widget)
+    undo, told, page_written = page.locator('[data-name=undo]'), page.locator('.lmw-told'), page.locator('.lmw-written')
+    first, sample = agree(page, widget), page_written.inner_text()
+    assert page.locator('[data-name=temperature]').is_disabled() and widget.text in sample
+    page.locator('[data-name=rung-unigram]').check(); settle(page)
+    one = agree(page, widget)
+    assert one['here'] > first['here'] and page_written.inner_text() != sample and 'unigram' in told.inner_text()
+    page.locator('[data-name=rung-unigram]').focus(); page.keyboard.press('ArrowDown'); settle(page)
+    assert agree(page, widget) and widget.rung == 'bigram'
+    seen = {page_written.inner_text()}
+    for _ in range(3): page.locator('[data-name=again]').click(); settle(page); agree(page, widget); seen.add(page_written.inner_text())
+    assert len(seen) == 3 and widget.seed == 0, 'three are prepared'
+    page.locator('[data-name=texts]').select_option(index=1); settle(page); assert widget.texts[1] in page_written.inner_text() and agree(page, widget)
+    for _ in range(20):
+        if undo.is_disabled(): break
+        undo.click(); settle(page)
+    assert agree(page, widget) == first and page_written.inner_text() == sample
+
+def test_rungs_write_anew_with_a_kernel(show):
+    widget = Rungs(); page = show(widget, kernel=True); at_kernel(page)
+    heat = page.locator('[data-name=temperature]')
+    drag(page, heat, .2); page.wait_for_function("model.get('written')[`${model.get('rung')}|${model.get('text')}|0|${model.get('temperature').toFixed(1)}`] !== undefined"); settle(page)
+    assert widget.temperature < 1 and same(numbers(page), widget.numbers()) and widget.sample.strip() in page.locator('.lmw-written').inner_text()
+    for _ in range(4): page.locator('[data-name=again]').click(); page.wait_for_timeout(100)
+    assert widget.seed == 4 and widget.sample.strip() in page.locator('.lmw-written').inner_text()
+    page.locator('[data-name=typed]').fill('In the beginning'); page.locator('[data-name=typed]').press('Enter'); page.wait_for_function("model.get('readings')['In the beginning']"); page.wait_for_timeout(200)
+    assert same(numbers(page), widget.numbers())['here'] == pytest.approx(load_guesser(widget.rung).read('In the beginning').perplexity) and page.locator('.lmw-written').inner_text().startswith('In the beginning')
+
+def test_live_buttons_sliders_and_sentences(show):
+    "What the page asks of Python, and what it shows when Python runs, stops and is in trouble; the running itself is tried in JupyterLab."
+    widget = live(); page = show(widget, kernel=False)
+    page.evaluate("model.set('heard', model.get('knock'))"); settle(page)
+    go, anew, told = page.locator('[data-name=go]'), page.locator('[data-name=anew]'), page.locator('.lmw-told')
+    first = agree(page, widget)
+    assert go.inner_text() == 'Go on' and 'stands still' in told.inner_text() and not page.locator('.lmw-why').is_visible()
+    go.click(); assert widget_state(page, 'wish').startswith('go ')
+    page.evaluate("model.set('running', true)"); settle(page); assert go.inner_text() == 'Stop'
+    go.click(); assert widget_state(page, 'wish').startswith('stop ')
+    page.evaluate("model.set('running', false)"); settle(page); assert go.inner_text() == 'Go on' and 'stands still' in told.inner_text()
+    anew.click(); assert widget_state(page, 'wish').startswith('anew ')
+    drag(page, page.locator('input[data-name=lr]'), .9); settle(page); agree(page, widget); assert widget.lr > 1
+    page.locator('input[data-name=lr]').focus(); page.keyboard.press('ArrowLeft'); settle(page); agree(page, widget)
+    page.locator('[data-name=width]').focus(); page.keyboard.press('ArrowRight'); settle(page); agree(page, widget)
+    assert widget.width == 20 and 'the next run: markov, width 20' in page.locator('.lmw-passport').inner_text()
+    page.get_by_label('Python’s manual').check(); settle(page); agree(page, widget); assert widget.corpus == 'stdlib'
+    for _ in range(10):
+        if page.locator('[data-name=undo]').is_disabled(): break
+        page.locator('[data-name=undo]').click(); settle(page)
+    assert agree(page, widget) == first and widget.width == 16
+    page.evaluate("model.set('earlier', [{ corpus: 'markov', width: 8, points: [[0, 3.2], [28000, 3.0]] }]); model.set('trouble', 'The loss stopped being a number.')"); settle(page)
+    assert go.is_disabled() and anew.is_enabled() and page.locator('.lmw-trouble').inner_text().startswith('The loss') and page.locator('.lmw-earlier').count() == 1 and '1 earlier run' in page.locator('svg').get_attribute('aria-label')
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_a_token_can_be_read_on_any_shade(scheme, show):
+    "The least contrast of a token's letters with its own ground, as WCAG counts it."
+    page = show(Surprise(), scheme=scheme)
+    least = page.evaluate('''() => { const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+        const over = (...cs) => { canvas.clearRect(0, 0, 1, 1); for (const c of cs) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3); };
+        const light = rgb => { const [r, g, b] = rgb.map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * r + .7152 * g + .0722 * b; };
+        const ground = matchMedia('(prefers-color-scheme: dark)').matches ? '#121212' : '#ffffff', shades = [...document.querySelectorAll('.lmw-shades .lmw-token')];
+        const found = shades.map(n => { const s = getComputedStyle(n), a = light(over(ground, s.backgroundColor, s.color)), b = light(over(ground, s.backgroundColor)); return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), b]; });
+        const dark = ground === '#121212', steps = found.slice(1).map((f, i) => dark ? f[1] - found[i][1] : found[i][1] - f[1]);
+        return { contrast: Math.min(...found.map(f => f[0])), steps: Math.min(...steps), n: shades.length }; }''')
+    assert least['contrast'] >= 4.5 and least['steps'] > 0 and least['n'] == 8, least
 
 # traits and errors
 
@@ -315,14 +496,14 @@ def test_state_reset_and_perplexity():
     with five.hold_trait_notifications(): five.tokens, five.losses = [8, 8], [1., 2.]
     assert five.perplexity == pytest.approx(math.exp(1.5)); five.reset(); assert five.tokens == [1, 2, 3, 4, 5]
 
-@pytest.mark.parametrize('name', MAKERS)
+@pytest.mark.parametrize('name', ALL)
 def test_the_words_instead_of_the_picture(name):
-    assert re.fullmatch(r'\w+: perplexity [\d.]+ \(run the cell to move it\)', repr(MAKERS[name]()))
-    assert len(repr(MAKERS[name]())) <= 110, 'anywidget cuts longer ones'
+    assert re.fullmatch(r'\w+: perplexity [\d.]+ \(run the cell to move it\)', repr(ALL[name]()))
+    assert len(repr(ALL[name]())) <= 110, 'anywidget cuts longer ones'
 
-@pytest.mark.parametrize('name', MAKERS)
+@pytest.mark.parametrize('name', ALL)
 def test_one_piece_and_no_other_host(name):
-    widget = MAKERS[name]()
+    widget = ALL[name]()
     assert not re.search(r'^\s*import\b', widget._esm, re.M) and widget._esm.count('export default') == 1
     assert not re.search(r'(https?:)?//(?!www\.w3\.org)[a-z0-9.]+\.[a-z]{2,}|@import|url\(', widget._esm + widget._css)
 

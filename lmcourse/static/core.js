@@ -33,3 +33,12 @@ export function averages(tokens, losses) {
            mean_loss: Math.exp(sum(losses) / losses.length),
            mean_perplexity: sum(losses.map(Math.exp)) / losses.length };
 }
+
+// Perplexity of the first token, of the first two, and so on.
+export function running(nats) {
+  let total = 0;
+  return nats.map((x, i) => perplexity(total += x, i + 1));
+}
+
+// How dark a token is drawn: one step for each whole nat, the last for seven and more.
+export const shade = nats => nats < 7 ? Math.floor(nats) : 7;

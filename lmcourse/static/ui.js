@@ -1,13 +1,13 @@
 // What all widgets share: elements, numbers as people read them, and a frame with undo, reset and a sentence for the eye and the ear.
 
 export function make(tag, attributes = {}, ...children) {
-  const svg = ['svg', 'path', 'rect', 'line', 'text', 'g'].includes(tag);
+  const svg = ['svg', 'path', 'rect', 'line', 'text', 'g', 'circle', 'polyline'].includes(tag);
   const node = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
     else if (value !== false && value !== null) node.setAttribute(name, value === true ? '' : value);
   }
-  if (['input', 'button'].includes(tag)) node.setAttribute('data-lm-suppress-shortcuts', 'true');    // JupyterLab would take the arrow keys
+  if (['input', 'button', 'select', 'textarea'].includes(tag)) node.setAttribute('data-lm-suppress-shortcuts', 'true');    // JupyterLab would take the arrow keys
   node.append(...children);
   return node;
 }
@@ -26,6 +26,11 @@ export const percent = p => p > 0 && p < 0.01 ? '<1%' : `${Math.round(100 * p)}%
 // A number on the page: written for people, with all its digits in data-value.
 export const number = name => make('output', { class: 'lmw-number', 'data-name': name });
 export function put(node, value) { node.textContent = show(value); node.dataset.value = value; }
+// The same for a number that there may not be: then the node shows a dash, and has no name.
+export function offer(node, name, value) {
+  if (value === undefined) { node.textContent = '–'; delete node.dataset.name; delete node.dataset.value; }
+  else { node.dataset.name = name; put(node, value); }
+}
 
 // A labelled number, with a word on its unit beneath.
 export function figure(label, node, unit, kind = '') {
@@ -60,7 +65,8 @@ export function place(input, value, text) {
 }
 
 // Title, undo and reset, the widget's own parts, what to notice, and the state in a sentence.
-// `keys` names the traits that the hand may change. Gives edit(values) for one change of a gesture, and run(draw) to start.
+// `keys` names the traits that the hand may change. Gives edit(values) for one change of a gesture, and run(draw, others) to start, where
+// `others` names further traits that the picture depends on.
 export function frame({ model, el }, { kind, title, notice, keys }) {
   const past = [], state = () => Object.fromEntries(keys.map(k => [k, model.get(k)]));
   let moving = false;
@@ -78,14 +84,77 @@ export function frame({ model, el }, { kind, title, notice, keys }) {
     make('header', { class: 'lmw-head' }, make('span', { class: 'lmw-title' }, title), make('span', { class: 'lmw-tools' }, undo, reset)),
     body, told, make('p', { class: 'lmw-notice' }, make('b', {}, 'Notice: '), notice));
   el.append(root);
-  const run = draw => {
+  const run = (draw, others = []) => {
     let asked = false;
     const later = () => { if (!asked) { asked = true; queueMicrotask(() => { asked = false; draw(); }); } };
-    for (const k of keys) model.on(`change:${k}`, later);
+    for (const k of [...keys, ...others]) model.on(`change:${k}`, later);
     const seen = new ResizeObserver(later);
     seen.observe(root);
     draw();
-    return () => { seen.disconnect(); for (const k of keys) model.off(`change:${k}`, later); };
+    return () => { seen.disconnect(); for (const k of [...keys, ...others]) model.off(`change:${k}`, later); };
   };
   return { root, body, told, edit, done, run };
 }
+
+// Whether a kernel is there: Python answers a knock with the same word. Ask again at each drawing; `heard` is a trait to draw on.
+export function knocking(model) {
+  const word = Math.random().toString(36).slice(2);
+  model.set('knock', word); model.save_changes();
+  return () => model.get('heard') === word;
+}
+
+// A native list to choose from; `chosen` is told the text. What is not in the list shows as its last entry.
+export function menu(label, options, other, chosen) {
+  const node = make('select', { class: 'lmw-menu', 'aria-label': label, 'data-name': 'texts', onchange: () => { if (node.selectedIndex < options.length) chosen(options[node.selectedIndex]); } },
+    ...options.map(text => make('option', {}, text)), make('option', { hidden: true }, other));
+  return { node, set: text => { const i = options.indexOf(text); node.selectedIndex = i < 0 ? options.length : i; } };
+}
+
+// A field for a text of one's own, and a button; Enter reads it too. `given` is told the text, once it is neither empty nor too long.
+export function writing(longest, given) {
+  const needs = 'A text of your own needs a model behind this page, as in JupyterLab; the prepared ones work everywhere.';
+  const field = make('textarea', { class: 'lmw-writing', rows: 2, 'data-name': 'typed', 'aria-label': 'A text of your own', spellcheck: 'false', disabled: true }), why = make('p', { class: 'lmw-why', role: 'alert' });
+  let was;
+  const read = () => {
+    const text = field.value.toWellFormed?.() ?? field.value, letters = [...text].length;
+    why.hidden = Boolean(text.trim()) && letters <= longest;
+    if (why.hidden) given(text);
+    else why.textContent = text.trim() ? `At most ${longest} characters can be looked at one by one, this text has ${letters.toLocaleString('en-GB')}: take a piece of it.` : 'Type a word at least.';
+  };
+  const go = button('Read', read, { 'data-name': 'read', disabled: true });
+  field.addEventListener('keydown', e => { if (e.key === 'Enter' && !e.shiftKey) { e.preventDefault(); read(); } });
+  return { parts: [make('div', { class: 'lmw-typed' }, field, go), why], set(text, live) {
+    if (text !== was) field.value = was = text;                 // what is being typed stays until another text is read
+    if (!live) { why.textContent = needs; why.hidden = false; } else if (why.textContent === needs) { why.textContent = ''; why.hidden = true; }
+    field.disabled = go.disabled = !live;
+  } };
+}
+
+// Tokens in a row, the darker the dearer; with `chosen` they can be picked by a click or by the arrow keys.
+let strips = 0;
+export function strip(label, shade, chosen) {
+  const id = `lmw-strip-${++strips}`, node = make('div', { class: 'lmw-strip', ...(chosen ? { role: 'listbox', tabindex: 0, 'aria-orientation': 'horizontal', 'data-lm-suppress-shortcuts': 'true' } : { role: 'img' }) });
+  let spans = [], at = 0, shown = '';
+  if (chosen) {
+    node.addEventListener('click', e => { const i = spans.indexOf(e.target.closest('.lmw-token')); if (i >= 0) chosen(i); });
+    node.addEventListener('keydown', e => {
+      const to = { ArrowLeft: at - 1, ArrowRight: at + 1, ArrowUp: at - 1, ArrowDown: at + 1, Home: 0, End: spans.length - 1 }[e.key];
+      if (to === undefined) return;
+      e.preventDefault(); e.stopPropagation(); chosen(Math.max(0, Math.min(spans.length - 1, to)));
+    });
+  }
+  return { node, set(pieces, nats, now) {
+    const key = JSON.stringify([pieces, nats]);
+    if (key !== shown) {
+      shown = key;
+      spans = pieces.map((p, i) => make('span', { class: 'lmw-token', 'data-shade': shade(nats[i]), title: `${show(nats[i])} nats`, ...(chosen ? { role: 'option', id: `${id}-${i}`, 'aria-label': `${p}: ${show(nats[i])} nats` } : {}) }, p));
+      node.replaceChildren(...spans);
+      node.setAttribute('aria-label', chosen ? label : `${label}: ` + pieces.map((p, i) => `${p.trim()} ${show(nats[i])}`).join(', '));
+    }
+    if (!chosen) return;
+    at = now;
+    spans.forEach((s, i) => { s.setAttribute('aria-selected', i === at); });
+    node.setAttribute('aria-activedescendant', `${id}-${at}`);
+  } };
+}
+export const shades = () => make('div', { class: 'lmw-shades', 'aria-hidden': 'true' }, 'nats ', ...[0, 1, 2, 3, 4, 5, 6, 7].map(k => make('span', { class: 'lmw-token', 'data-shade': k }, k < 7 ? k : '7 +')));
