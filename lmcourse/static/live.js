@@ -36,7 +36,7 @@ function drawRun(svg, curve, earlier, floors) {
 function render({ model, el }) {
   const live = knocking(model), tell = { at: -Infinity };
   const { body, told, edit, run } = frame({ model, el }, { kind: 'live', title: 'A run under your hand', keys: ['corpus', 'width', 'lr'],
-    notice: 'the first hundred steps climb down to the unigram, and only then does the context begin to count. A rate ten times too large looks like a brilliant start, or like none at all.' });
+    notice: 'the curve falls quickly to the unigram, which needs no context, and more slowly from there on. A rate ten times larger makes a brilliant start; whether it ends better, only the end tells.' });
   let wishes = 0;
   const wish = what => { model.set('wish', `${what} ${Date.now()}-${++wishes}`); model.save_changes(); };
   const go = button('Start', () => wish(model.get('running') ? 'stop' : 'go'), { 'data-name': 'go', disabled: true }), anew = button('Start anew', () => wish('anew'), { 'data-name': 'anew', disabled: true });
