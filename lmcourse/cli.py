@@ -8,7 +8,7 @@ __all__ = ['cmd_list', 'cmd_baseline', 'cmd_run', 'cmd_eval', 'cmd_results', 'cm
 
 # %% ../nbs/command_line.ipynb #600d9875
 import argparse, json, sys, time
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from .loss import LMCourseError
 from .perplexity import Measurement
@@ -19,6 +19,7 @@ from .recipes import get_recipe, override, parameters, recipe_names, tiny
 from .train import Trainer, evaluate_run, fit, peak_memory, resume
 from .ladder import climb
 import lmcourse.factors, lmcourse.tuned, lmcourse.awd_lstm
+with suppress(ImportError): import lmcourse.playground      # its recipe; its widgets want a package that a server may lack
 from .adapt import evaluate_run_adapted
 from .bench import run_benchmarks
 
