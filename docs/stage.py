@@ -132,12 +132,16 @@ def _tidy(cell, exports: bool, page: str):
     new = nbformat.v4.new_code_cell(source, outputs=outputs, metadata={'tags': tags, 'mystnb': {'image': {'alt': figure}}})
     return new
 
+def digest(path: Path, package: Path=ROOT/'lmcourse')->str:
+    "A name for a notebook together with all that the package is made of: code, scripts, styles, records, and the models that travel with it."
+    made = hashlib.sha256(path.read_bytes())
+    for p in sorted(p for p in package.rglob('*') if p.is_file() and p.suffix != '.pyc'): made.update(p.read_bytes())
+    return made.hexdigest()[:16]
+
 def execute(lesson: Lesson, cache: Path)->nbformat.NotebookNode:
     "The notebook run from top to bottom, with the state of its widgets; kept until the lesson or the package changes."
     from nbclient import NotebookClient
-    digest = hashlib.sha256(lesson.path.read_bytes())
-    for p in sorted(p for p in (ROOT/'lmcourse').rglob('*') if p.suffix in ('.py', '.js', '.css', '.json')): digest.update(p.read_bytes())
-    kept = cache/f'{lesson.stem}-{digest.hexdigest()[:16]}.ipynb'
+    kept = cache/f'{lesson.stem}-{digest(lesson.path)}.ipynb'
     if kept.exists(): return nbformat.read(kept, 4)
     nb = nbformat.read(lesson.path, 4)
     for c in nb.cells:

@@ -8,7 +8,7 @@ __all__ = ['cmd_list', 'cmd_baseline', 'cmd_run', 'cmd_eval', 'cmd_results', 'cm
 
 # %% ../nbs/command_line.ipynb #600d9875
 import argparse, json, sys, time
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from pathlib import Path
 from .loss import LMCourseError
 from .perplexity import Measurement
@@ -16,10 +16,10 @@ from .tokens import tokenize_corpus
 from .ngram import KneserNey, Uniform, score
 from .record import Run, compare_runs, plain, publish, records, results_table, rungs, table
 from .recipes import get_recipe, override, parameters, recipe_names, tiny
-from .train import Trainer, evaluate_run, fit, peak_memory, resume
+from .train import Trainer, evaluate_run, peak_memory, resume
 from .ladder import climb
-import lmcourse.factors, lmcourse.tuned, lmcourse.awd_lstm
-with suppress(ImportError): import lmcourse.playground      # its recipe; its widgets want a package that a server may lack
+from .several import TeamTrainer, fit_team, place
+import lmcourse.factors, lmcourse.tuned, lmcourse.awd_lstm, lmcourse.chinchilla, lmcourse.guessers, lmcourse.scaling, lmcourse.transformer
 from .adapt import evaluate_run_adapted
 from .bench import run_benchmarks
 
@@ -60,7 +60,8 @@ def _latest(recipe: str)->Path:
     return found[-1]
 
 def cmd_run(a):
-    "Train a recipe, from its first step or from where a run was last saved."
+    "Train a recipe, from its first step or from where a run was last saved; under torchrun, in several processes."
+    kind = TeamTrainer if place()[1] > 1 else Trainer
     fields = dict(epochs=a.epochs, max_steps=a.max_steps, max_minutes=a.max_minutes, device=a.device, seed=a.seed)
     changes = {f'train.{k}': v for k, v in fields.items() if v is not None} | a.fields
     if a.resume is not None:
@@ -70,13 +71,14 @@ def cmd_run(a):
         may_change = {f'train.{k}' for k in ('epochs', 'max_steps', 'max_minutes', 'patience', 'device', 'log_every')}
         if other := changes.keys() - may_change | {o for o, given in (('--corpus', a.corpus), ('--tiny', a.tiny)) if given}:
             raise LMCourseError(f'a run is taken up again as it was begun; {", ".join(sorted(other))} would make it another: start a new one')
-        trainer = resume(path, **{k.partition('.')[2]: v for k, v in changes.items()})
+        trainer = resume(path, kind=kind, **{k.partition('.')[2]: v for k, v in changes.items()})
     else:
         r = get_recipe(a.recipe)
         if a.tiny: r = tiny(r)
         if a.corpus: changes = {'data.corpus': a.corpus} | changes
-        trainer = Trainer(override(r, changes), a.out)
-    run = fit(trainer); s = run.summary
+        trainer = kind(override(r, changes), a.out)
+    if (run := fit_team(trainer)) is None: return None, ''    # of several processes, the first answers
+    s = run.summary
     lines = [f'{run.path}: {s["steps"]:,} steps, {s["epochs"]:.2f} epochs, {s["tokens_per_second"]:,.0f} tokens per second; stopped by {s["stopped"]}']
     return s | {'run': str(run.path)}, '\n'.join(lines + [_show(s[k]) for k in ('validation', 'test') if s[k]])
 
@@ -178,13 +180,17 @@ def _read(argv: list[str]|None):
 def main(argv: list[str]|None=None # words after `lmcourse`; None: those of the command line
         )->int:                    # the exit status
     "Run one command."
-    a = _read(argv)
+    a, rank = _read(argv), place()[0]
+    say = lambda what: print(f'lmcourse{f", process {rank}" if rank else ""}: {what}', file=sys.stderr)
     try:
         with redirect_stdout(sys.stderr): answer, text = a.function(a)
-    except LMCourseError as e: print(f'lmcourse: {e}', file=sys.stderr); return e.exit_code
-    except KeyboardInterrupt: print('lmcourse: interrupted', file=sys.stderr); return 130
-    except (RuntimeError, MemoryError) as e: print(f'lmcourse: {e}', file=sys.stderr); return 1
-    except OSError as e: print(f'lmcourse: {e.filename or "the system"}: {e.strerror or e}', file=sys.stderr); return 1
+    except LMCourseError as e:
+        if rank: return 0               # the first process has the same to say, and answers for all
+        say(e); return e.exit_code
+    except KeyboardInterrupt: say('interrupted'); return 130
+    except (RuntimeError, MemoryError) as e: say(e); return 1
+    except OSError as e: say(f'{e.filename or "the system"}: {e.strerror or e}'); return 1
+    if answer is None: return 0
     print(json.dumps(plain(answer)) if a.json else text)
     if answer.get('stopped') == 'interrupted':
         print(f'lmcourse: interrupted; go on with: lmcourse run {answer["recipe"]} --resume {answer["run"]}', file=sys.stderr); return 130

@@ -66,6 +66,7 @@ def one_run(base: Recipe,      # where to start
     with tempfile.TemporaryDirectory() as folder:
         t = Trainer(override(base, changes | {'train.seed': seed} | ({'train.max_steps': max_steps} if max_steps else {})), Path(folder)/'run', show=False)
         run = fit(t)
+        if not run.summary['finished']: raise KeyboardInterrupt      # a run cut short is no row of a table
         how = dict(lanes=t.recipe.train.lanes, length=t.recipe.data.length)
         seen = evaluate(t.model, t.data.train, t.data.tokenizer.first_id, **how)
         s, log = run.summary, run.metrics()

@@ -177,9 +177,10 @@ def get_recipe(name: str,     # a registered name
 def tiny(recipe: Recipe,      # the full experiment
          corpus: str='stdlib',# a corpus that is always at hand
         )->Recipe:
-    "The small twin: the same code at no more than two layers, width 32 and fifty steps, in seconds."
+    "The small twin: the same code at no more than two layers, width 32 and fifty steps, in seconds; for GPT-2's pieces, which would have to be fetched, 512 of the text's own."
+    cut = 'bpe:512' if recipe.data.tokenizer.startswith('gpt2') else recipe.data.tokenizer
     return replace(recipe, model=recipe.model.tiny(), tiny=True,
-                   data=replace(recipe.data, corpus=corpus, batch=min(recipe.data.batch, 16), length=min(recipe.data.length, 35)),
+                   data=replace(recipe.data, corpus=corpus, tokenizer=cut, batch=min(recipe.data.batch, 16), length=min(recipe.data.length, 35)),
                    optim=replace(recipe.optim, warmup=min(recipe.optim.warmup, 10), lr=max(recipe.optim.lr, 3e-3)),
                    train=replace(recipe.train, epochs=1, max_steps=50, log_every=10, evaluate_every=None))
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'Diverged', 'pick_device', 'lr_at', 'make_optimizer', 'evaluate', 'watched', 'Progress', 'rounds',
-           'cut_elsewhere', 'Trainer', 'detach', 'train_step', 'groups', 'steps', 'weights', 'load_weights', 'save',
-           'resume', 'look', 'diverged', 'summary', 'peak_memory', 'stop_when_asked', 'why_stop', 'clock', 'fit',
-           'finish', 'train', 'load_run', 'evaluate_run']
+           'cut_elsewhere', 'Trainer', 'detach', 'scored', 'gradient', 'descend', 'train_step', 'groups', 'steps',
+           'weights', 'load_weights', 'save', 'resume', 'look', 'diverged', 'summary', 'peak_memory', 'stop_when_asked',
+           'why_stop', 'clock', 'fit', 'finish', 'train', 'load_model', 'load_run', 'evaluate_run']
 
 # %% ../nbs/12_training.ipynb #dba58f2e
 import itertools, math, os, random, signal, sys, threading, time
@@ -134,6 +134,8 @@ def cut_elsewhere(length: int     # T
 # %% ../nbs/12_training.ipynb #3214cc50
 class Trainer:
     "One run: the model, its data and optimizer, how far it has come, and the folder that it writes to."
+    rank, size = 0, 1                       # the number of this process, and how many there are
+
     def __init__(self,
                  recipe: Recipe,            # the whole of the experiment
                  run: Run|str|Path|None=None,# where to write: a folder that does not exist yet; None: one under runs/
@@ -154,8 +156,8 @@ class Trainer:
         self.step = self.epoch = self.tokens = self.looked = self.waited = self.best_epoch = 0
         self.seconds = self.train_seconds = self.nats = 0.; self.count = 0; self.best = math.inf
         self.state = self.validation = None
-        self.run = run if isinstance(run, Run) else Run.create(recipe.name, recipe.to_dict(), run, t.seed)
-        if not words: write_json(self.run.path/'tokenizer.json', self.data.tokenizer.to_dict())
+        self.run = run if self.rank or isinstance(run, Run) else Run.create(recipe.name, recipe.to_dict(), run, t.seed)
+        if not self.rank and not words: write_json(self.run.path/'tokenizer.json', self.data.tokenizer.to_dict())
 
     def _batches(self):
         "The train split, cut as the recipe says."
@@ -163,6 +165,14 @@ class Trainer:
         if own := LENGTHS[d.lengths]: return Lanes(ids, d.batch, d.length, first, own(d.length), self.recipe.train.seed)
         if d.batches == 'lanes': return Lanes(ids, d.batch, d.length, first, cut_elsewhere(d.length) if d.shift else None)
         return Windows(ids, d.length, d.batch, first, d.stride, seed=self.recipe.train.seed)
+
+    def take(self, group: list)->tuple:             # (summed nats, tokens, norm of the gradient)
+        "One step on a group of batches."
+        return train_step(self, group)
+
+    def agree(self, why: str|None)->str|None:       # the reason to stop that holds
+        "What comes of a reason to stop, or of none."
+        return why
 
 # %% ../nbs/12_training.ipynb #770b64db
 def detach(state):
@@ -182,22 +192,41 @@ def _loss(trainer: Trainer, x_BT, y_BT):
     return own(h_BTD, y_BT, precision) if own else fused_cross_entropy(h_BTD, t.model.head.weight, t.model.head.bias, y_BT, precision=precision)
 
 # %% ../nbs/12_training.ipynb #add6b271
-def train_step(trainer: Trainer,
-               group: list,        # batches (x_BT, y_BT) whose gradients are added before the step
-              )->tuple:            # (summed nats, tokens, norm of the gradient), tensors still on the device
-    "One step of the optimizer: the gradient of the mean over every token in the group."
-    t, o, d = trainer, trainer.recipe.optim, trainer.recipe.data
-    count, nats = sum(int((y != -100).sum()) for _, y in group), 0.
-    extra = getattr(t.model, 'penalty', None)
+def scored(group: list)->int:      # batches (x_BT, y_BT)
+    "How many tokens of a group are scored."
+    return sum(int((y_BT != -100).sum()) for _, y_BT in group)
+
+def gradient(trainer: Trainer,
+             group: list,          # batches (x_BT, y_BT)
+             count: float,         # what their summed nats are divided by
+            )->torch.Tensor:       # the summed nats, still on the device
+    "Add the gradient of a group's nats, divided by `count`, to what is there."
+    t, nats, extra = trainer, 0., getattr(trainer.model, 'penalty', None)
     for x_BT, y_BT in group:
         tally = _loss(t, x_BT, y_BT)
         ((tally.nats + extra() * tally.count if extra else tally.nats) / count).backward(); nats = nats + tally.nats.detach()
+    return nats
+
+def descend(trainer: Trainer,
+            group: list,           # the batches of this step
+            count: int,            # how many of their tokens are scored
+           )->torch.Tensor:        # the norm of the gradient, before it was cut
+    "One step down the gradient that is there: cut it, set the rate, go."
+    t, o, d = trainer, trainer.recipe.optim, trainer.recipe.data
     norm = nn.utils.clip_grad_norm_(t.model.parameters(), o.clip or math.inf)
     share = 1. if d.lengths == 'equal' else sum(y.shape[1] for _, y in group) / (len(group) * d.length)
     for g in t.optimizer.param_groups: g['lr'] = lr_at(t.step, t.total, o) * share
     t.optimizer.step(); t.optimizer.zero_grad()
     t.step += 1; t.tokens += count
-    return nats, count, norm
+    return norm
+
+def train_step(trainer: Trainer,
+               group: list,        # batches (x_BT, y_BT) whose gradients are added before the step
+              )->tuple:            # (summed nats, tokens, norm of the gradient), tensors still on the device
+    "One step of the optimizer: the gradient of the mean over every token in the group."
+    count = scored(group)
+    nats = gradient(trainer, group, count)
+    return nats, count, descend(trainer, group, count)
 
 # %% ../nbs/12_training.ipynb #c6542c6b
 def groups(batches, n: int):
@@ -249,11 +278,12 @@ _COUNTERS = 'step epoch tokens looked waited best best_epoch seconds train_secon
 # %% ../nbs/12_training.ipynb #c4ed0e0c
 def resume(path: str|Path,        # a run's folder
            show: bool|None=None,  # a progress bar; None: where somebody is watching
+           kind: type=Trainer,    # which trainer takes it up
            **changes,             # fields of the recipe's train section: epochs=30, max_minutes=10, ...
           )->Trainer:
     "A trainer at the point where a run was last saved; its folder goes on."
     run = Run.open(path)
-    t = Trainer(override(recipe_from_dict(run.config), {f'train.{k}': v for k, v in changes.items()}), run, show)
+    t = kind(override(recipe_from_dict(run.config), {f'train.{k}': v for k, v in changes.items()}), run, show)
     tensors, meta = run.load('state')
     if meta['texts'] != t.texts: raise TrainingError(f'the text of {path} has changed since the run was begun: start a new one')
     load_weights(t.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model/')}, str(path))
@@ -268,7 +298,7 @@ def resume(path: str|Path,        # a run's folder
     if meta['validation']: t.validation = Measurement.from_dict(meta['validation'])
     torch.set_rng_state(tensors['rng/cpu'])
     if t.device.type == 'cuda' and 'rng/cuda' in tensors: torch.cuda.set_rng_state(tensors['rng/cuda'], t.device)
-    run.truncate(t.step); write_json(run.path/'config.json', run.config | t.recipe.to_dict())
+    if not t.rank: run.truncate(t.step); write_json(run.path/'config.json', run.config | t.recipe.to_dict())
     return t
 
 # %% ../nbs/12_training.ipynb #d5790103
@@ -303,7 +333,7 @@ def summary(trainer: Trainer, stopped: str|None=None, test: Measurement|None=Non
     if t.device.type == 'cuda': peak, name = torch.cuda.max_memory_allocated(t.device), torch.cuda.get_device_name(t.device)
     else: peak, name = peak_memory(), t.device.type
     return dict(recipe=t.recipe.name, seed=t.recipe.train.seed, tiny=t.recipe.tiny, parameters=sum(p.numel() for p in t.model.parameters()),
-        steps=t.step, epochs=t.step / t.steps_per_epoch, tokens_seen=t.tokens, seconds=t.seconds, device=name,
+        steps=t.step, epochs=t.step / t.steps_per_epoch, tokens_seen=t.tokens, seconds=t.seconds, device=name if t.size == 1 else f'{t.size} x {name}',
         tokens_per_second=t.tokens / max(t.train_seconds, 1e-9), peak_memory=peak, best_epoch=t.best_epoch, claimed=t.recipe.claimed,
         validation=t.validation and t.validation.to_dict(), test=test and test.to_dict(), as_noted=as_noted,
         finished=stopped in ('epochs', 'max_steps', 'max_minutes', 'patience'), stopped=stopped)
@@ -347,12 +377,12 @@ def clock(trainer: Trainer):
 def fit(trainer: Trainer)->Run:
     "Train until the recipe says stop; every step, look and save is here."
     t, c = trainer, trainer.recipe.train
-    bar, saved, why = Progress(t.total, t.step, t.show), t.seconds, why_stop(t, False)
+    bar, saved, why = Progress(t.total, t.step, t.show), t.seconds, t.agree(why_stop(t, False))
     every = c.evaluate_every or t.steps_per_epoch
     t.model.train(); t.tic = time.perf_counter()
     with stop_when_asked() as ask:
         for group in (() if why else steps(t)):
-            nats, count, norm = train_step(t, group); t.nats, t.count = t.nats + nats, t.count + count; clock(t)
+            nats, count, norm = t.take(group); t.nats, t.count = t.nats + nats, t.count + count; clock(t)
             if (due := t.step % every == 0 or t.step == t.total) or t.step % c.log_every == 0:
                 mean = float(t.nats) / t.count; t.nats, t.count = 0., 0; clock(t)
                 if not math.isfinite(mean): diverged(t)
@@ -363,7 +393,7 @@ def fit(trainer: Trainer)->Run:
                 elif t.seconds - saved > 600: save(t)
                 if due or t.seconds - saved > 600: saved = t.seconds
                 t.tic = time.perf_counter()
-            if why := why_stop(t, ask.asked): break
+            if why := t.agree(why_stop(t, ask.asked)): break
     return finish(t, why or 'epochs')
 
 # %% ../nbs/12_training.ipynb #5ac856d9
@@ -391,16 +421,22 @@ def train(recipe: Recipe|str,          # a recipe, or its name
     return fit(Trainer(get_recipe(recipe) if isinstance(recipe, str) else recipe, out, show))
 
 # %% ../nbs/12_training.ipynb #4a9df6c3
+def load_model(path: str|Path,         # a run's folder
+               device: str='auto',     # where its weights go
+              )->tuple:                # (the model with the run's best weights, its tokenizer, its recipe)
+    "A trained model from its folder alone; the corpus may be elsewhere. Raises `RecordError` or `TrainingError` where the folder holds no such run."
+    run = Run.open(path); r = recipe_from_dict(run.config)
+    tokenizer = Tokenizer.from_dict(read_json(run.path/'tokenizer.json'))
+    model = r.model.build(tokenizer.types).to(pick_device(device))
+    load_weights(model, run.load('best')[0], str(path))
+    return model, tokenizer, r
+
 def load_run(path: str|Path,           # a run's folder
              device: str='auto',
             )->tuple:                  # (the model with the run's best weights, its corpus in tokens, its recipe)
     "A trained model, and what it was trained on."
-    run = Run.open(path); r = recipe_from_dict(run.config)
-    tensors = run.load('best')[0]
-    data = tokenize_corpus(r.data.corpus, Tokenizer.from_dict(read_json(run.path/'tokenizer.json')))
-    model = r.model.build(data.types).to(pick_device(device))
-    load_weights(model, tensors, str(path))
-    return model, data, r
+    model, tokenizer, r = load_model(path, device)
+    return model, tokenize_corpus(r.data.corpus, tokenizer), r
 
 def evaluate_run(path: str|Path,       # a run's folder
                  split: str='test',    # train, validation or test

@@ -127,3 +127,14 @@ def test_results_stand_beside_what_counting_reaches():
     doors = [float(l.split('|')[8].replace(',', '')) for l in words]
     assert doors == sorted(doors, reverse=True) and any('Kneser-Ney, order 5' in l for l in words) and any('lstm-a' in l for l in words)
     assert len({l.count('|') for l in lines}) == 1
+
+
+def test_a_grid_that_is_interrupted_keeps_its_whole_runs_only(tmp_path, monkeypatch):
+    base, why = small('lstm-small', **{'train.max_steps': 4}), T.why_stop
+    one_factor(base, {'as it is': {}}, 1, tmp_path/'g.json')
+    monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == 2 else why(t, asked))
+    with pytest.raises(KeyboardInterrupt): one_factor(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path/'g.json')
+    monkeypatch.setattr(T, 'why_stop', why)
+    assert [r['setting'] for r in json.loads((tmp_path/'g.json').read_text())] == ['as it is']
+    rows = one_factor(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path/'g.json')
+    assert [(r['setting'], r['steps']) for r in rows] == [('as it is', 4), ('wider', 4)]

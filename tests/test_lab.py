@@ -137,14 +137,15 @@ def test_before_it_is_run_words_stand_for_a_widget(lab, alone):
     assert not alone.get_by_text('Error displaying widget').count() and not alone.locator('.lmw').count()
     lab.close(alone)
 
-# lesson 19, with a kernel
+# the playground, with a kernel
 
 def test_trained_models_under_the_hand(lab, alone):
     "Type a sentence and read what it costs; climb a rung; start a run, see its curve grow, stop it, and go on."
-    lab.open(alone, '19_playground')
+    lab.open(alone, '30_playground')
     assert not lab.run(alone)['errors']
     PICTURES.mkdir(parents=True, exist_ok=True)
     surprise, rungs, live = (alone.locator(f'.lmw-{name}').first for name in ('surprise', 'rungs', 'live'))
+    assert [w.locator('input[type=radio]:checked').count() for w in (surprise, alone.locator('.lmw-surprise').nth(1), rungs, live)] == [2, 2, 1, 1], 'each keeps its own choices'
     surprise.scroll_into_view_if_needed()
     first, field = agreed(lab, alone, surprise, 'surprise'), surprise.locator('[data-name=typed]')
     field.click(); field.fill(''); alone.keyboard.type('The cat sat on the mat .'); alone.keyboard.press('Enter')

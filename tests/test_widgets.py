@@ -1,11 +1,11 @@
 "The widgets: their arithmetic against the lessons', their traits, and each of them under mouse and keyboard on a page without a kernel."
 import functools, json, math, random, re, shutil, subprocess, sys
-from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
 from lmcourse import loss as L, perplexity as P
-from lmcourse.widgets import Averaging, Confidence, Doors, Tokenizers, Widget, WidgetError, _bundle
-from lmcourse.playground import SENTENCES, LiveRun, NetworkGuesser, Rungs, Surprise, cut, load_guesser, shade
+from lmcourse.widgets import Averaging, Confidence, Doors, Tokenizers, WidgetError
+from lmcourse.guessers import NetworkGuesser, load_guesser
+from lmcourse.playground import SENTENCES, LiveRun, Rungs, Surprise, shade
 from conftest import PICTURES, ROOT
 
 STATIC = ROOT/'lmcourse'/'static'
@@ -28,7 +28,7 @@ TRAINED = {'surprise': Surprise, 'rungs': Rungs, 'live': live}       # those tha
 ALL = MAKERS | TRAINED
 
 def page_of(widget, theme='light', furo=False, kernel=False):
-    "A page with one widget on it, as anywidget would show it, and a stand-in for its model; with `kernel`, what is saved goes to Python and what changes there comes back."
+    "A page with one widget on it, as anywidget would show it, and a stand-in for its model, whose keys are sorted as those of a stored notebook are; with `kernel`, what is saved goes to Python and what changes there comes back."
     synced = {k: v for k in widget.keys if not k.startswith('_') and isinstance(v := getattr(widget, k), (int, float, str, list, dict))}
     body = f'<body data-theme="{theme}">' if furo else '<body>'
     dark = 'body[data-theme=dark] { --color-foreground-primary: #cfd0d0; --color-foreground-secondary: #9ca0a5; --color-background-border: #303335; --color-background-secondary: #1a1c1e; --color-background-primary: #131416; background: #131416 }'
@@ -36,7 +36,7 @@ def page_of(widget, theme='light', furo=False, kernel=False):
 <style>:root {{ color-scheme: light dark; --jp-ui-font-color1: #111; }} {dark if furo else ':root { --jp-ui-font-color1: initial }'} body {{ margin: 12px }}</style><style>{widget._css}</style>{body}<div id="here"></div>
 <script type="module">
   import widget from './widget.js';
-  const state = {json.dumps(synced)}, heard = {{}}, kernel = {json.dumps(kernel)};
+  const state = {json.dumps(synced, sort_keys=True)}, heard = {{}}, kernel = {json.dumps(kernel)};
   let changed = {{}};
   window.model = {{ state, saves: 0, get: k => state[k],
     save_changes() {{ this.saves++; const sent = changed; changed = {{}}; if (kernel) python(sent).then(back => {{ for (const k in back) this.set(k, back[k]); changed = {{}}; }}); }},
@@ -276,6 +276,25 @@ def test_every_control_is_reached_by_keyboard_and_named(name, show):
     others = page.evaluate("() => [...document.querySelectorAll('input:enabled:not([type=radio]), button:enabled, select:enabled, textarea:enabled, [tabindex=\"0\"]')].length")
     assert len(seen) == groups + others
     assert page.locator('[role=status][aria-live=polite]').inner_text() and page.locator('.lmw-notice').inner_text().startswith('Notice:')
+
+@pytest.mark.parametrize('name, order', [('surprise', ['uniform', 'unigram', 'bigram', 'lstm']), ('rungs', ['uniform', 'unigram', 'bigram', 'lstm']), ('tokenizers', list(PIECES))])
+def test_what_has_an_order_keeps_it(name, order, show):
+    page = show(ALL[name]())
+    shown = page.locator('fieldset').first.locator('label') if name == 'surprise' else page.locator('tbody th')
+    assert [t.strip() for t in shown.all_inner_texts()] == order
+
+@pytest.mark.parametrize('name', ALL)
+def test_a_second_one_on_the_page_disturbs_nothing(name, show):
+    "Each brings a script of its own, as two outputs of a notebook do: what is chosen in the one stays chosen, and no name is given twice."
+    page = show(ALL[name]())
+    chosen = "() => [...document.querySelectorAll('#here input[type=radio]')].map(n => n.checked)"
+    before = page.evaluate(chosen)
+    page.evaluate("""async () => { const text = await (await fetch('widget.js')).text(), again = await import(URL.createObjectURL(new Blob([text], { type: 'text/javascript' })));
+        const el = document.createElement('div'); document.body.append(el); await again.default.render({ model, el }); }""")
+    settle(page)
+    assert page.evaluate(chosen) == before and page.locator('.lmw').count() == 2
+    ids = page.eval_on_selector_all('[id]', 'nodes => nodes.map(n => n.id)')
+    assert len(set(ids)) == len(ids)
 
 @pytest.mark.parametrize('name', ALL)
 def test_pictures(name, show):

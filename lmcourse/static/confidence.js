@@ -1,12 +1,12 @@
 // Confidence: the bars of a next-word distribution under the hand, and what they cost.
 import { entropy, crossEntropy, klDivergence, perplexity, temper, withShare } from './core.js';
-import { make, show, percent, number, put, figure, slider, place, frame } from './ui.js';
+import { make, show, percent, number, put, figure, slider, place, unique, frame } from './ui.js';
 
 function render({ model, el }) {
   const words = model.get('words'), T = () => model.get('temperature'), shown = () => temper(model.get('belief'), T());
   const { body, told, edit, run } = frame({ model, el }, { kind: 'confidence', title: 'How sure to be', keys: ['belief', 'truth', 'came', 'temperature'],
     notice: 'no bars do better in the long run than those that end at the marks; being sure is cheap when the word comes, and dear when it does not.' });
-  const group = `lmw-came-${Math.random().toString(36).slice(2)}`;
+  const group = unique('came');
   const rows = words.map((word, i) => {
     const bar = slider(`Belief in ${word}`, { min: 0, max: 1, step: 0.01, name: `belief-${i}` }, share => edit({ belief: temper(withShare(shown(), i, share), 1 / T()) }));
     const radio = make('input', { type: 'radio', name: group, 'aria-label': `${word} came`, 'data-name': `came-${i}`, onchange: () => edit({ came: word }) });

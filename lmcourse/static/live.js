@@ -10,7 +10,7 @@ const grouped = n => n.toLocaleString('en-GB');
 
 // Perplexity against tokens seen, both walls and all curves; what is off the top is drawn at the top.
 function drawRun(svg, curve, earlier, floors) {
-  const width = svg.clientWidth || 600, left = 40, narrow = width < 480, right = narrow ? 4 : 92, bottom = HEIGHT - 20, top = 18;
+  const width = svg.clientWidth || 600, left = 40, narrow = width < 480, right = narrow ? 4 : 104, bottom = HEIGHT - 20, top = 18;
   const points = [...curve.train, ...curve.validation, ...earlier.flatMap(e => e.points)], far = Math.max(20000, ...points.map(p => p[0]));
   const first = curve.validation[0][1], low = Math.log(Math.max(1, Math.exp(Math.min(floors.source ?? Infinity, floors.unigram, ...points.map(p => p[1]))) * 0.85)), high = Math.max(first, ...curve.validation.map(p => Math.min(p[1], first + 2))) + 0.1;
   const x = tokens => left + tokens / far * (width - left - right), y = nats => bottom - (Math.max(low, Math.min(nats, high)) - low) / (high - low) * (bottom - top);
@@ -48,7 +48,7 @@ function render({ model, el }) {
   const of = Object.fromEntries(['perplexity', 'train', 'step', 'tokens', 'lr', 'unigram', 'source'].map(n => [n, number(n)])), source = figure('the source', of.source, 'itself');
   const why = make('p', { class: 'lmw-why' }, 'Training needs a kernel behind this page, as in JupyterLab; here the run stands where it was left.');
   body.append(picture, made, make('div', { class: 'lmw-controls' }, go, anew), why, trouble, row('learning rate', lr, at), row('width', width, wide), corpus.field,
-    make('div', { class: 'lmw-figures lmw-six' }, figure('validation', of.perplexity, 'perplexity', 'lmw-main'), figure('training', of.train, 'perplexity'), figure('unigram', of.unigram, 'perplexity'), source, figure('step', of.step, 'of the optimizer'), figure('tokens', of.tokens, 'seen')),
+    make('div', { class: 'lmw-figures lmw-six' }, figure('validation', of.perplexity, 'perplexity', 'lmw-main'), figure('training', of.train, 'perplexity'), figure('unigram', of.unigram, 'perplexity'), source, figure('steps', of.step, 'made'), figure('tokens', of.tokens, 'at the last look')),
     make('span', { hidden: true }, of.lr));
 
   return run(() => {
@@ -67,8 +67,8 @@ function render({ model, el }) {
     if (running && now - tell.at < WORDS) return;             // a sentence at each step would be a torrent to whoever listens
     tell.at = now;
     const below = last[1] < floors.unigram;
-    told.textContent = `After ${grouped(curve.step)} steps the validation perplexity is ${show(doors(last[1]))}, ${below ? 'below' : 'above'} the unigram’s ${show(doors(floors.unigram))}` +
-      ('source' in floors ? `; the source itself has ${show(doors(floors.source))}` : '') + (stuck ? '. It cannot go on.' : running ? '. It is running.' : curve.step ? '. It stands still.' : '. Nothing has been learnt yet.');
+    told.textContent = `At the last look, after ${grouped(last[0])} tokens, the validation perplexity is ${show(doors(last[1]))}, ${below ? 'below' : 'above'} the unigram’s ${show(doors(floors.unigram))}` +
+      ('source' in floors ? `; the source itself has ${show(doors(floors.source))}` : '') + (stuck || running || curve.step ? `. At step ${grouped(curve.step)} it ${stuck ? 'cannot go on' : running ? 'is running' : 'stands still'}.` : '. Nothing has been learnt yet.');
   }, ['curve', 'earlier', 'floors', 'running', 'trouble', 'heard']);
 }
 export default { render };

@@ -1,15 +1,15 @@
 // Rungs: a rung of the ladder, what it scores, what it makes of one sentence, and how it goes on.
 import { perplexity, bitsPerByte, shade } from './core.js';
-import { make, show, number, put, button, slider, place, menu, writing, strip, shades, knocking, frame } from './ui.js';
+import { make, show, number, put, button, slider, place, menu, writing, strip, shades, unique, knocking, frame } from './ui.js';
 
 const priced = reading => reading.nats.map(x => x === null ? Infinity : x);
 const whole = xs => xs.reduce((a, b) => a + b, 0);
 
 function render({ model, el }) {
-  const ladder = model.get('ladder'), names = Object.keys(ladder), live = knocking(model), doorsOf = n => perplexity(ladder[n].nats, ladder[n].tokens);
+  const ladder = model.get('ladder'), live = knocking(model), doorsOf = n => perplexity(ladder[n].nats, ladder[n].tokens), names = Object.keys(ladder).sort((a, b) => doorsOf(b) - doorsOf(a));
   const { body, told, edit, done, run } = frame({ model, el }, { kind: 'rungs', title: 'The ladder', keys: ['rung', 'text', 'seed', 'temperature'],
     notice: 'going up, the dark tokens fade one after another, and what is written begins to hold together: first neighbours, then phrases.' });
-  const settle = values => { edit(values); done(); }, group = `lmw-rung-${Math.random().toString(36).slice(2)}`, most = Math.log(Math.max(...names.map(doorsOf)));
+  const settle = values => { edit(values); done(); }, group = unique('rung'), most = Math.log(Math.max(...names.map(doorsOf)));
   const rows = names.map(name => {
     const radio = make('input', { type: 'radio', name: group, 'aria-label': `${name}, perplexity ${show(doorsOf(name))}`, 'data-name': `rung-${name}`, onchange: () => edit({ rung: name }) });
     const doors = number(`perplexity-${name}`), bits = number(`bits_per_byte-${name}`), row = make('tr', {}, make('th', { scope: 'row' }, make('label', { class: 'lmw-word' }, radio, name)),

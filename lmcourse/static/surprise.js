@@ -24,7 +24,7 @@ function part(suffix, kind, chosen) {
     name.textContent = who; from.textContent = about.passport;
     offer(doors, `perplexity${suffix}`, compares ? perplexity(total, nats.length) : undefined); doorsOf.hidden = !compares;
     offer(bits, `bits_per_byte${suffix}`, reading.unknown ? undefined : bitsPerByte(total, reading.bytes));
-    bitsOf.lastChild.textContent = reading.unknown ? ` bits per byte: ${reading.unknown} of its tokens are unknown to it` : ' bits per byte';
+    bitsOf.lastChild.textContent = reading.unknown ? ` bits per byte: ${reading.unknown} of its tokens ${reading.unknown > 1 ? 'are' : 'is'} unknown to it` : ' bits per byte';
     tokens.set(reading.pieces, nats, i);
     offer(cost, `surprise${suffix}`, nats[i]); offer(soFar, `so_far${suffix}`, compares ? running(nats)[i] : undefined); soFarOf.hidden = !compares;
     asked.textContent = `${who} expected`;
@@ -51,12 +51,12 @@ function drawCurve(svg, curves, i, n) {
 }
 
 function render({ model, el }) {
-  const names = Object.keys(model.get('about')), live = knocking(model);
+  const names = model.get('names'), live = knocking(model);
   const { body, told, edit, done, run } = frame({ model, el }, { kind: 'surprise', title: 'What a text costs', keys: ['text', 'model', 'against', 'at'],
     notice: 'a few dark tokens pay most of the bill. Look at what was expected in their place, and at which of them the better model is dark too.' });
   const settle = values => { edit(values); done(); }, pick = at => settle({ at });
   const texts = menu('A prepared text', model.get('texts'), 'a text of your own', text => settle({ text, at: 0 })), typed = writing(model.get('longest'), text => settle({ text, at: 0 }));
-  const who = choice('Read by', Object.fromEntries(names.map(n => [n, n])), value => edit({ model: value })), beside = choice('beside', Object.fromEntries([...names.map(n => [n, n]), ['', 'nobody']]), value => edit({ against: value }));
+  const who = choice('Read by', Object.fromEntries(names.map(n => [n, n])), value => edit({ model: value })), beside = choice('Beside it', Object.fromEntries([...names.map(n => [n, n]), ['', 'nobody']]), value => edit({ against: value }));
   // a token of the second model's strip is looked at through the first model's token at the same characters
   const through = i => { const both = model.get('readings')[model.get('text')]; if (both) pick(reaching(both[model.get('model')], both[model.get('against')].ends[i])); };
   const first = part('', 'lmw-one', pick), second = part('_against', 'lmw-two', through), note = make('p', { class: 'lmw-why' });

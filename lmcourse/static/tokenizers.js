@@ -1,12 +1,12 @@
 // Tokenizers: one text and its total surprise, cut in several ways.
 import { perplexity, bitsPerByte } from './core.js';
-import { make, show, number, put, slider, place, frame } from './ui.js';
+import { make, show, number, put, slider, place, unique, frame } from './ui.js';
 
 function render({ model, el }) {
-  const pieces = model.get('pieces'), names = Object.keys(pieces), bytes = model.get('bytes');
+  const pieces = model.get('pieces'), names = Object.keys(pieces).sort((a, b) => pieces[a].length - pieces[b].length), bytes = model.get('bytes');
   const { body, told, edit, run } = frame({ model, el }, { kind: 'tokenizers', title: 'One text, several cuts', keys: ['nats', 'tokenizer'],
     notice: 'finer cuts need fewer doors for each piece, with the same knowledge of the text; the bits per byte do not move.' });
-  const group = `lmw-cut-${Math.random().toString(36).slice(2)}`;
+  const group = unique('cut');
   const hand = slider('Total surprise of the text', { min: 0, max: Math.ceil(3 * bytes), step: 0.5, name: 'nats' }, nats => edit({ nats }));
   const total = number('nats'), perByte = number('bits_per_byte'), cut = make('div', { class: 'lmw-cut', role: 'img' });
   const rows = names.map(name => {

@@ -39,10 +39,12 @@ export function figure(label, node, unit, kind = '') {
 
 export const button = (text, onclick, more = {}) => make('button', { type: 'button', class: 'lmw-button', onclick, ...more }, text);
 
-let count = 0;
+// A name that no other widget of the page has: each brings its own copy of this script, so counting would give the same numbers twice.
+export const unique = kind => `lmw-${kind}-${Math.random().toString(36).slice(2)}`;
+
 // Native radio buttons as a row of choices; `chosen` is told the value.
 export function choice(legend, options, chosen) {
-  const name = `lmw-choice-${++count}`;
+  const name = unique('choice');
   const inputs = Object.entries(options).map(([value, text]) => {
     const input = make('input', { type: 'radio', name, value, onchange: () => chosen(value) });
     return [input, make('label', { class: 'lmw-choice' }, input, make('span', {}, text))];
@@ -131,9 +133,8 @@ export function writing(longest, given) {
 }
 
 // Tokens in a row, the darker the dearer; with `chosen` they can be picked by a click or by the arrow keys.
-let strips = 0;
 export function strip(label, shade, chosen) {
-  const id = `lmw-strip-${++strips}`, node = make('div', { class: 'lmw-strip', ...(chosen ? { role: 'listbox', tabindex: 0, 'aria-orientation': 'horizontal', 'data-lm-suppress-shortcuts': 'true' } : { role: 'img' }) });
+  const id = unique('strip'), node = make('div', { class: 'lmw-strip', ...(chosen ? { role: 'listbox', tabindex: 0, 'aria-orientation': 'horizontal', 'data-lm-suppress-shortcuts': 'true' } : { role: 'img' }) });
   let spans = [], at = 0, shown = '';
   if (chosen) {
     node.addEventListener('click', e => { const i = spans.indexOf(e.target.closest('.lmw-token')); if (i >= 0) chosen(i); });
