@@ -143,6 +143,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'lmcourse.cli.cmd_bench': ('command_line.html#cmd_bench', 'lmcourse/cli.py'),
                               'lmcourse.cli.cmd_compare': ('command_line.html#cmd_compare', 'lmcourse/cli.py'),
                               'lmcourse.cli.cmd_eval': ('command_line.html#cmd_eval', 'lmcourse/cli.py'),
+                              'lmcourse.cli.cmd_generate': ('command_line.html#cmd_generate', 'lmcourse/cli.py'),
                               'lmcourse.cli.cmd_ladder': ('command_line.html#cmd_ladder', 'lmcourse/cli.py'),
                               'lmcourse.cli.cmd_list': ('command_line.html#cmd_list', 'lmcourse/cli.py'),
                               'lmcourse.cli.cmd_publish': ('command_line.html#cmd_publish', 'lmcourse/cli.py'),

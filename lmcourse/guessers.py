@@ -22,7 +22,7 @@ from .record import Run, load_tensors, read_json, save_tensors, table, write_jso
 from .recipes import Data, Optim, Recipe, Train, override, recipe, recipe_from_dict
 from .train import evaluate, load_model, load_weights, weights
 from .tuned import Tuned
-import lmcourse.awd_lstm, lmcourse.ladder, lmcourse.recurrent
+import lmcourse.awd_lstm, lmcourse.ladder, lmcourse.recurrent, lmcourse.transformer
 
 # %% ../nbs/29_guessers.ipynb #de222682
 class GuesserError(LMCourseError):

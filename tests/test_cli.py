@@ -160,3 +160,23 @@ def test_the_ladder_command(lm, tmp_path):
     r = json.loads(lm('ladder', 'markov', '--max-steps', 3, '--out', 'ladder', '--json').stdout)
     assert [x['rung'] for x in r['rungs']] == ['uniform', 'unigram', 'bigram', 'Kneser-Ney 5-gram', 'LSTM', 'GRU']
     assert (tmp_path/r['figure']).read_bytes()[:4] == b'\x89PNG'
+
+def test_generate(lm, made):
+    "One object; or the text as it grows, and nothing else on standard output. The same words, the same text, in any process."
+    path, words = made[0], ['nevu kafo', '--tokens', 30, '--device', 'cpu']
+    r = lm('generate', path, *words, '--json'); a = json.loads(r.stdout)
+    assert list(a) == ['text', 'tokens', 'perplexity'] and r.stderr == '' and a['tokens'] == 30 and a['perplexity'] > 1 and a['text'].startswith('nevu kafo ')
+    r = lm('generate', path, *words); assert r.stdout == a['text'] + '\n' and r.stderr == ''
+    g, z, cold, other = (json.loads(lm('generate', path, *words, *more, '--json').stdout) for more in (['--greedy'], ['--temperature', 0, '--seed', 3], ['--top-k', 1, '--top-p', .9, '--min-p', .1], ['--seed', 1]))
+    assert g == z == cold and other['text'] != a['text'] and g['perplexity'] < a['perplexity']
+    assert lm('generate', path, '--tokens', 4, '--penalty', 1.2).stdout.count(' ') <= 4
+
+def test_generate_tells_what_it_does_not_know(lm, made):
+    r = lm('generate', made[0], 'the nevu cat', '--tokens', 3, '--json')
+    assert r.stderr == "lmcourse: not in the vocabulary of this run, and read as <unk>: 'the', 'cat'\n" and json.loads(r.stdout)['text'].startswith('the nevu cat ')
+
+@pytest.mark.parametrize('words, told', [('--temperature -1', '0 or more'), ('--top-k 0', 'at least one'), ('--top-p 0', '(0, 1]'), ('--top-p 1.1', '(0, 1]'), ('--min-p 2', '(0, 1]'), ('--penalty 0', 'above 0'), ('--tokens 0', 'at least one token'), ('--seed -4', 'from 0 on'), ('--device cuda:9', 'no device')])
+def test_texts_that_cannot_be_written(lm, made, words, told): assert told in sentence(lm('generate', made[0], 'nevu', *words.split(), status=2))
+
+def test_generate_wants_a_run(lm, tmp_path):
+    assert 'holds no run' in sentence(lm('generate', 'nowhere', 'a', status=2)) and 'usage: lmcourse' in lm('generate', status=2).stderr and 'invalid int' in lm('generate', 'x', '--top-k', 'few', status=2).stderr
