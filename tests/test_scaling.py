@@ -60,6 +60,14 @@ def test_the_shorter_text_is_all_that_is_read(monkeypatch):
     measured(base(**{'train.epochs': 7}), unique=128)
     assert seen == set(ids[0].tolist())
 
+def test_a_run_that_is_stopped_has_the_rate_of_the_whole(monkeypatch):
+    rates, step = [], S.train_step
+    def watch(t, group): found = step(t, group); rates.append(t.optimizer.param_groups[0]['lr']); return found
+    monkeypatch.setattr(S, 'train_step', watch)
+    whole = measured(base()); first, rates[:] = rates[:], []
+    half = measured(base(), stop=3)
+    assert rates == first[:3] and half['steps'] == 3 and half['nats'] != whole['nats'] and 2 * half['flops'] == whole['flops']
+
 def test_a_loss_that_is_no_number_stops_at_once():
     with pytest.raises(Diverged, match='step [1-9]+ of 60'): measured(base(**{'optim.lr': 1e12, 'train.max_steps': 60}))
 
@@ -210,17 +218,18 @@ def test_nothing_is_foretold_of_what_is_there(tmp_path, monkeypatch):
 
 # ---- the record
 
-RECORD = read_json(Path(S.__file__).parent/'records'/'scaling.json') if (Path(S.__file__).parent/'records'/'scaling.json').exists() else []
+RECORD = read_json(Path(S.__file__).parent/'records'/'scaling.json')
 
 def test_the_record_is_of_runs_whose_counts_are_right():
     wiki = override(get_recipe('scaling-small'), {'data.corpus': 'wikitext-2-raw', 'data.tokenizer': 'bpe:1024'})
-    assert {r['kind'] for r in RECORD} == {'rate', 'passes', 'grid', 'prediction', 'larger'}
+    assert {r['kind'] for r in RECORD} == {'rate', 'grid', 'seeds', 'prediction', 'larger', 'passes', 'stopped', 'batch', 'counting'}
     for r in RECORD:
-        if r['kind'] == 'prediction': continue
+        if r['kind'] in ('prediction', 'counting'): continue
         recipe = override(wiki, {k: v for k, v in r['changes'].items() if k not in ('unique', 'stop')})
-        assert r['parameters'] == parameters(recipe) and r['tokens'] == r['steps'] * 1024 == recipe.train.max_steps * 1024
-        assert r['flops'] == pytest.approx(training_flops(recipe.model, 1024, 128) * r['tokens'])
-        if r['kind'] in ('grid', 'larger', 'rate'): assert r['unique'] == r['tokens']
+        d, stop = recipe.data, r['changes'].get('stop', recipe.train.max_steps)
+        assert r['parameters'] == parameters(recipe) and r['steps'] == stop and 0 <= stop * d.batch * d.length - r['tokens'] < d.length     # the text's last window is short
+        assert r['flops'] == pytest.approx(training_flops(recipe.model, 1024, 128) * r['tokens'], rel=1e-5)
+        assert r['unique'] == r['changes'].get('unique', r['tokens'])
 
 def test_the_record_has_its_prediction_before_the_run_and_from_the_grid_alone():
     kinds = [r['kind'] for r in RECORD]
