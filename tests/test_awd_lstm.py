@@ -159,7 +159,7 @@ def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
     drawn = [varied(70)(0, 0, k) for k in range(4000)]; assert sum(drawn) / 4000 == pytest.approx(68.25, abs=.6) and min(drawn) >= 5
 
 @pytest.mark.parametrize('change, told', [({'data.lengths': 'vary'}, "'equal' or 'varied', got 'vary'"), ({'data.batches': 'windows'}, 'data.lengths is for lanes'), ({'data.shift': True}, 'data.lengths is for lanes'),
-                                          ({'optim.optimizer': 'asgd'}, "or 'nt-asgd', got 'asgd'"), ({'model.words': 1}, 'model.words lies in'), ({'model.ar': -1}, 'model.ar is at least 0')])
+                                          ({'optim.optimizer': 'asgd'}, "'nt-asgd'.*, got 'asgd'"), ({'model.words': 1}, 'model.words lies in'), ({'model.ar': -1}, 'model.ar is at least 0')])
 def test_requests_that_cannot_be_met(change, told):
     with pytest.raises(RecipeError, match=told): override(get_recipe('awd-lstm'), change)
 
