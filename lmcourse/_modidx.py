@@ -255,7 +255,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lmcourse.guessers._count_here': ('guessers.html#_count_here', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers._counted': ('guessers.html#_counted', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers._counts': ('guessers.html#_counts', 'lmcourse/guessers.py'),
-                                   'lmcourse.guessers._draw': ('guessers.html#_draw', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers._first': ('guessers.html#_first', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers._halved': ('guessers.html#_halved', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers._likeliest': ('guessers.html#_likeliest', 'lmcourse/guessers.py'),

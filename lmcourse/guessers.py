@@ -8,6 +8,7 @@ __all__ = ['LONGEST', 'RUNGS', 'GuesserError', 'cut', 'Reading', 'passport', 'Gu
 
 # %% ../nbs/29_guessers.ipynb #7be96773
 import functools, io, math, re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -22,6 +23,7 @@ from .record import Run, load_tensors, read_json, save_tensors, table, write_jso
 from .recipes import Data, Optim, Recipe, Train, override, recipe, recipe_from_dict
 from .train import evaluate, load_model, load_weights, weights
 from .tuned import Tuned
+from .generate import draw, temperature as tempered, window_start
 import lmcourse.awd_lstm, lmcourse.ladder, lmcourse.recurrent, lmcourse.transformer
 
 # %% ../nbs/29_guessers.ipynb #de222682
@@ -75,12 +77,6 @@ def _likeliest(log_V, k):
     some = np.argpartition(-log_V, min(k, len(log_V) - 1))[:k]
     return [(int(i), float(np.exp(log_V[i]))) for i in some[np.lexsort((some, -log_V[some]))]]
 
-def _draw(log_V, temperature, rng):
-    "An id drawn from tempered probabilities."
-    if not temperature: return int(log_V.argmax())
-    below_V = np.exp((log_V - log_V.max()) / temperature).cumsum()
-    return int(np.searchsorted(below_V, rng.random() * below_V[-1], side='right'))
-
 def passport(m: Measurement|None)->str:
     "Where a number comes from, in a line."
     if m is None: return 'never measured'
@@ -91,7 +87,7 @@ def passport(m: Measurement|None)->str:
 # %% ../nbs/29_guessers.ipynb #12acf8d5
 LONGEST = 4000                # tokens that are read at once
 
-class Guesser:
+class Guesser(ABC):
     "Anything that guesses the next token: it reads a text and says what each token cost, and it writes."
     def __init__(self,
                  name: str,                      # as it is shown
@@ -104,12 +100,12 @@ class Guesser:
         self.before = ends[0] if len(ends) == 1 else tokenizer.first_id
 
     def __repr__(self): return f'{type(self).__name__} {self.name!r}: {passport(self.measured)}'
+    @abstractmethod
     def log_probs(self, ids: Sequence)->Iterator[np.ndarray]: # some rows (n, V) at a time
         "Row i: the logarithms of all types' probabilities, given the line's end and ids[:i]."
-        raise NotImplementedError
+    @abstractmethod
     def listen(self)->Callable:   # a function: the next id -> the logarithms (V,) of what may follow it
         "For writing: tell it a token, and it says what it expects then."
-        raise NotImplementedError
 
     def line(self, text: str)->str:
         "The text as a line of the corpus would be."
@@ -152,7 +148,7 @@ class Guesser:
         rng, hear, out = np.random.default_rng(seed), self.listen(), []
         for i in [self.before, *cut(self.tokenizer, self.line(prompt))[0]]: log_V = hear(i)
         for k in range(n):
-            out.append(_draw(log_V, temperature, rng))
+            out.append(int(draw(tempered(torch.from_numpy(log_V), temperature), torch.tensor(rng.random()))))
             if k < n - 1: log_V = hear(out[-1])
         return self.tokenizer.decode(out)
 
@@ -190,14 +186,19 @@ class NetworkGuesser(Guesser):
         logits_1TV, state = self.model.logits(torch.tensor([ids], device=device), state)
         return logits_1TV[0].double().log_softmax(-1).cpu().numpy(), state
     def log_probs(self, ids):
-        x, state = [self.before, *ids[:-1]], None
-        for k in range(0, len(x), 128): log_TV, state = self._log(x[k:k + 128], state); yield log_TV
+        x, at, start, state = [self.before, *ids[:-1]], 0, 0, None
+        while at < len(x):
+            new = window_start(at + 1, self.model.context)
+            first, state = (at, state) if new == start else (new, None)       # a context that is full: its newest half is read anew
+            start, stop = new, min(len(x), at + 128, new + (self.model.context or len(x)))
+            log_TV, state = self._log(x[first:stop], state); yield log_TV[at - first:]; at = stop
     def listen(self):
-        state = None
+        heard, start, state = [], 0, None
         def hear(i):
-            nonlocal state
-            log_TV, state = self._log([i], state)
-            return log_TV[0]
+            nonlocal start, state
+            heard.append(i); new = window_start(len(heard), self.model.context)
+            log_TV, state = self._log([i], state) if new == start else self._log(heard[new:], None)
+            start = new; return log_TV[-1]
         return hear
 
 # %% ../nbs/29_guessers.ipynb #12e693e9

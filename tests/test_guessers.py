@@ -6,6 +6,7 @@ import pytest, torch
 from lmcourse import guessers as G
 from lmcourse.guessers import (LONGEST, CountingGuesser, GuesserError, NetworkGuesser, cut, guesser_from_run, load_guesser, load_guessers,
                                measurements, ship)
+from lmcourse.generate import surprise
 from lmcourse.loss import LMCourseError
 from lmcourse.ngram import KneserNey, NgramError, Uniform, from_arrays, score, to_arrays
 from lmcourse.perplexity import bits_per_byte, perplexity
@@ -14,6 +15,7 @@ from lmcourse.record import load_tensors
 from lmcourse.text import Corpus, CorpusError, have_corpus, load_corpus
 from lmcourse.tokens import TokenSplit, WordTokenizer, count_words, have_gpt2, tokenize_corpus, train_bpe
 from lmcourse.train import evaluate, load_model, load_run, load_weights, train
+from lmcourse.transformer import Transformer
 from lmcourse.tuned import Tuned
 
 ROWS = [' The cat sat on the mat . \n', '', ' The dog — “naïve” — sat , too . \n', ' = Cats = \n', 'the end without a space\n', '日本 and\ttabs \n'] * 30
@@ -107,7 +109,7 @@ def test_drawn_as_often_as_expected(data):
     "Over many seeds the first token written comes with its probability."
     g = counting(data); hear = g.listen(); p_V = np.exp(hear(g.before)); n = 2000
     rng, seen = np.random.default_rng(0), np.zeros(data.types)
-    for _ in range(n): seen[G._draw(np.log(p_V), 1., rng)] += 1
+    for _ in range(n): seen[int(G.draw(G.tempered(torch.from_numpy(np.log(p_V)), 1.), torch.tensor(rng.random())))] += 1
     top = p_V.argsort()[-3:]
     assert np.all(np.abs(seen[top] - n * p_V[top]) < 5 * np.sqrt(n * p_V[top]))
 
@@ -252,3 +254,19 @@ def test_no_widget_comes_along():
     code = "import sys; sys.modules['anywidget'] = None\nfrom lmcourse.guessers import load_guesser\nprint(load_guesser('bigram').read('The film').tokens, 'lmcourse.widgets' in sys.modules)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.split() == ['2', 'False'], r.stderr
+
+
+@pytest.mark.parametrize('context', [8, 15, 300])
+def test_a_context_that_is_full_is_read_as_it_is_in_writing(context):
+    torch.manual_seed(0)
+    words = tokenize_corpus('stdlib').tokenizer
+    model = Transformer(16, 2, 32, 2, context, 0., positions='rotary').build(words.types)
+    with torch.no_grad():
+        for p in model.parameters(): p.add_(.1 * torch.randn_like(p))
+    g = NetworkGuesser('small', words, model)
+    ids = torch.randint(words.types, (200,)).tolist()
+    want = surprise(model, ids, g.before)
+    rows = [row_V for block in g.log_probs(ids) for row_V in block]
+    assert [-row_V[i] for i, row_V in zip(ids, rows, strict=True)] == pytest.approx(want, abs=1e-4)
+    hear = g.listen()
+    assert [-hear(i)[j] for i, j in zip([g.before, *ids], ids)] == pytest.approx(want, abs=1e-4)
