@@ -186,7 +186,7 @@ def _loss(trainer: Trainer, x_BT, y_BT):
     t = trainer
     with torch.autocast(t.device.type, torch.bfloat16) if t.low else nullcontext():
         h_BTD, state = t.forward(x_BT.to(t.device), t.state)
-    if t.recipe.data.batches == 'lanes': t.state = detach(state)
+    if t.model.carries and t.recipe.data.batches == 'lanes': t.state = detach(state)
     precision = None if t.recipe.train.precision == 'auto' else t.recipe.train.precision
     own = getattr(t.model, 'training_loss', None)
     return own(h_BTD, y_BT, precision) if own else fused_cross_entropy(h_BTD, t.model.head.weight, t.model.head.bias, y_BT, precision=precision)

@@ -267,11 +267,12 @@ def orthogonal(m: torch.Tensor,  # a matrix
 
 # %% ../nbs/20_transformer.ipynb #0f729b2b
 class Muon(torch.optim.Optimizer):
-    "Muon for the matrices inside the blocks, AdamW for the table, the head and all vectors; the latter two without weight decay on vectors."
+    "Muon for the matrices inside the blocks, AdamW for the table, the head and all vectors; no weight decay on vectors. Raises `RecipeError` for a model without blocks."
     def __init__(self,
                  model: nn.Module,     # one with `blocks`
                  optim: Optim,         # lr, weight_decay; betas are AdamW's
                  momentum: float=.95): # of the averaged gradient
+        if not hasattr(model, 'blocks'): raise RecipeError(f'Muon steps along the matrices of blocks, and a {type(model).__name__} has none: set optim.optimizer to adamw')
         mine = [p for p in model.blocks.parameters() if p.ndim == 2]; ids = set(map(id, mine))
         super().__init__([dict(params=mine, matrix=True), dict(params=[p for p in model.parameters() if id(p) not in ids], matrix=False)],
                          dict(lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, momentum=momentum))

@@ -142,3 +142,11 @@ def test_the_small_twins_learn(name, tmp_path):
     s = train(tiny(get_recipe(name), 'markov'), tmp_path/'run', show=False).summary
     v = s['validation']
     assert s['steps'] == 50 and v['context'] == 35 and not v['carried'] and v['perplexity'] < .75 * v['types']
+
+def test_muon_says_which_models_it_is_for(tmp_path):
+    with pytest.raises(RecipeError, match='RecurrentLM has none: set optim.optimizer to adamw'): train(override(tiny(get_recipe('lstm-a'), 'markov'), {'optim.optimizer': 'muon'}), tmp_path/'run', show=False)
+
+def test_in_lanes_a_model_that_carries_nothing_begins_anew_in_every_batch(tmp_path):
+    r = override(tiny(get_recipe('chinchilla-1'), 'markov'), {'data.batches': 'lanes', 'train.max_steps': 4})
+    s = train(r, tmp_path/'run', show=False).summary
+    assert s['steps'] == 4 and not s['validation']['carried'] and s['validation']['context'] == 35
