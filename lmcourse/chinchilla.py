@@ -6,7 +6,7 @@
 __all__ = ['CONFOUNDS', 'chinchilla_small']
 
 # %% ../nbs/23_chinchilla.ipynb #04192aff
-from .recipes import Recipe, get_recipe, override, recipe
+from .recipes import Data, Optim, Recipe, Train, recipe
 from .transformer import Transformer
 
 # %% ../nbs/23_chinchilla.ipynb #5378827d
@@ -15,8 +15,8 @@ def chinchilla_small():
     """The model and the settings of the fourth note's first two experiments on the embedded text, two passes: the place from which its third is reached one change at a time.
 
     `lmcourse run chinchilla-small`."""
-    return override(Recipe('chinchilla-small', Transformer(16, 2, 64, 2, dropout=.3)), {'data.corpus': 'stdlib', 'data.tokenizer': 'bpe:2048', 'data.batches': 'windows', 'data.length': 128,
-        'data.batch': 8, 'optim.weight_decay': 0.1, 'model.context': 128, 'train.epochs': 2, 'train.log_every': 50})
+    return Recipe('chinchilla-small', Transformer(16, 2, 64, 2, 128, dropout=.3), Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
+                  Optim(weight_decay=0.1), Train(epochs=2))
 
 _WIDE, _DEEP = {'model.width': 128, 'model.heads': 8, 'model.hidden': 512}, {'model.layers': 4}
 CONFOUNDS = {
