@@ -4,20 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
+from architectures import MODELS, V, Window
+from lmcourse.recurrent import Recurrent
 import lmcourse.adapt as D
 from lmcourse.adapt import AdaptError, DynamicEvaluation, NeuralCache, Reader, adapt_run, best, evaluate_reader, evaluate_run_adapted, gradient_rms, recall, stream, tune, tune_cache
-from lmcourse.awd_lstm import AWD
 from lmcourse.cli import main
 from lmcourse.perplexity import Measurement, compare
 from lmcourse.recipes import get_recipe, tiny
 from lmcourse.record import read_json, write_json
-from lmcourse.recurrent import Recurrent
 from lmcourse.tokens import tokenize_corpus
 from lmcourse.train import evaluate, train
-from lmcourse.tuned import Tuned
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
-V, IDS = 40, np.random.default_rng(0).integers(40, size=400)
+IDS = np.random.default_rng(0).integers(V, size=400)
 
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
@@ -32,15 +31,6 @@ def made(tmp_path_factory, corpus):
 
 @pytest.fixture
 def run(made, tmp_path): shutil.copytree(made, tmp_path/'run'); return tmp_path/'run'
-
-class Window(nn.Module):
-    "A model with a context and no state: the mean of what stands in its window so far."
-    carries, context = False, 16
-    def __init__(self): super().__init__(); self.embedding, self.head = nn.Embedding(V, 8), nn.Linear(8, V)
-    def forward(self, x_BT, state=None): e = self.embedding(x_BT); return e.cumsum(1) / torch.arange(1, x_BT.shape[1] + 1, device=x_BT.device)[:, None], None
-
-MODELS = {'elman': lambda: Recurrent('elman', 8, 12, 1).build(V), 'lstm': lambda: Recurrent('lstm', 8, 12, 2, around=.5).build(V), 'gru, tied': lambda: Tuned('gru', 8, 12).build(V),
-          'awd-lstm': lambda: AWD(embedding=8, hidden=12).build(V), 'window': Window}
 
 def built(name, device='cpu'): torch.manual_seed(0); return MODELS[name]().to(device)
 

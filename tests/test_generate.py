@@ -4,29 +4,20 @@ from contextlib import closing
 from itertools import islice
 import numpy as np, pytest, torch
 from torch import nn
+from architectures import MODELS, V
 import lmcourse.chinchilla, lmcourse.recurrent
-from lmcourse.awd_lstm import AWD
 from lmcourse.generate import (GenerateError, Sampling, Writing, distinct, draw, draws, generate, greedy, min_p, prompt_ids, repetition, repetition_penalty,
                                stream, surprise, temperature, top_k, top_p, window_start)
 from lmcourse.recurrent import Recurrent
 from lmcourse.tokens import WordTokenizer, train_bpe, train_whitespace
 from lmcourse.transformer import Transformer
-from lmcourse.tuned import Tuned
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
-V, INF = 40, math.inf
+INF = math.inf
 P = torch.tensor([.15, .40, .01, .25, .10, .05, .03, .01], dtype=torch.float64)
 kept = lambda x: x.isfinite().nonzero().flatten().tolist()
 
-class Window(nn.Module):
-    "A model with a context and no state: the mean of what stands in its window so far."
-    carries, context = False, 16
-    def __init__(self): super().__init__(); self.embedding, self.head = nn.Embedding(V, 8), nn.Linear(8, V)
-    def forward(self, x_BT, state=None): e = self.embedding(x_BT); return e.cumsum(1) / torch.arange(1, x_BT.shape[1] + 1, device=x_BT.device)[:, None], None
-
-MODELS = {'elman': lambda: Recurrent('elman', 8, 12, 1).build(V), 'lstm': lambda: Recurrent('lstm', 8, 12, 2, around=.5).build(V), 'gru, tied': lambda: Tuned('gru', 8, 12).build(V),
-          'awd-lstm': lambda: AWD(embedding=8, hidden=12).build(V), 'window': Window, 'decoder': lambda: Transformer(16, 2, 32, 2, 16, .3).build(V),
-          'rotary': lambda: Transformer(16, 2, 32, 2, 15, positions='rotary', norm='rms', activation='swiglu', qk_norm=True).build(V), 'one': lambda: Transformer(16, 2, 32, 1, 1).build(V)}
+MODELS = MODELS | {'rotary': lambda: Transformer(16, 2, 32, 2, 15, positions='rotary', norm='rms', activation='swiglu', qk_norm=True).build(V), 'one': lambda: Transformer(16, 2, 32, 1, 1).build(V)}
 HOW = [Sampling(0), Sampling(), Sampling(.8, top_p=.9, penalty=1.3), Sampling(1.2, top_k=20, min_p=.1)]
 PROMPTS = [[5, 6, 7], [], list(range(2, 32)), [9] * 8]      # the third is longer than any context here
 
