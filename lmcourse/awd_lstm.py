@@ -132,10 +132,11 @@ class AWD(Tuned):
     tied: bool=True        # False: a head of its own
     ar: float=2.0          # strength of activation regularisation
     tar: float=1.0         # strength of temporal activation regularisation
+    grow: float=0.         # share of the run in which all of these grow, from a quarter to their full strength; 0: full from the start
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('words', 'weights'):
+        for name in ('words', 'weights', 'grow'):
             if not 0 <= getattr(self, name) < 1: raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
         for name in ('ar', 'tar'):
             if getattr(self, name) < 0: raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
@@ -154,12 +155,23 @@ class AWDLM(TunedLM):
         if not c.tied: self.head.weight = nn.Parameter(self.head.weight.detach().clone())
         self.layers = nn.ModuleList(WeightDrop(layer, c.weights) for layer in self.layers)
         self.inputs, self.between, self.outputs = dropout(c.inputs), dropout(c.between), Watched(dropout(c.outputs))
+        self.strength = 1.
+
+    def come_to(self,
+                done: float):      # share of the run that is behind, in [0, 1)
+        "Set every part to its strength at that point of a run: k quarters in the k-th quarter of the time in which they grow."
+        c = self.config
+        self.strength = s = min(4, 1 + int(4 * done / c.grow)) / 4 if c.grow else 1.
+        self.embedding.drop = s * c.words
+        for layer in self.layers: layer.drop = s * c.weights
+        for part, full in ((self.inputs, c.inputs), (self.between, c.between), (self.outputs.dropout, c.outputs)):
+            setattr(part, 'drop' if c.locked else 'p', s * full)
 
     def penalty(self)->torch.Tensor: # in nats per token, as it were; asked for once after each call in training
         "AR and TAR of the last call."
         if self.outputs.seen is None: return self.head.bias.new_zeros(())
         (raw_BTD, out_BTD), self.outputs.seen = self.outputs.seen, None
-        return self.config.ar * activation_penalty(out_BTD) + self.config.tar * slowness_penalty(raw_BTD)
+        return self.strength * (self.config.ar * activation_penalty(out_BTD) + self.config.tar * slowness_penalty(raw_BTD))
 
 # %% ../nbs/17_awd_lstm.ipynb #3ad83733
 def varied(length: int     # tokens of a batch, about
@@ -249,11 +261,11 @@ def awd_lstm_fast():
 
 @recipe
 def awd_lstm_small():
-    """AWD-LSTM for a laptop: 512 and 232 wide, two layers, under ten million parameters, a sampled softmax, milder dropout, AdamW and half a cosine, 14 passes.
+    """AWD-LSTM for a laptop: 512 and 232 wide, two layers, under ten million parameters, a sampled softmax, milder parts that grow while it learns, AdamW and half a cosine, 16 passes.
 
     `lmcourse run awd-lstm-small`."""
-    model = AWD(embedding=232, hidden=512, layers=2, inputs=0.25, between=0.2, outputs=0.3, weights=0.2, words=0.02, ar=1., tar=0.5, often=1536, others=1024, zipf=True, scaled=True)
-    return Recipe('awd-lstm-small', model, Data(length=70, batch=20, **_varied), Optim(lr=2.5e-3, warmup=200, **(_cosine | dict(weight_decay=0.04))), Train(epochs=14, evaluate_every=4479))
+    model = AWD(embedding=232, hidden=512, layers=2, inputs=0.25, between=0.2, outputs=0.3, weights=0.15, words=0.02, ar=0.25, tar=0.25, grow=0.5, often=1536, others=1024, zipf=True, scaled=True)
+    return Recipe('awd-lstm-small', model, Data(length=70, batch=32, **_varied), Optim(lr=3e-3, warmup=200, **(_cosine | dict(weight_decay=0.04))), Train(epochs=16, evaluate_every=3840))
 
 # %% ../nbs/17_awd_lstm.ipynb #2866c95a
 @recipe

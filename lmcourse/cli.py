@@ -25,13 +25,18 @@ from .generate import Sampling, stream
 from .bench import run_benchmarks
 
 # %% ../nbs/command_line.ipynb #428485ae
+def _saw(d: dict)->str:
+    "What the model could look back on when it was measured."
+    if d['stride'] is not None: return f'windows of {d["context"]}' + (f', one every {d["stride"]}' if d['stride'] != d['context'] else '')
+    return f'state carried, lanes: {d["lanes"]}' if d['context'] is None else f'{d["context"]} tokens before each'
+
 def _show(m: Measurement|dict)->str:
     "A measurement in one line, with the conditions that it must not travel without."
     d = m if isinstance(m, dict) else m.to_dict()
     bits = f', {d["bits_per_byte"]:.3f} bits per byte' if d['bits_per_byte'] is not None else ''
     low_high = f' (95 %: {d["interval"][0]:.4g} to {d["interval"][1]:.4g})' if d['interval'] else ''
     return (f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["tokens"]:,} {d["tokenizer"]} tokens, '
-            f'{d["types"]:,} types, {d["unknown"]:,} unknown' + (f'; adapting: {d["adaptation"]}; lanes: {d["lanes"]}' if d.get('adaptation') else ''))
+            f'{d["types"]:,} types, {d["unknown"]:,} unknown; {_saw(d)}' + (f'; adapting: {d["adaptation"]}' if d.get('adaptation') else ''))
 
 # %% ../nbs/command_line.ipynb #197c42c5
 def cmd_list(a):
@@ -88,7 +93,8 @@ def cmd_eval(a):
     "Score a run's best weights on a split, as they are or while they adapt to it."
     if a.cache and a.dynamic: raise LMCourseError('--cache and --dynamic are two ways to adapt: choose one')
     kind = 'cache' if a.cache else 'rms' if a.dynamic else None
-    m = evaluate_run_adapted(a.run, kind, a.split, a.device, tell=_tell) if kind else evaluate_run(a.run, a.split, a.device)
+    if kind and a.stride: raise LMCourseError('a model that adapts reads the text once, from its beginning: leave --stride out')
+    m = evaluate_run_adapted(a.run, kind, a.split, a.device, tell=_tell) if kind else evaluate_run(a.run, a.split, a.device, a.stride)
     return m.to_dict(), _show(m)
 
 def cmd_results(a):
@@ -168,7 +174,8 @@ def _parser()->argparse.ArgumentParser:
             arg('--section.field', action=_Fields, metavar='VALUE', dest='section', help='any field of the recipe: --optim.lr 1e-3'))
     run = arg('run', help='folder of a run')
     command(cmd_eval, 'eval', run, arg('--split', default='test', choices=('train', 'validation', 'test')), arg('--device', default='auto'),
-            arg('--cache', action='store_true', help='mix in a neural cache, tuned on validation'), arg('--dynamic', action='store_true', help='dynamic evaluation, tuned on validation'))
+            arg('--cache', action='store_true', help='mix in a neural cache, tuned on validation'), arg('--dynamic', action='store_true', help='dynamic evaluation, tuned on validation'),
+            arg('--stride', type=int, help='tokens from one window to the next, for a model that carries no state; shorter than the window, each token has more before it'))
     command(cmd_results, 'results', arg('--runs', help='a folder of runs, to be shown too'))
     command(cmd_compare, 'compare', arg('a', metavar='RUN', help='folder of a run'), arg('b', metavar='RUN', help='folder of another'))
     command(cmd_publish, 'publish', run)

@@ -73,13 +73,15 @@ def evaluate(model: nn.Module,       # a language model with `head`, `carries`, 
              lanes: int=10,          # streams that the split is cut into when the state is carried
              length: int=128,        # tokens per call; with the state reset, the window
              interval: bool=False,   # compute a 95 % interval too
+             stride: int|None=None,  # with the state reset: tokens from one window to the next; None: the window, which is fastest
             )->Measurement:
-    "Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once."
+    "Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once. Raises `TrainingError` for a stride where the state is carried, `BatchError` for one that would leave tokens out."
     was, device = model.training, next(model.parameters()).device
     carried = carried and model.carries
+    if carried and stride: raise TrainingError('a stride is for windows that begin anew, and this model carries its state from one to the next: leave the stride out')
     lanes = min(lanes, split.tokens) if carried else 1
     batches = (Lanes(split.ids, lanes, length, first_id) if carried
-               else Windows(split.ids, length, 16, first_id, shuffle=False))
+               else Windows(split.ids, length, 16, first_id, stride, shuffle=False, once=True))
     model.eval(); state, nats, scored, hits = None, [], [], 0
     for x_BT, y_BT in batches:
         h_BTD, state = model(x_BT.to(device), state if carried else None)
@@ -88,7 +90,7 @@ def evaluate(model: nn.Module,       # a language model with `head`, `carries`, 
         nats.append(nats_N.view(rows, -1).cpu()); scored.append((y_BT != -100).view(rows, -1)); hits += int(hit)
     model.train(was)
     nats_N = torch.cat(nats, 1)[torch.cat(scored, 1)].double().numpy()
-    return split.measurement(float(nats_N.sum()), context=None if carried else length, stride=None if carried else length,
+    return split.measurement(float(nats_N.sum()), context=None if carried else length, stride=None if carried else stride or length,
         carried=carried, lanes=lanes, accuracy=hits / split.tokens, interval=bootstrap_interval(nats_N) if interval else None)
 
 # %% ../nbs/12_training.ipynb #5b99c363
@@ -202,6 +204,7 @@ def gradient(trainer: Trainer,
             )->torch.Tensor:       # the summed nats, still on the device
     "Add the gradient of a group's nats, divided by `count`, to what is there."
     t, nats, extra = trainer, 0., getattr(trainer.model, 'penalty', None)
+    if hear := getattr(t.model, 'come_to', None): hear(t.step / t.total)
     for x_BT, y_BT in group:
         tally = _loss(t, x_BT, y_BT)
         ((tally.nats + extra() * tally.count if extra else tally.nats) / count).backward(); nats = nats + tally.nats.detach()
@@ -441,7 +444,8 @@ def load_run(path: str|Path,           # a run's folder
 def evaluate_run(path: str|Path,       # a run's folder
                  split: str='test',    # train, validation or test
                  device: str='auto',
+                 stride: int|None=None, # for a model that carries no state: tokens from one window to the next; None: the window
                 )->Measurement:
     "Score a run's best weights on a split of its corpus, with an interval."
     model, data, r = load_run(path, device)
-    return evaluate(model, getattr(data, split), data.tokenizer.first_id, lanes=r.train.lanes, length=r.data.length, interval=True)
+    return evaluate(model, getattr(data, split), data.tokenizer.first_id, lanes=r.train.lanes, length=r.data.length, interval=True, stride=stride)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'attention', 'turns', 'turned', 'Transformer', 'Attention', 'FeedForward', 'Block', 'TransformerLM',
            'initialise', 'parts', 'moved', 'chinchilla_1', 'chinchilla_2', 'chinchilla_3', 'chinchilla_4',
-           'chinchilla_5', 'orthogonal', 'Muon', 'transformer_small', 'chinchilla_1_tuned']
+           'chinchilla_5', 'orthogonal', 'Muon', 'transformer_small', 'chinchilla_1_tuned', 'chinchilla_2_tuned',
+           'chinchilla_3_tuned', 'chinchilla_4_tuned', 'chinchilla_5_tuned']
 
 # %% ../nbs/20_transformer.ipynb #3101cccd
 import math
@@ -336,3 +337,36 @@ def chinchilla_1_tuned():
     model = Transformer(128, 4, 512, 3, 256, 0., positions='rotary', norm='rms', activation='relu2', qk_norm=True, bias=False, start='still')
     return Recipe('chinchilla-1-tuned', model, Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='windows', length=256, batch=16),
                   Optim('muon', lr=6e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=100, schedule='cosine'), Train(epochs=10, evaluate_every=1748))
+
+def _sibling(number, width, layers, pieces, epochs, lr):
+    model = Transformer(width, width // 32, 4 * width, layers, 512, 0., positions='rotary', start='still')
+    return Recipe(f'chinchilla-{number}-tuned', model, Data(corpus='wikitext-103-raw', tokenizer=f'bpe:{pieces}', batches='windows', length=512, batch=32),
+                  Optim('muon', lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup=500, schedule='cosine'), Train(epochs=epochs))
+
+@recipe
+def chinchilla_2_tuned():
+    """The parameters and the text of `chinchilla-2`, spent as in `chinchilla-1-tuned`: width 128, three blocks, 2,048 pieces, ten passes.
+
+    `lmcourse run chinchilla-2-tuned`, for a GPU."""
+    return _sibling(2, 128, 3, 2048, 10, 6e-3)
+
+@recipe
+def chinchilla_3_tuned():
+    """The parameters and the text of `chinchilla-3`: width 256, six blocks, 8,192 pieces, a rate that falls to zero, twenty passes.
+
+    `lmcourse run chinchilla-3-tuned`, for a GPU."""
+    return _sibling(3, 256, 6, 8192, 20, 4e-3)
+
+@recipe
+def chinchilla_4_tuned():
+    """The parameters and the text of `chinchilla-4`: width 384, five blocks, 16,384 pieces, a rate that falls to zero, fifteen passes.
+
+    `lmcourse run chinchilla-4-tuned`, for a GPU."""
+    return _sibling(4, 384, 5, 16_384, 15, 3e-3)
+
+@recipe
+def chinchilla_5_tuned():
+    """The parameters and the text of `chinchilla-5`: width 384, seven blocks, 16,384 pieces, a rate that falls to zero, fifteen passes.
+
+    `lmcourse run chinchilla-5-tuned`, for a GPU."""
+    return _sibling(5, 384, 7, 16_384, 15, 3e-3)

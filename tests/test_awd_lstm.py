@@ -114,6 +114,30 @@ def test_sizes():
     assert (r.claimed, get_recipe('lstm-base').claimed) == (80.27, 128.3) and get_recipe('awd-lstm-fast').train.epochs * 10 == r.train.epochs == 750
     m = AWD(embedding=8, hidden=12).build(30); assert m.head.weight is m.embedding.weight
 
+@pytest.mark.parametrize('locked', [True, False])
+def test_the_parts_grow_with_the_run(locked, tmp_path):
+    full = dict(words=.1, inputs=.4, between=.2, outputs=.3, weights=.5)
+    m = AWD(embedding=8, hidden=12, locked=locked, grow=.4, **full).build(30).train(); m(x_BT % 30); whole = float(m.penalty().detach())
+    rate = 'drop' if locked else 'p'
+    strengths = lambda: dict(words=m.embedding.drop, inputs=getattr(m.inputs, rate), between=getattr(m.between, rate), outputs=getattr(m.outputs.dropout, rate), weights=m.layers[0].drop)
+    assert strengths() == full and whole > 0                              # outside of a run: as they are written
+    for done, share in ((0, .25), (.099, .25), (.101, .5), (.201, .75), (.301, 1.), (.4, 1.), (.999, 1.)):
+        m.come_to(done); assert strengths() == pytest.approx({k: share * v for k, v in full.items()}) and {l.drop for l in m.layers} == {m.layers[0].drop}
+    quiet = AWD(embedding=8, hidden=12, locked=locked, grow=.4, words=0, inputs=0, between=0, outputs=0, weights=0).build(30).train(); prices = []
+    for done in (0, .99): quiet.come_to(done); quiet(x_BT % 30); prices.append(float(quiet.penalty().detach()))
+    assert prices[0] > 0 and prices[1] == pytest.approx(4 * prices[0])
+    r = override(tiny(get_recipe('awd-lstm-small'), 'markov'), {'train.max_steps': 12, 'train.log_every': 1, 'train.evaluate_every': 4})
+    whole = T.train(r, tmp_path/'whole', show=False)
+    t = T.Trainer(r, tmp_path/'parts', show=False); seen = []
+    real = t.model.come_to; t.model.come_to = lambda done: (seen.append(done), real(done))[1]
+    before = T.why_stop
+    try:
+        T.why_stop = lambda t, asked: 'interrupted' if t.step == 4 else before(t, asked); T.fit(t)
+    finally: T.why_stop = before
+    parts = T.fit(T.resume(tmp_path/'parts', show=False))
+    assert seen == [0, 1 / 12, 2 / 12, 3 / 12] and parts.summary['test'] == whole.summary['test'] and get_recipe('awd-lstm-small').model.grow > 0
+    with pytest.raises(RecipeError, match='model.grow'): AWD(grow=1)
+
 def test_a_copy_and_a_checkpoint():
     m = AWD(embedding=8, hidden=12).build(30).train(); m(x_BT % 30)
     twin = copy.deepcopy(m).eval(); m.eval()

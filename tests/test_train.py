@@ -1,10 +1,14 @@
 "Runs that are stopped at awkward moments, resumed with other wishes, or broken: what was measured stays true."
 import json
-import pytest
+from dataclasses import replace
+import pytest, torch
 import lmcourse.recurrent
 from lmcourse.recipes import RecipeError, get_recipe, override, recipe_from_dict, tiny
 from lmcourse.record import Run
-from lmcourse.train import Diverged, Trainer, TrainingError, fit, pick_device, resume, train
+from lmcourse.tokens import tokenize_corpus
+from lmcourse.loss import LMCourseError
+from lmcourse.train import Diverged, Trainer, TrainingError, evaluate, fit, pick_device, resume, train
+from architectures import MODELS, V
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch): monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path/'cache'))
@@ -49,7 +53,6 @@ def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
     import lmcourse.train as T
     real, calls = T.evaluate, []
     def worse(*a, **k):
-        from dataclasses import replace
         calls.append(1); return replace(real(*a, **k), perplexity=10. + len(calls))
     monkeypatch.setattr(T, 'evaluate', worse)
     s = train(twin(max_steps=40, evaluate_every=4, patience=2), tmp_path/'run', show=False).summary
@@ -62,3 +65,19 @@ def test_a_configuration_of_another_version_is_told():
 
 def test_no_numbers_on_meta():
     with pytest.raises(TrainingError, match='holds no numbers'): pick_device('meta')
+
+def test_windows_that_overlap_score_each_token_once_with_more_before_it():
+    data = tokenize_corpus('markov'); split = replace(data.validation, ids=data.validation.ids[:403] % V)
+    torch.manual_seed(0); model = MODELS['decoder']().eval()
+    found = evaluate(model, split, 1, length=16, stride=5)
+    assert (found.tokens, found.context, found.stride, found.carried) == (403, 16, 5, False)
+    ids, nats = [1, *split.ids.tolist()], 0.
+    for i in range(403):                          # by hand: the window that is the first to reach the token
+        start = 0 if i < 16 else 5 * -(-(i - 15) // 5)
+        nats -= float(model.logits(torch.tensor([ids[start:i + 1]]))[0][0, -1].log_softmax(-1)[split.ids[i]].detach())
+    assert found.nats == pytest.approx(nats, rel=1e-5)
+    assert evaluate(model, split, 1, length=16).nats == evaluate(model, split, 1, length=16, stride=16).nats != found.nats
+    with pytest.raises(TrainingError, match='carries its state'): evaluate(MODELS['lstm'](), split, 1, stride=5)
+    with pytest.raises(LMCourseError, match='leaves out tokens'): evaluate(model, split, 1, length=16, stride=17)
+    lost = evaluate(MODELS['lstm'](), split, 1, carried=False, length=16, stride=5)
+    assert (lost.tokens, lost.stride) == (403, 5)
