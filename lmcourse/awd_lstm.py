@@ -296,6 +296,7 @@ PARTS = {
     'a head of its own': {'model.tied': False},
     'batches all alike': {'data.lengths': 'equal'},
     'no average': {'optim.optimizer': 'sgd'},
+    'parts that grow': {'model.grow': 0.5},
     'AdamW, half a cosine': {'optim.optimizer': 'adamw', 'optim.lr': 6e-3, 'optim.schedule': 'cosine', 'optim.warmup': 50, 'optim.weight_decay': 0.02},
     'none of it': _quiet | _plain,
 }
