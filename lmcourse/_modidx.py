@@ -274,6 +274,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lmcourse.guessers.measurements': ('guessers.html#measurements', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers.passport': ('guessers.html#passport', 'lmcourse/guessers.py'),
                                    'lmcourse.guessers.playground_lstm': ('guessers.html#playground_lstm', 'lmcourse/guessers.py'),
+                                   'lmcourse.guessers.playground_transformer': ( 'guessers.html#playground_transformer',
+                                                                                 'lmcourse/guessers.py'),
                                    'lmcourse.guessers.ship': ('guessers.html#ship', 'lmcourse/guessers.py')},
             'lmcourse.ladder': { 'lmcourse.ladder._ladder_recipe': ('ladder.html#_ladder_recipe', 'lmcourse/ladder.py'),
                                  'lmcourse.ladder._rung': ('ladder.html#_rung', 'lmcourse/ladder.py'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'RUNGS', 'GuesserError', 'cut', 'Reading', 'passport', 'Guesser', 'CountingGuesser', 'NetworkGuesser',
-           'playground_lstm', 'ship', 'measurements', 'load_guesser', 'load_guessers', 'guesser_from_run']
+           'playground_lstm', 'playground_transformer', 'ship', 'measurements', 'load_guesser', 'load_guessers',
+           'guesser_from_run']
 
 # %% ../nbs/29_guessers.ipynb #7be96773
 import functools, io, math, re
@@ -20,7 +21,7 @@ from .text import have_corpus
 from .tokens import Tokenizer, tokenize_corpus
 from .ngram import CountingModel, KneserNey, Uniform, from_arrays, score, to_arrays
 from .record import Run, load_tensors, read_json, save_tensors, table, write_json
-from .recipes import Data, Optim, Recipe, Train, override, recipe, recipe_from_dict
+from .recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe, recipe_from_dict
 from .train import evaluate, load_model, load_weights, weights
 from .tuned import Tuned
 from .generate import draw, temperature as tempered, window_start
@@ -210,6 +211,15 @@ def playground_lstm():
     return Recipe('playground-lstm', Tuned(embedding=144, hidden=256, inputs=.1, between=.1, outputs=.1, others=0, zipf=False),
                   Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='lanes', length=70, batch=32, shift=True),
                   Optim(lr=4e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)), Train(epochs=8))
+
+# %% ../nbs/29_guessers.ipynb #9ab9eabc
+@recipe
+def playground_transformer():
+    """`chinchilla-1-tuned` in four passes instead of ten: a Transformer small enough to travel with the course.
+
+    `lmcourse run playground-transformer`."""
+    r = override(get_recipe('chinchilla-1-tuned'), {'train.epochs': 4})
+    return replace(r, name='playground-transformer')
 
 # %% ../nbs/29_guessers.ipynb #8d7f3240
 _TOO_LARGE = {'trigram': 3, '5-gram': 5}        # counted where the corpus is, with these orders
