@@ -310,7 +310,7 @@ def adapt_run(path: str|Path,         # a run's folder
               length: int=20,         # tokens of a segment of dynamic evaluation
               device: str='auto',
               tell=None,              # called with a line of progress
-             )->list[dict]:           # rows: run, recipe, parameters, kind, settings, tokens, grid, validation, test
+             )->list[dict]:           # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
     "Tune each kind on the beginning of validation, then measure validation and, once, test; stopped, it goes on where it was."
     run, out = Run.open(path), Path(out)
     model, data, recipe = load_run(path, device)
@@ -320,6 +320,6 @@ def adapt_run(path: str|Path,         # a run's folder
         chosen = dict(kind=None, settings=None, tokens=0, grid=[]) if kind is None else _tuned(run, model, data, kind, tokens, tell, length)
         reader = Reader(model) if kind is None else reader_of(model, data, kind, chosen['settings'])
         both = {s.name: evaluate_reader(reader, s, data.tokenizer.first_id, interval=True).to_dict() for s in (data.validation, data.test)}
-        rows.append(dict(run=run.name, recipe=recipe.name, parameters=sum(p.numel() for p in model.parameters()), **chosen, **both)); write_json(out, rows)
+        rows.append(dict(run=run.name, recipe=recipe.name, parameters=sum(p.numel() for p in model.parameters()), epochs=(run.summary or {}).get('epochs'), **chosen, **both)); write_json(out, rows)
         if tell: tell(f"{kind or 'as it is'}: {both['validation']['perplexity']:.2f}, {both['test']['perplexity']:.2f}")
     return read_json(out)

@@ -208,6 +208,7 @@ def main(argv: list[str]|None=None # words after `lmcourse`; None: those of the 
         )->int:                    # the exit status
     "Run one command."
     a, rank = _read(argv), place()[0]; a.stdout = sys.stdout
+    if rank and a.function is not cmd_run: return 0     # of the commands, a run alone is shared among processes
     say = lambda what: print(f'lmcourse{f", process {rank}" if rank else ""}: {what}', file=sys.stderr)
     try:
         with redirect_stdout(sys.stderr): answer, text = a.function(a)

@@ -223,6 +223,8 @@ def playground_transformer():
 
 # %% ../nbs/29_guessers.ipynb #8d7f3240
 _TOO_LARGE = {'trigram': 3, '5-gram': 5}        # counted where the corpus is, with these orders
+_NETWORKS = ('lstm', 'transformer')
+RUNGS = ('uniform', 'unigram', 'bigram', *_TOO_LARGE, *_NETWORKS)
 _CHECK = 20_000               # tokens of the validation text whose nats are kept by themselves: a short test that a file is what was measured
 
 def _first(split, n):
@@ -235,10 +237,14 @@ def _size(guesser):
     file = io.BytesIO(); np.savez_compressed(file, **to_arrays(guesser.model)) if guesser.parameters else None
     return file.tell()
 
+def _scored(guesser, split, interval=False):
+    "A split's score: of counts, of a network that carries its state in ten lanes, of one that does not in windows of its context."
+    if isinstance(guesser, CountingGuesser): return score(guesser.model, split)
+    return evaluate(guesser.model, split, guesser.tokenizer.first_id, lanes=10, length=guesser.model.context or 70, interval=interval)
+
 def _measured(guesser, data):
     "What a guesser scores on validation and test, and on the short test."
-    def on(split): return (score(guesser.model, split) if isinstance(guesser, CountingGuesser)
-                           else evaluate(guesser.model, split, data.tokenizer.first_id, lanes=10, length=70, interval=True))
+    def on(split): return _scored(guesser, split, interval=True)
     return dict(parameters=guesser.parameters, size=_size(guesser), **{s: on(getattr(data, s)).to_dict() for s in ('validation', 'test')},
                 check=dict(tokens=_CHECK, nats=on(_first(data.validation, _CHECK)).nats))
 
@@ -254,39 +260,58 @@ def _halved(path):
     load_weights(model, {k: w.half().float() for k, w in weights(model).items()}, str(path))
     return model, tokenizer, r
 
+def _beside(out, data):
+    "What was measured of the models that a folder holds already; nothing in an empty one. Refuses other tokens or another text than theirs."
+    if not (out/'measurements.json').is_file(): return {}
+    found, splits = read_json(out/'measurements.json'), ('validation', 'test')
+    theirs, ours = {tuple(f[s]['fingerprint'] for s in splits) for f in found.values()}, tuple(getattr(data, s).fingerprint for s in splits)
+    if theirs != {ours} or read_json(out/'tokenizer.json') != data.tokenizer.to_dict():
+        raise GuesserError(f'the models in {out} were measured on other tokens than this run reads ({data.corpus}, {data.tokenizer.name}), and would not compare: name an empty folder with `out`')
+    return found
+
 def ship(path: str|Path,              # the folder of a finished run
-         out: str|Path|None=None,     # where to; None: the package's own models
-        )->dict:                      # {rung: parameters, validation, test, check}: what is in its measurements.json
-    "Round a run's weights to half precision, measure that, count the lower rungs on the same tokens, and write all of it with its card."
+         rung: str='lstm',            # what it becomes: lstm or transformer
+         out: str|Path|None=None,     # where to; None: beside the package's own models
+        )->dict:                      # {rung: parameters, size, validation, test, check}: what is in its measurements.json
+    """Round a run's weights to half precision, measure that, and write it with its card; in an empty folder, count the lower rungs on the same tokens too.
+
+    Raises `GuesserError` for a rung that is no network, and where the models that the folder holds were measured on other tokens."""
+    if rung not in _NETWORKS: raise GuesserError(f'a run becomes one of the rungs {" or ".join(_NETWORKS)}, got {rung!r}')
     run = Run.open(path); model, tokenizer, r = _halved(path); out = Path(out or str(_MODELS)); out.mkdir(parents=True, exist_ok=True)
     data = tokenize_corpus(r.data.corpus, tokenizer); r = override(r, {'data.corpus': data.corpus})     # its name, and not where it lies
-    rungs = _counted(data) | {'lstm': NetworkGuesser('lstm', tokenizer, model)}
-    found = {name: _measured(g, data) for name, g in rungs.items()}
-    about = dict(recipe=r.to_dict(), record=run.name, step=run.load('best')[1]['step'])
-    save_tensors(out/'lstm.safetensors', {k: w.half() for k, w in weights(model).items()}, about)
-    np.savez_compressed(out/'counts.npz', **{f'{name}/{k}': v for name in ('unigram', 'bigram') for k, v in to_arrays(rungs[name].model).items()})
-    write_json(out/'tokenizer.json', tokenizer.to_dict()); write_json(out/'measurements.json', found)
-    (out/'README.md').write_text(_card(found, r, run.name), encoding='utf-8')
+    if not (found := _beside(out, data)):
+        rungs = _counted(data); found = {name: _measured(g, data) for name, g in rungs.items()}
+        np.savez_compressed(out/'counts.npz', **{f'{name}/{k}': v for name in ('unigram', 'bigram') for k, v in to_arrays(rungs[name].model).items()})
+        write_json(out/'tokenizer.json', tokenizer.to_dict())
+    found |= {rung: _measured(NetworkGuesser(rung, tokenizer, model), data)}; found = {n: found[n] for n in RUNGS if n in found}
+    save_tensors(out/f'{rung}.safetensors', {k: w.half() for k, w in weights(model).items()}, dict(recipe=r.to_dict(), record=run.name, step=run.load('best')[1]['step']))
+    write_json(out/'measurements.json', found); (out/'README.md').write_text(_card(found, out), encoding='utf-8')
     return found
 
 # %% ../nbs/29_guessers.ipynb #eb2f27e1
-def _card(found, r, record):
+def _card(found, folder):
     "The model card."
+    networks = {name: load_tensors(folder/f'{name}.safetensors')[1] for name in _NETWORKS if name in found}
     rows = [dict(rung=name, parameters=f['parameters'], shipped='no' if name in _TOO_LARGE else 'yes', **{s: f[s]['perplexity'] for s in ('validation', 'test')},
                  bits=f['validation']['bits_per_byte'], size=round(f['size'] / 1e6, 2)) for name, f in found.items()]
     columns = dict(rung='rung', parameters='parameters or counts', validation='validation perplexity', test='test perplexity', bits='bits per byte, validation', size='megabytes', shipped='in these files')
-    v, t = (found['lstm'][s] for s in ('validation', 'test'))
+    v, t = (found['uniform'][s] for s in ('validation', 'test'))
+    def seen(f): return f'its state carried in {f["lanes"]} lanes' if f['carried'] else f'in windows of {f["context"]} tokens'
+    each = '\n'.join(f'- `{n}`, {found[n]["parameters"]:,} parameters, recipe `{a["recipe"]["name"]}`: {a["recipe"]["summary"]} Measured {seen(found[n]["validation"])}.' for n, a in networks.items())
+    again = '; '.join(f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.guessers.ship(folder, {n!r})`, record `{a["record"]}`' for n, a in networks.items())
     return f'''# The models that travel with the course
 
-**What they are.** A language model with two LSTM layers ({found["lstm"]["parameters"]:,} parameters, tied, {r.model.hidden} and {r.model.embedding} wide, half precision) over
-{v["types"]:,} byte-level BPE pieces, and the lower rungs of the ladder counted on the same tokens: uniform, unigram, bigram (modified Kneser-Ney).
+**What they are.** Networks over {v["types"]:,} byte-level BPE pieces, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
+uniform, unigram, bigram (modified Kneser-Ney).
 
-**What they learnt from.** The train split of {r.data.corpus}: articles of the English Wikipedia, collected by Merity and others (2017), in the form that the hub has
+{each}
+
+**What they learnt from.** The train split of {v["corpus"]}: articles of the English Wikipedia, collected by Merity and others (2017), in the form that the hub has
 as Salesforce/wikitext, configuration wikitext-2-raw-v1. Wikipedia's text is by its authors, under the Creative Commons licence Attribution-ShareAlike 3.0
 and the GNU Free Documentation License. Weights, counts and vocabulary here are made from that text and are given under Attribution-ShareAlike 3.0 too; no text of it is in these files,
 but short phrases can be written by the models as they stand there.
 
-**What they score.** The network is measured as it is shipped, rounded to half precision, its state carried in {v["lanes"]} lanes.
+**What they score.** The networks are measured as they are shipped, rounded to half precision.
 
 {table(rows, columns)}
 
@@ -296,12 +321,11 @@ Passport: {v["corpus"]}, validation {v["tokens"]:,} tokens of {v["tokenizer"]} w
 **What they are good for.** Looking at what surprises a model, at the scale where a laptop answers at once. **What they are not good for:** facts, advice, text that anybody
 should read as true, languages other than English, code. They know the Wikipedia of a few hundred articles, with its habits (a space before each comma) and its leanings, and nothing later.
 
-**How to make them again.** `lmcourse run {r.name}`, then `lmcourse.guessers.ship(folder)`; the record of the run is `{record}`.
+**How to make them again.** {again}.
 '''
 
 # %% ../nbs/29_guessers.ipynb #74ce1947
 _MODELS = Path(str(files('lmcourse')))/'models'
-RUNGS = ('uniform', 'unigram', 'bigram', 'trigram', '5-gram', 'lstm')
 
 @functools.cache
 def measurements()->dict:            # {rung: {'parameters', 'validation', 'test', 'check'}}
@@ -317,11 +341,11 @@ def _counts(name):
         with np.load(_MODELS/'counts.npz') as kept: return from_arrays({k.partition('/')[2]: kept[k] for k in kept if k.startswith(f'{name}/')})
     except (OSError, ValueError, KeyError) as e: raise GuesserError(f'the shipped counts cannot be read ({e}): install the package again') from None
 
-def _network():
-    "The shipped network, its weights widened again."
-    tensors, about = load_tensors(_MODELS/'lstm.safetensors')
+def _network(name):
+    "A shipped network, its weights widened again."
+    tensors, about = load_tensors(_MODELS/f'{name}.safetensors')
     model = recipe_from_dict(about['recipe']).model.build(_tokenizer().types)
-    load_weights(model, {k: w.float() for k, w in tensors.items()}, 'lstm.safetensors')
+    load_weights(model, {k: w.float() for k, w in tensors.items()}, f'{name}.safetensors')
     return model
 
 def _count_here(name, corpus):
@@ -332,18 +356,18 @@ def _count_here(name, corpus):
 
 # %% ../nbs/29_guessers.ipynb #17893c01
 @functools.cache
-def load_guesser(name: str='lstm',   # uniform, unigram, bigram, trigram, 5-gram or lstm
+def load_guesser(name: str=RUNGS[-1], # one of `RUNGS`; unnamed: the best that travels
                 )->Guesser:
     "A rung that travels with the course. Trigram and 5-gram are counted on the spot where wikitext-2-raw is at hand; elsewhere `GuesserError` says so."
     if name not in RUNGS: raise GuesserError(f'there is no rung {name!r}, only {", ".join(RUNGS)}; for a run of yours there is guesser_from_run')
     m, t = Measurement.from_dict(measurements()[name]['validation']), _tokenizer()
-    if name == 'lstm': return NetworkGuesser(name, t, _network(), m)
+    if name in _NETWORKS: return NetworkGuesser(name, t, _network(name), m)
     model = Uniform(t.types) if name == 'uniform' else _count_here(name, m.corpus) if name in _TOO_LARGE else _counts(name)
     return CountingGuesser(name, t, model, m)
 
 def load_guessers(*names: str)->list[Guesser]: # of `RUNGS`; none named: all that need no corpus, from the worst to the best
     "Rungs of the ladder, ready to read and write."
-    return [load_guesser(n) for n in names or ('uniform', 'unigram', 'bigram', 'lstm')]
+    return [load_guesser(n) for n in names or [n for n in RUNGS if n not in _TOO_LARGE]]
 
 # %% ../nbs/29_guessers.ipynb #af9205a3
 def guesser_from_run(path: str|Path,      # a run's folder

@@ -20,7 +20,7 @@ from .ngram import KneserNey, score
 from .recipes import Data, Optim, Recipe, Train, override
 from .train import Trainer, TrainingError, evaluate, steps, train_step
 from .tuned import Tuned
-from .guessers import Guesser, Reading, load_guessers, passport
+from .guessers import CountingGuesser, Guesser, Reading, load_guessers, passport
 
 # %% ../nbs/30_playground.ipynb #31003583
 _SHADES = ['#FFFFFF', '#FBEDE8', '#F6DACF', '#F1C3B2', '#EBAA93', '#E59277', '#DC785A', '#D1603D']
@@ -234,7 +234,7 @@ class Rungs(Reads):
     rung = traitlets.Unicode().tag(sync=True)
     seed = traitlets.Int(0).tag(sync=True)                # of what is written; another one, another text
     temperature = traitlets.Float(1.).tag(sync=True)      # of what is written, in tenths
-    ladder = traitlets.Dict().tag(sync=True)              # {rung: {'nats', 'tokens', 'bytes', 'passport', 'parameters'}}: as validated, the worst first
+    ladder = traitlets.Dict().tag(sync=True)              # {rung: {'nats', 'tokens', 'bytes', 'passport', 'parameters', 'counted'}}: as validated, the worst first
     written = traitlets.Dict().tag(sync=True)             # {'rung|text|seed|temperature': how it goes on}
     seeds = traitlets.Int(3).tag(sync=True)               # so many texts are prepared for each rung and sentence
 
@@ -245,7 +245,7 @@ class Rungs(Reads):
                  length: int=40):                    # tokens that a rung writes
         self.length, read = length, self._meet(guessers, texts)
         rungs = _one_ladder(self.guessers.values())
-        ladder = {g.name: dict(nats=g.measured.nats, tokens=g.measured.tokens, bytes=g.measured.bytes, passport=passport(g.measured), parameters=g.parameters) for g in rungs}
+        ladder = {g.name: dict(nats=g.measured.nats, tokens=g.measured.tokens, bytes=g.measured.bytes, passport=passport(g.measured), parameters=g.parameters, counted=isinstance(g, CountingGuesser)) for g in rungs}
         written = {self._key(g.name, t, seed, 1.): g.write(t, length, seed) for g in rungs for t in texts for seed in range(3)}
         super().__init__(**read, ladder=ladder, written=written, rung=rungs[-1].name if rung is None else rung)
 

@@ -42,7 +42,7 @@ def training_flops(c: Transformer,        # the configuration
 # %% ../nbs/22_scaling.ipynb #b12bc800
 @recipe
 def scaling_small():
-    """A decoder with what pays, of width 32 and one block, on the embedded text, read once: from here sizes and budgets are varied.
+    """A decoder with the bundle of lesson 20, of width 32 and one block, on the embedded text, read once: from here sizes and budgets are varied.
 
     `lmcourse run scaling-small`: a quarter of a minute on one core to validation perplexity 34.8, bpe:512."""
     model = Transformer(32, 2, 128, 1, 128, 0., positions='rotary', norm='rms', activation='relu2', qk_norm=True, bias=False, head_bias=False, start='still')

@@ -11,7 +11,7 @@ from lmcourse.loss import LMCourseError
 from lmcourse.ngram import KneserNey, NgramError, Uniform, from_arrays, score, to_arrays
 from lmcourse.perplexity import bits_per_byte, perplexity
 from lmcourse.recipes import get_recipe, override, recipe_from_dict, tiny
-from lmcourse.record import load_tensors
+from lmcourse.record import load_tensors, read_json
 from lmcourse.text import Corpus, CorpusError, have_corpus, load_corpus
 from lmcourse.tokens import TokenSplit, WordTokenizer, count_words, have_gpt2, tokenize_corpus, train_bpe
 from lmcourse.train import evaluate, load_model, load_run, load_weights, train
@@ -158,31 +158,31 @@ def test_counts_that_do_not_belong_are_refused():
 
 def test_the_files_are_small_and_say_what_they_are():
     size = {p.name: p.stat().st_size for p in G._MODELS.iterdir()}
-    assert size['lstm.safetensors'] + size['tokenizer.json'] < 2_000_000 and size['counts.npz'] < 700_000, size
+    assert sum(size.values()) < 4_500_000 and size['counts.npz'] < 700_000 and all(size[f'{n}.safetensors'] < 1_950_000 for n in G._NETWORKS), size
     card = (G._MODELS/'README.md').read_text(encoding='utf-8')
-    for said in ('Attribution-ShareAlike', 'not good for', 'Passport', 'lmcourse run playground-lstm', 'wikitext-2-raw'): assert said in card
+    for said in ('Attribution-ShareAlike', 'not good for', 'Passport', 'lmcourse run playground-lstm', 'lmcourse run playground-transformer', 'in windows of 256', 'in 10 lanes', 'wikitext-2-raw'): assert said in card
     for name, m in measurements().items():
         assert f'{m["validation"]["perplexity"]:.2f}' in card or f'{m["validation"]["perplexity"]:,.0f}' in card, name
-    tensors, about = load_tensors(G._MODELS/'lstm.safetensors')
-    assert {t.dtype for t in tensors.values()} == {torch.float16} and sum(t.numel() for t in tensors.values()) == measurements()['lstm']['parameters'] < 970_000
-    assert (G.files('lmcourse')/'records'/about['record']/'summary.json').is_file(), 'the record of the run is published'
 
-def test_the_record_is_of_the_run_that_is_shipped():
-    "What was lost in rounding is next to nothing, and the passports are of the same text."
-    _, about = load_tensors(G._MODELS/'lstm.safetensors')
+@pytest.mark.parametrize('name', G._NETWORKS)
+def test_the_record_is_of_the_run_that_is_shipped(name):
+    "It is published; what was lost in rounding is next to nothing, and the passports are of the same text."
+    tensors, about = load_tensors(G._MODELS/f'{name}.safetensors')
+    assert {t.dtype for t in tensors.values()} == {torch.float16} and sum(t.numel() for t in tensors.values()) == measurements()[name]['parameters'] < 970_000
     summary = json.loads((G.files('lmcourse')/'records'/about['record']/'summary.json').read_text(encoding='utf-8'))
     for split in ('validation', 'test'):
-        was, now = summary[split], measurements()['lstm'][split]
-        assert now['perplexity'] == pytest.approx(was['perplexity'], rel=2e-3) and {k: now[k] for k in ('tokens', 'bytes', 'fingerprint', 'tokenizer', 'types', 'lanes')} == {k: was[k] for k in ('tokens', 'bytes', 'fingerprint', 'tokenizer', 'types', 'lanes')}
+        was, now = summary[split], measurements()[name][split]
+        assert now['perplexity'] == pytest.approx(was['perplexity'], rel=2e-3)
+        for k in ('tokens', 'bytes', 'fingerprint', 'tokenizer', 'types', 'lanes', 'carried', 'context', 'stride'): assert now[k] == was[k], k
 
 def test_the_measured_ladder():
     m = measurements()
-    assert list(m) == list(G.RUNGS) or set(m) >= set(G.RUNGS)
+    assert list(m) == list(G.RUNGS)
     assert [m[n]['validation']['perplexity'] for n in ('uniform', 'unigram', 'bigram')] == sorted((m[n]['validation']['perplexity'] for n in ('uniform', 'unigram', 'bigram')), reverse=True)
-    assert m['uniform']['validation']['perplexity'] == pytest.approx(2048) and m['lstm']['validation']['perplexity'] < m['bigram']['validation']['perplexity']
+    assert m['uniform']['validation']['perplexity'] == pytest.approx(2048) and all(m[n]['validation']['perplexity'] < m['bigram']['validation']['perplexity'] for n in G._NETWORKS)
     for n in m: assert all(m[n][s]['unknown'] == 0 and m[n][s]['types'] == 2048 for s in ('validation', 'test'))
 
-@pytest.mark.parametrize('name', ['uniform', 'unigram', 'bigram', 'trigram', '5-gram', 'lstm'])
+@pytest.mark.parametrize('name', G.RUNGS)
 @pytest.mark.skipif(not os.environ.get('LMCOURSE_DATA') or not have_corpus('wikitext-2-raw'), reason='LMCOURSE_DATA does not name a folder with WikiText-2 raw')
 def test_the_files_score_what_was_measured(name, tmp_path):
     "On the first 20,000 validation tokens, against the nats that were stored when the model was shipped."
@@ -190,34 +190,60 @@ def test_the_files_score_what_was_measured(name, tmp_path):
     data = tokenize_corpus('wikitext-2-raw', g.tokenizer); check = measurements()[name]['check']
     split = G._first(data.validation, check['tokens'])
     assert len(split.ids) == 20_000 and data.validation.fingerprint == measurements()[name]['validation']['fingerprint']
-    nats = score(g.model, split).nats if isinstance(g, CountingGuesser) else evaluate(g.model, split, g.tokenizer.first_id, lanes=10, length=70).nats
-    assert nats == pytest.approx(check['nats'], rel=1e-5 if name == 'lstm' else 1e-12)
+    assert G._scored(g, split).nats == pytest.approx(check['nats'], rel=1e-5 if name in G._NETWORKS else 1e-12)
 
 def test_which_rungs_there_are(monkeypatch):
-    assert [g.name for g in load_guessers()] == ['uniform', 'unigram', 'bigram', 'lstm'] and [g.name for g in load_guessers('lstm', 'unigram')] == ['lstm', 'unigram']
-    assert load_guesser('lstm') is load_guesser('lstm') and load_guesser().name == 'lstm'
-    with pytest.raises(GuesserError, match="no rung 'gpt', only uniform, unigram, bigram, trigram, 5-gram, lstm"): load_guesser('gpt')
+    assert [g.name for g in load_guessers()] == ['uniform', 'unigram', 'bigram', 'lstm', 'transformer'] and [g.name for g in load_guessers('lstm', 'unigram')] == ['lstm', 'unigram']
+    assert load_guesser('lstm') is load_guesser('lstm') and load_guesser().name == 'transformer'
+    with pytest.raises(GuesserError, match="no rung 'gpt', only uniform, unigram, bigram, trigram, 5-gram, lstm, transformer"): load_guesser('gpt')
     monkeypatch.setattr(G, 'have_corpus', lambda name: False)
     with pytest.raises(GuesserError, match='too large to travel, and wikitext-2-raw'): load_guesser.__wrapped__('5-gram')
     monkeypatch.setattr(G, '_MODELS', Path('/nowhere'))
     with pytest.raises(GuesserError, match='install the package again'): load_guesser.__wrapped__('bigram')
     with pytest.raises(LMCourseError, match='no|cannot'): load_guesser.__wrapped__('lstm')
 
-def test_shipping(tmp_path, cats):
+@pytest.fixture(scope='module')
+def small(tmp_path_factory, cats):
+    "A text, and runs of a few steps on its pieces, by architecture."
+    folder = tmp_path_factory.mktemp('shipping'); (folder/'text').mkdir()
+    for split, name in (('train', 'train.txt'), ('validation', 'valid.txt'), ('test', 'test.txt')): (folder/'text'/name).write_text(''.join(cats[split]), encoding='utf-8')
+    def run(name, **changes):
+        r = override(tiny(get_recipe(f'playground-{name}'), str(folder/'text')), {'data.tokenizer': 'bpe:300', 'train.max_steps': 3, 'data.batch': 4} | changes)
+        return r, train(r, folder/f'{name}{len(changes)}', show=False)
+    return folder/'text', {'lstm': run('lstm'), 'transformer': run('transformer'), 'other': run('transformer', **{'data.tokenizer': 'bpe:310'})}
+
+def test_shipping(tmp_path, small):
     "A run is rounded, measured as it is rounded, and can be loaded from what was written."
-    folder = tmp_path/'text'; folder.mkdir()
-    for split, name in (('train', 'train.txt'), ('validation', 'valid.txt'), ('test', 'test.txt')): (folder/name).write_text(''.join(cats[split]), encoding='utf-8')
-    r = override(tiny(get_recipe('playground-lstm'), str(folder)), {'data.tokenizer': 'bpe:300', 'train.max_steps': 3, 'data.batch': 4})
-    run = train(r, tmp_path/'run', show=False)
-    found = ship(run.path, tmp_path/'out')
+    folder, (r, run) = small[0], small[1]['lstm']
+    found = ship(run.path, out=tmp_path/'out')
     assert {p.name for p in (tmp_path/'out').iterdir()} == {'lstm.safetensors', 'counts.npz', 'tokenizer.json', 'measurements.json', 'README.md'}
     exact, shipped = guesser_from_run(run.path), load_tensors(tmp_path/'out'/'lstm.safetensors')
-    assert shipped[1]['record'] == 'run' and all(torch.equal(t.float(), p.half().float()) for t, p in zip(shipped[0].values(), dict(sorted(exact.model.named_parameters())).values()) if t.shape == p.shape)
+    assert shipped[1]['record'] == 'lstm0' and all(torch.equal(t.float(), p.half().float()) for t, p in zip(shipped[0].values(), dict(sorted(exact.model.named_parameters())).values()) if t.shape == p.shape)
     rounded = NetworkGuesser('rounded', exact.tokenizer, r.model.build(exact.tokenizer.types)); load_weights(rounded.model, {k: t.float() for k, t in shipped[0].items()})
     data = tokenize_corpus(str(folder), exact.tokenizer)
     assert found['lstm']['validation']['perplexity'] == evaluate(rounded.model, data.validation, exact.tokenizer.first_id, lanes=10, length=70).perplexity != evaluate(exact.model, data.validation, exact.tokenizer.first_id, lanes=10, length=70).perplexity
     assert found['bigram']['test']['perplexity'] == score(KneserNey(2).fit(data.train.ids, data.types, exact.tokenizer.first_id), data.test).perplexity
     assert str(folder) not in (tmp_path/'out'/'README.md').read_text() + (tmp_path/'out'/'measurements.json').read_text()
+
+def test_a_second_network_beside_the_first(tmp_path, small):
+    "What was measured of the others stays, the card tells of both, and what was measured on other tokens is refused with nothing changed."
+    _, runs = small; out = tmp_path/'out'
+    before = ship(runs['lstm'][1].path, out=out)
+    both = ship(runs['transformer'][1].path, 'transformer', out)
+    assert list(both) == [*before, 'transformer'] and {k: both[k] for k in before} == before == {k: v for k, v in read_json(out/'measurements.json').items() if k != 'transformer'}
+    assert [both['transformer'][s]['context'] for s in ('validation', 'test')] == [runs['transformer'][0].model.context] * 2 and not both['transformer']['test']['carried']
+    model = runs['transformer'][0].model.build(300); load_weights(model, {k: t.float() for k, t in load_tensors(out/'transformer.safetensors')[0].items()})
+    data = load_run(runs['transformer'][1].path, 'cpu')[1]
+    assert both['transformer']['test']['perplexity'] == evaluate(model, data.test, data.tokenizer.first_id, length=model.context).perplexity
+    card = (out/'README.md').read_text(encoding='utf-8')
+    for r, run in (runs['lstm'], runs['transformer']): assert f'`lmcourse run {r.name}`' in card and f'record `{run.name}`' in card
+    kept = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(GuesserError, match='measured on other tokens .* name an empty folder'): ship(runs['other'][1].path, 'transformer', out)
+    with pytest.raises(GuesserError, match="one of the rungs lstm or transformer, got 'bigram'"): ship(runs['lstm'][1].path, 'bigram', out)
+    assert kept == {p.name: p.read_bytes() for p in out.iterdir()}
+    again = ship(runs['transformer'][1].path, 'transformer', tmp_path/'again'); ship(runs['lstm'][1].path, 'lstm', tmp_path/'again')
+    assert list(again) == [n for n in both if n != 'lstm'] and read_json(tmp_path/'again'/'measurements.json') == both, 'whichever comes first'
+    assert (tmp_path/'again'/'README.md').read_text(encoding='utf-8') == card
 
 @pytest.fixture(scope='module')
 def own(tmp_path_factory):
@@ -246,8 +272,7 @@ def test_a_model_needs_no_corpus(tmp_path):
     with pytest.raises(CorpusError): load_run(run.path, 'cpu')
 
 def test_the_card_is_what_its_numbers_make():
-    _, about = load_tensors(G._MODELS/'lstm.safetensors')
-    assert (G._MODELS/'README.md').read_text(encoding='utf-8') == G._card(measurements(), recipe_from_dict(about['recipe']), about['record'])
+    assert (G._MODELS/'README.md').read_text(encoding='utf-8') == G._card(measurements(), G._MODELS)
 
 def test_no_widget_comes_along():
     "A server that has the models needs no anywidget for them."

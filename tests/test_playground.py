@@ -21,10 +21,10 @@ def test_surprise_reads_a_new_text():
     w = Surprise(); text = 'Le café était fermé.\nzwei Zeilen'
     w.text = text
     assert set(w.readings) == {*P.SENTENCES, text}
-    r = load_guesser('lstm').read(text); n = w.numbers()
+    r = load_guesser().read(text); n = w.numbers()
     assert n['perplexity'] == pytest.approx(r.perplexity, rel=1e-12) and n['nats'] == pytest.approx(r.nats, rel=1e-12) and n['bits_per_byte'] == pytest.approx(bits_per_byte(r.nats, len(text.encode())), rel=1e-12)
-    assert n['perplexity_against'] == pytest.approx(load_guesser('bigram').read(text).perplexity, rel=1e-12)
-    assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.readings[text]['lstm']['pieces']
+    assert n['perplexity_against'] == pytest.approx(load_guesser('lstm').read(text).perplexity, rel=1e-12)
+    assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.readings[text]['transformer']['pieces']
     w.at = 2000
     assert w.numbers()['token'] == r.tokens and w.numbers()['so_far'] == pytest.approx(r.perplexity)
     w.against = ''
@@ -34,9 +34,9 @@ def test_surprise_reads_a_new_text():
     json.dumps(w.readings, allow_nan=False)
 
 def test_the_sum_of_the_tokens_is_the_perplexity_shown():
-    "For the network against `evaluate`, for the counts against `score`, on the text as it is shown."
+    "For the networks against `evaluate`, for the counts against `score`, on the text as it is shown."
     w = Surprise()
-    for name in ('lstm', 'bigram', 'unigram', 'uniform'):
+    for name in w.names:
         g = w.guessers[name]; w.model = name
         for text in P.SENTENCES:
             w.text = text; ids, _ = cut(g.tokenizer, g.line(text))
@@ -220,9 +220,9 @@ def test_the_figure(tmp_path):
         fig = plot_surprise(text + '日本 $x^2$ \t', title='A figure')
         fig.savefig(tmp_path/'x.png', dpi=80)
     image = Image.open(tmp_path/'x.png').convert('RGB')
-    assert image.width == 800 and image.height < 900
+    assert image.width == 800 and image.height < 1100
     patches = [p for p in fig.axes[0].patches]
-    assert len(patches) == 4 * load_guesser().read(text + '日本 $x^2$ \t').tokens + 8
+    assert len(patches) == 5 * load_guesser().read(text + '日本 $x^2$ \t').tokens + 8
     assert max(p.get_x() + p.get_width() for p in patches) <= 800, 'nothing hangs over'
     small = image.quantize(64, dither=Image.Dither.NONE).convert('RGB')
     off = np.abs(np.asarray(image, int) - np.asarray(small, int)).max(-1)

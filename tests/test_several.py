@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest, torch
 import lmcourse.transformer
 import lmcourse.several as S
+from lmcourse.cli import main
 from lmcourse.recipes import get_recipe, override, tiny
 from lmcourse.record import Run
 from lmcourse.several import TeamTrainer, seed_at, fit_team, own_device, place, share, traffic
@@ -192,3 +193,13 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path, made):
     assert [m['step'] for m in Run.open(folder).metrics() if 'train_nats' in m] == list(range(1, s['steps'] + 6))
 
 if __name__ == '__main__': as_one_of_two(Path(sys.argv[1]), sys.argv[2])
+
+@pytest.mark.parametrize('words', [['list'], ['list', '--json'], ['baseline', 'markov', '--order', '1'], ['results']])
+def test_what_is_not_shared_is_said_once(words, monkeypatch, capsys):
+    "Under torchrun every process is given the command; the first alone carries it out."
+    monkeypatch.setenv('WORLD_SIZE', '2'); said = []
+    for rank in (0, 1):
+        monkeypatch.setenv('RANK', str(rank))
+        assert main(words) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] and not said[1]

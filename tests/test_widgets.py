@@ -154,7 +154,7 @@ def random_state(name, rng):
                     curve=dict(corpus='markov', width=8, step=rng.randrange(9999), train=points(rng.randrange(40)), validation=points(rng.randint(1, 9)), turns=[[0, .1], [560, .2]][:rng.randint(1, 2)]))
     return dict(nats=rng.uniform(0, 66), tokenizer=rng.choice(list(PIECES)))
 
-RUNG = ['uniform', 'unigram', 'bigram', 'lstm']
+RUNG = ['uniform', 'unigram', 'bigram', 'lstm', 'transformer']
 
 @pytest.mark.parametrize('name', ALL)
 def test_page_and_python_make_the_same_numbers(name, show):
@@ -277,7 +277,7 @@ def test_every_control_is_reached_by_keyboard_and_named(name, show):
     assert len(seen) == groups + others
     assert page.locator('[role=status][aria-live=polite]').inner_text() and page.locator('.lmw-notice').inner_text().startswith('Notice:')
 
-@pytest.mark.parametrize('name, order', [('surprise', ['uniform', 'unigram', 'bigram', 'lstm']), ('rungs', ['uniform', 'unigram', 'bigram', 'lstm']), ('tokenizers', list(PIECES))])
+@pytest.mark.parametrize('name, order', [('surprise', RUNG), ('rungs', RUNG), ('tokenizers', list(PIECES))])
 def test_what_has_an_order_keeps_it(name, order, show):
     page = show(ALL[name]())
     shown = page.locator('fieldset').first.locator('label') if name == 'surprise' else page.locator('tbody th')

@@ -30,7 +30,7 @@ function render({ model, el }) {
   return run(() => {
     const rung = model.get('rung'), text = model.get('text'), T = model.get('temperature'), reading = model.get('readings')[text]?.[rung], sample = model.get('written')[`${rung}|${text}|${model.get('seed')}|${T.toFixed(1)}`];
     for (const r of rows) { r.radio.checked = r.name === rung; r.row.classList.toggle('lmw-it', r.name === rung); }
-    from.textContent = ladder[rung].passport + (ladder[rung].parameters ? `; ${ladder[rung].parameters.toLocaleString('en-GB')} ${rung === 'lstm' ? 'parameters' : 'counts'}` : '; nothing learnt');
+    from.textContent = ladder[rung].passport + (ladder[rung].parameters ? `; ${ladder[rung].parameters.toLocaleString('en-GB')} ${ladder[rung].counted ? 'counts' : 'parameters'}` : '; nothing learnt');
     texts.set(text); typed.set(text, live()); heat.disabled = !live();
     place(heat, T, T.toFixed(1)); degree.textContent = T.toFixed(1);
     el.firstElementChild?.classList.toggle('lmw-waiting', !reading || sample === undefined);
