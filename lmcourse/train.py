@@ -20,7 +20,7 @@ from .loss import LMCourseError
 from .perplexity import Measurement, bootstrap_interval
 from .tokens import Tokenizer, TokenSplit, tokenize_corpus
 from .batches import Lanes, Windows
-from .fused_loss import bf16_pays, fused_cross_entropy, fused_nats
+from .fused_loss import bf16_pays, fused_cross_entropy, fused_nats, has_bf16
 from .record import Run, read_json, write_json
 from .recipes import LENGTHS, OPTIMIZERS, Optim, Recipe, get_recipe, override, recipe_from_dict
 
@@ -144,6 +144,7 @@ class Trainer:
                  show: bool|None=None):     # a progress bar; None: where somebody is watching
         t = recipe.train
         self.recipe, self.show, self.device = recipe, show, pick_device(t.device)
+        if t.precision == 'bf16' and not has_bf16(self.device): raise TrainingError(f'train.precision is bf16, and this {self.device.type} makes no products in bfloat16: take auto, or fp32')
         torch.manual_seed(t.seed)
         words = read_json(run.path/'tokenizer.json') if isinstance(run, Run) else None
         self.data = tokenize_corpus(recipe.data.corpus, Tokenizer.from_dict(words) if words else recipe.data.tokenizer, recipe.data.min_count)

@@ -89,6 +89,12 @@ def test_16_bits_where_they_pay(monkeypatch, name, asked, pays, low):
     with torch.device('meta'): model = r.model.build(33_278)
     assert rounds(r, model, torch.device('cpu')) is low
 
+def test_bfloat16_is_not_taken_where_there_is_none(monkeypatch, tmp_path):
+    "torch's LSTM would end in a sentence about primitives; here it is one about what to do, and nothing is written."
+    monkeypatch.setattr(T, 'has_bf16', lambda device='cpu': False)
+    with pytest.raises(T.TrainingError, match='no products in bfloat16: take auto, or fp32'): T.Trainer(override(tiny(get_recipe('ladder-lstm'), 'markov'), {'train.precision': 'bf16', 'train.device': 'cpu'}), tmp_path/'run', show=False)
+    assert not (tmp_path/'run').exists()
+
 
 @pytest.mark.parametrize('change', ['cell=rnn', 'embedding=0', 'layers=0', 'inputs=1', 'between=-.1', 'others=-1'])
 def test_a_tuned_model_that_cannot_be_built(change):
