@@ -296,7 +296,7 @@ def _card(found, folder):
                  bits=f['validation']['bits_per_byte'], size=round(f['size'] / 1e6, 2)) for name, f in found.items()]
     columns = dict(rung='rung', parameters='parameters or counts', validation='validation perplexity', test='test perplexity', bits='bits per byte, validation', size='megabytes', shipped='in these files')
     v, t = (found['uniform'][s] for s in ('validation', 'test'))
-    def seen(f): return f'its state carried in {f["lanes"]} lanes' if f['carried'] else f'in windows of {f["context"]} tokens'
+    def seen(f): return f'with its state carried in {f["lanes"]} lanes' if f['carried'] else f'in windows of {f["context"]} tokens'
     each = '\n'.join(f'- `{n}`, {found[n]["parameters"]:,} parameters, recipe `{a["recipe"]["name"]}`: {a["recipe"]["summary"]} Measured {seen(found[n]["validation"])}.' for n, a in networks.items())
     again = '; '.join(f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.guessers.ship(folder, {n!r})`, record `{a["record"]}`' for n, a in networks.items())
     return f'''# The models that travel with the course
