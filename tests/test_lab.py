@@ -150,7 +150,7 @@ def test_trained_models_under_the_hand(lab, alone):
     first, field = agreed(lab, alone, surprise, 'surprise'), surprise.locator('[data-name=typed]')
     field.click(); field.fill(''); alone.keyboard.type('The cat sat on the mat .'); alone.keyboard.press('Enter')
     typed = agreed(lab, alone, surprise, 'surprise', unlike=first)
-    wanted = float(lab.python(alone, "print(load_guesser('lstm').read('The cat sat on the mat .').perplexity)"))
+    wanted = float(lab.python(alone, "print(load_guesser().read('The cat sat on the mat .').perplexity)"))
     assert math.isclose(typed['perplexity'], wanted, rel_tol=1e-9)
     surprise.locator('.lmw-one .lmw-token').nth(2).click(); assert agreed(lab, alone, surprise, 'surprise', unlike=typed)['token'] == 3
     surprise.screenshot(path=PICTURES/'lab-surprise-light.png')

@@ -387,7 +387,7 @@ def test_a_typed_text_is_read_by_the_kernel(show):
     first = agree(page, widget)
     for text in ('He wrote “naïve” <b>poems</b> .', 'x', 'two\nlines', '🙂' * 200):
         field.fill(text); field.press('Enter'); page.wait_for_function("t => model.get('text') === t && model.get('readings')[t]", arg=text); settle(page)
-        r = load_guesser('lstm').read(text); n = same(numbers(page), widget.numbers())
+        r = load_guesser().read(text); n = same(numbers(page), widget.numbers())
         assert n['perplexity'] == pytest.approx(r.perplexity, rel=1e-9) and page.locator('.lmw-one .lmw-token').count() == r.tokens and n['token'] == 1
         assert f'These {r.tokens} tokens'.lower() in told.inner_text().lower() and not why.is_visible()
     field.fill('   '); field.press('Enter'); assert 'a word at least' in why.inner_text() and widget.text == '🙂' * 200
