@@ -7,10 +7,14 @@ ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PICTURES = ROOT/'build'/'widgets'                    # where a test run leaves its pictures, for people to look at; not in git
 
+def chromium():
+    "Chromium as the system has it, or None."
+    return next((p for name in ('chromium', 'chromium-browser', 'google-chrome', 'chrome') if (p := shutil.which(name))), None)
+
 @pytest.fixture(scope='session')
 def browser_type_launch_args():
-    "Chromium as the system has it. Without one the browser's tests are skipped, or fail where LMCOURSE_REQUIRE_BROWSER=1 asks for them."
-    found = next((p for name in ('chromium', 'chromium-browser', 'google-chrome', 'chrome') if (p := shutil.which(name))), None)
+    "How Chromium is started. Without one the browser's tests are skipped, or fail where LMCOURSE_REQUIRE_BROWSER=1 asks for them."
+    found = chromium()
     if found is None:
         why = 'no Chromium on the PATH (on Debian: apt install chromium), so nothing was tried in a browser'
         if os.environ.get('LMCOURSE_REQUIRE_BROWSER') == '1': pytest.fail(why)
