@@ -6,6 +6,7 @@ from conftest import PICTURES, ROOT
 
 LESSONS = sorted(p.stem for p in (ROOT/'nbs').glob('*.ipynb'))
 WIDGETS, VIEW = '03_perplexity_widgets', 'application/vnd.jupyter.widget-view+json'
+LIMIT = 60                             # seconds of processor time: half a minute of two cores, whatever else runs beside
 pytestmark = pytest.mark.xdist_group('lab')                    # one server for all of them, where the tests are dealt out by group
 
 @pytest.fixture
@@ -21,8 +22,10 @@ def test_runs_and_saves_clean(name, lab, alone):
     "From a fresh copy to the last cell at small size, with no error; and what is saved from the browser is what git has."
     lab.open(alone, name)
     done = lab.run(alone)
+    took = float(lab.python(alone, 'import os; print(sum(os.times()[:4]))'))
     assert not done['errors'], done['errors']
     assert done['ran'] == done['code'], 'a cell was left out'
+    assert took < LIMIT, f'{took:.0f} s of processor time'
     lab.do(alone, 'docmanager:save')
     alone.wait_for_function('!window.jupyterapp.shell.currentWidget.context.model.dirty')
     lab.close(alone)
