@@ -14,7 +14,7 @@ from .loss import LMCourseError
 from .perplexity import Measurement
 from .tokens import tokenize_corpus
 from .ngram import KneserNey, Uniform, score
-from .record import Run, compare_runs, plain, publish, records, results_table, rungs, table
+from .record import Run, compare_runs, plain, publish, records, results_table, all_baselines, table
 from .recipes import get_recipe, override, parameters, recipe_names, tiny
 from .train import Trainer, evaluate_run, load_model, peak_memory, resume
 from .ladder import climb
@@ -102,7 +102,7 @@ def cmd_results(a):
     if a.runs and not Path(a.runs).is_dir(): raise LMCourseError(f'there is no folder {a.runs!r}')
     runs = records() + ([Run.open(p.parent) for p in sorted(Path(a.runs).glob('*/config.json'))] if a.runs else [])
     runs = [r for r in runs if r.summary]
-    return {'results': [r.summary for r in runs]}, results_table(runs, rungs())
+    return {'results': [r.summary for r in runs]}, results_table(runs, all_baselines())
 
 def cmd_compare(a):
     "Where two runs differ, and which was better where that can be said."

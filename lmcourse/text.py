@@ -275,11 +275,12 @@ def entropy_floor(p_VVV: np.ndarray, # p_VVV[a, b, c]: the probability of c afte
                   memory: int=2      # how many tokens back the guesser may look: 0, 1 or 2
                  )->float:           # nats per token
     "The cross-entropy that the best guesser with this memory comes down to; with memory 2, the source's entropy rate."
-    pi_VV, H = stationary(p_VVV), lambda p: -(p * np.log(p)).sum(-1)
+    pi_VV, H = stationary(p_VVV), lambda p: -(p * np.log(np.where(p > 0, p, 1))).sum(-1)    # what never comes costs nothing
     if memory == 2: return float((pi_VV * H(p_VVV)).sum())
     joint_VV = np.einsum('ab,abc->bc', pi_VV, p_VVV)
     pi_V = joint_VV.sum(1)
-    return float((pi_V * H(joint_VV / pi_V[:, None])).sum() if memory else H(pi_V))
+    after_VV = joint_VV / np.where(pi_V > 0, pi_V, 1)[:, None]
+    return float((pi_V * H(after_VV)).sum() if memory else H(pi_V))
 
 # %% ../nbs/04_text.ipynb #a7d3e16e
 def _draw_odds(V, uniform):
@@ -395,7 +396,7 @@ def divide(rows: Sequence,      # lines in their order
     return splits
 
 # %% ../nbs/04_text.ipynb #2275eade
-_CLAIMS = dict(train='train', valid='validation', validation='validation', test='test')
+_CLAIMS = dict(train='train', valid='validation', val='validation', dev='validation', validation='validation', test='test')
 _TEXT = ('', '.txt', '.text', '.tokens', '.raw', '.md')
 
 def _claim(path)->str|None:
@@ -414,7 +415,7 @@ def split_files(folder: Path       # a folder with three text files
         if len(files) > 1: raise CorpusError(f'{folder}: {" and ".join(p.name for p in files)} both claim to be {split}; keep one')
     if missing := [split for split, files in claims.items() if not files]:
         raise CorpusError(f'{folder} is not a corpus: no text file for {" or ".join(missing)} (found: {_some(p.name for p in paths)}; '
-                          'expected: three text files with train, valid or validation, and test in their names)')
+                          'expected: three text files with train, valid (or val, dev, validation), and test in their names)')
     return {split: files[0] for split, files in claims.items()}
 
 # %% ../nbs/04_text.ipynb #c0ac00ba

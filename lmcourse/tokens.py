@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
+from filelock import FileLock
 from .loss import LMCourseError
 from .perplexity import Measurement
 from .text import SPLITS, Corpus, load_corpus, _child
@@ -43,8 +44,10 @@ class Tokenizer:
                  first_id: int,        # the input before the first token of a text
                  eos: str|None=None,   # what is put at the end of each row, or None where nothing is
                  unk_id: int|None=None,# what stands for a word outside the vocabulary, or None where there is no outside
-                 row_ends: bool=True): # whether the tokens tell where a row ends
-        self.name, self.types, self.first_id, self.eos, self.unk_id, self.row_ends = name, types, first_id, eos, unk_id, row_ends
+                 row_ends: bool=True,  # whether the tokens tell where a row ends
+                 keeps_text: bool=True): # whether they give the text back, so that every byte is paid for
+        self.name, self.types, self.first_id, self.eos, self.unk_id = name, types, first_id, eos, unk_id
+        self.row_ends, self.keeps_text = row_ends, keeps_text
         self.dtype = np.min_scalar_type(types - 1)
 
     def __repr__(self): return f'{self.name} tokenizer, {self.types:,} types'
@@ -67,10 +70,25 @@ class Tokenizer:
                                  'was it made by another tokenizer?')
         return ids
 
+    @property
+    def ids_by_frequency(self)->bool: # whether id 2 is the commonest type of the train split, id 3 the next, and so on
+        "Vocabularies of whole words are sorted; pieces stand in the order in which they were merged."
+        return self.name in ('word', 'whitespace')
+
+    def predicted_rows(self, rows: Sequence)->Iterator[str]: # the text that the ids stand for, row by row
+        "What is predicted of a text: a denominator that counts more makes a model look better than it is."
+        if self.name == 'gpt2-note': yield from (row.strip() for row in rows if row.strip())
+        else: yield from rows
+
     @staticmethod
     def from_dict(d: dict)->'Tokenizer': # made by a tokenizer's `to_dict`
-        "A tokenizer as it was kept."
-        return WordTokenizer(d['vocabulary']) if d['name'] == 'word' else PieceTokenizer.revive(d)
+        "A tokenizer as it was kept. Raises `TokenError` for what no tokenizer's `to_dict` has made."
+        try:
+            _parsed(d['name'], 1)
+            return WordTokenizer(_words(d['vocabulary'])) if d['name'] == 'word' else PieceTokenizer.revive(d)
+        except TokenError: raise
+        except Exception as e:                       # the library raises plain exceptions for what it cannot read
+            raise TokenError(f'this is no stored tokenizer, or a damaged one ({type(e).__name__}: {str(e)[:80]}): copy the file again') from None
 
 # %% ../nbs/05_tokens.ipynb #baf35db7
 def _in_chunks(rows): return (rows[start:start + 10_000] for start in range(0, len(rows), 10_000))
@@ -112,15 +130,15 @@ class PieceTokenizer(Tokenizer):
                  unk: str|None=None): # the token for what is outside the vocabulary
         self.backend, self.first, self.unk, self.id_of = backend, first, unk, backend.get_vocab()
         super().__init__(name, max(self.id_of.values()) + 1, self.id_of[first], None, self.id_of.get(unk),
-                         row_ends=name not in ('whitespace', 'gpt2-note'))
+                         row_ends=name not in ('whitespace', 'gpt2-note'), keeps_text=name != 'whitespace')
 
     def encode(self, text: str)->list[int]: # ids
-        "Text to ids."
-        return self.backend.encode(text, add_special_tokens=False).ids
+        "Text to ids. Raises `TokenError` for a text that is not Unicode: half of a character, as a stray byte of a command line becomes."
+        try: return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError: raise TokenError(f'{ascii(text[:40])} has half of a character in it, which no text file can hold: type it again') from None
 
     def _rows(self, rows):
-        if self.name == 'gpt2-note': rows = [row.strip() for row in rows if row.strip()]
-        return (e.ids for e in self.backend.encode_batch_fast(list(rows), add_special_tokens=False))
+        return (e.ids for e in self.backend.encode_batch_fast(list(self.predicted_rows(rows)), add_special_tokens=False))
 
     def tokens(self, ids: Iterable[int])->list[str]: # one string per id
         "The pieces that ids stand for; bytes that are only part of a letter are shown as \\x.."
@@ -172,10 +190,12 @@ def _as_bytes(piece, byte_of=_byte_letters()):
 def train_bpe(rows: Sequence,  # rows of the train split
               pieces: int      # types in all: 256 bytes, <|endoftext|>, and what is merged
              )->PieceTokenizer:
-    "Byte-level BPE, as GPT-2's; a text too short for that many merges gives fewer pieces."
-    from tokenizers import Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
+    "Byte-level BPE, as GPT-2's; a text too short for that many merges gives fewer pieces. A run of 256 characters without a blank is cut, so that a text without blanks takes no longer than another."
+    from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
     backend = Backend(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    longest = pre_tokenizers.Split(Regex(r'\S{256}'), 'isolated')      # learning merges takes the square of the longest word's time
+    backend.pre_tokenizer = pre_tokenizers.Sequence([longest, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=['<|endoftext|>'], show_progress=False,
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
     backend.train_from_iterator(_in_chunks(rows), trainer)
@@ -220,12 +240,20 @@ def _gpt2(name, deadline):
 NAMES = ('word', 'whitespace', 'gpt2', 'gpt2-note', 'bpe:N')
 
 # %% ../nbs/05_tokens.ipynb #db9ebe1a
+_MOST_TYPES = 2_000_000       # of a vocabulary: more is no vocabulary but a mistake, or a file that somebody made to fill a memory
+
+def _words(vocabulary):
+    "A stored vocabulary, checked."
+    if not (isinstance(vocabulary, list) and vocabulary[:2] == ['<unk>', '<eos>'] and len(vocabulary) <= _MOST_TYPES and all(isinstance(w, str) for w in vocabulary)):
+        raise TokenError(f'a stored vocabulary is a list of at most {_MOST_TYPES:,} words that begins with <unk> and <eos>: copy the file again')
+    return vocabulary
+
 def _parsed(name, min_count):
     "A tokenizer's kind and, for bpe:N, its N; raises `TokenError` for what is no name or no count."
     kind, colon, n = str(name).partition(':')
     if kind != 'bpe' and (colon or kind not in NAMES): raise TokenError(f"'{name}' is no tokenizer; there are {', '.join(NAMES)}")
-    if kind == 'bpe' and not (n.isascii() and n.isdigit() and int(n) > 256):
-        raise TokenError(f"'{name}' wants a number of pieces from 257 on (256 bytes and <|endoftext|>), as in bpe:8000")
+    if kind == 'bpe' and not (n.isascii() and n.isdigit() and len(n) < 9 and 256 < int(n) <= _MOST_TYPES):
+        raise TokenError(f"'{str(name)[:40]}' wants a number of pieces from 257 on (256 bytes and <|endoftext|>), at most {_MOST_TYPES:,}, as in bpe:8000")
     if not isinstance(min_count, int) or min_count < 1: raise TokenError(f'min_count is a whole number of at least 1, got {min_count!r}')
     return kind, int(n or 0)
 
@@ -286,8 +314,8 @@ class TokenSplit:
     "A split as ids, with what it takes to measure a model on it."
     name: str                 # train, validation or test
     ids: np.ndarray = field(repr=False) # ids_N, read-only; memory-mapped where the cache could be written
-    bytes: int|None           # UTF-8 bytes of the corpus's split; None where they mean nothing
-    words: int                # its white-space words plus one per row
+    bytes: int|None           # UTF-8 bytes of what is predicted; None where not every byte is paid for: unknown tokens, <unk> in the text, made-up words, a tokenizer that loses text
+    words: int                # white-space words of what is predicted, plus one per row where row ends are predicted
     unknown: int              # tokens that are <unk>
     fingerprint: str          # of the text that the tokens tell
     corpus: str               # the corpus's name
@@ -327,10 +355,15 @@ class TokenizedCorpus:
         return self.tokenizer.types
 
 # %% ../nbs/05_tokens.ipynb #9bf0eaec
-def _text_facts(corpus, split, tokenizer):
-    "The counts and the fingerprint of the text behind a split."
-    fingerprint = corpus.fingerprint(split)
-    return {'bytes': corpus.bytes(split), 'words': corpus.words(split),
+def _text_facts(corpus, split, tokenizer, unknown):
+    "The fingerprint of the text behind a split, and the words and bytes of what is predicted of it. Bytes are None unless every one of them is paid for."
+    fingerprint, words, size, hidden = corpus.fingerprint(split), 0, 0, bool(unknown)
+    for row in tokenizer.predicted_rows(corpus[split]):
+        words += len(row.split()) + tokenizer.row_ends
+        size += len(row.encode())
+        hidden = hidden or '<unk>' in row
+    paid = corpus.meaningful_bytes and tokenizer.keeps_text and not hidden
+    return {'bytes': size if paid else None, 'words': words,
             'fingerprint': fingerprint if tokenizer.row_ends else _key('without row ends', fingerprint)}
 
 # %% ../nbs/05_tokens.ipynb #98f4b2f8
@@ -340,8 +373,8 @@ def _in_memory(corpus, tokenizer):
     for split in SPLITS:
         ids = tokenizer.encode_rows(corpus[split])
         ids.flags.writeable = False
-        splits[split] = TokenSplit(split, ids, unknown=int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0,
-                                   corpus=corpus.name, tokenizer=tokenizer, **_text_facts(corpus, split, tokenizer))
+        unknown = int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
+        splits[split] = TokenSplit(split, ids, unknown=unknown, corpus=corpus.name, tokenizer=tokenizer, **_text_facts(corpus, split, tokenizer, unknown))
     return TokenizedCorpus(corpus.name, tokenizer, **splits)
 
 # %% ../nbs/05_tokens.ipynb #fc2a37bd
@@ -366,7 +399,7 @@ def _write_splits(folder, corpus, tokenizer):
     facts = {}
     for split in SPLITS:
         ids = _write_ids(folder/f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
-        facts[split] = ids | _text_facts(corpus, split, tokenizer)
+        facts[split] = ids | _text_facts(corpus, split, tokenizer, ids['unknown'])
     _keep(folder/'facts.json', facts)
 
 def _read_splits(folder, corpus, tokenizer):
@@ -395,14 +428,19 @@ def tokenize_corpus(corpus: Corpus|str|Path,   # a corpus, its name, or a path
     if not isinstance(corpus, Corpus): corpus = load_corpus(corpus)
     if not isinstance(tokenizer, Tokenizer): tokenizer = load_tokenizer(tokenizer, corpus, min_count, cache)
     what, texts = f'{corpus.name} as {tokenizer.name}', [corpus.fingerprint(split) for split in SPLITS]
-    key = _key(1, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
+    key = _key(2, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
     folder = _cache_folder(cache)/'tokens'/f'{tokenizer.name.replace(":", "-")}-{key}'
-    try:
+    with suppress(OSError, ValueError):                  # no lock is needed for what is whole
         if found := _read_splits(folder, corpus, tokenizer): return found
-    except (OSError, ValueError) as e: _say(f'the kept tokens of {what} are unfinished or damaged ({e}); cutting the text again')
     try:
-        _write_splits(folder, corpus, tokenizer)
-        return _read_splits(folder, corpus, tokenizer)
+        locks = _cache_folder(cache)/'locks'
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks/f'{folder.name}.lock'):      # of several processes, one cuts and the others wait
+            try:
+                if found := _read_splits(folder, corpus, tokenizer): return found
+            except ValueError as e: _say(f'the kept tokens of {what} are unfinished or damaged ({e}); cutting the text again')
+            _write_splits(folder, corpus, tokenizer)
+            return _read_splits(folder, corpus, tokenizer)
     except OSError as e:
         _say(f'the tokens of {what} cannot be kept in {folder.parent.parent} ({e.strerror}); they stay in memory')
         return _in_memory(corpus, tokenizer)

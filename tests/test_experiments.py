@@ -7,7 +7,7 @@ import lmcourse.train as T
 from lmcourse.factors import CHANGES, effects, one_factor, one_run
 from lmcourse.loss import LMCourseError
 from lmcourse.recipes import RecipeError, get_recipe, override, parameters, tiny
-from lmcourse.record import records, results_table, rungs
+from lmcourse.record import all_baselines, records, results_table
 from lmcourse.sampled import candidates, sampled_cross_entropy
 from lmcourse.train import Trainer, cut_elsewhere, fit, resume, rounds, train
 from lmcourse.tuned import AWAY, LATE, Tuned, zipf
@@ -128,7 +128,7 @@ def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
 
 
 def test_results_stand_beside_what_counting_reaches():
-    lines = results_table(records(), rungs()).splitlines()
+    lines = results_table(records(), all_baselines()).splitlines()
     words = [l for l in lines if '| wikitext-2 | word |' in l]
     doors = [float(l.split('|')[8].replace(',', '')) for l in words]
     assert doors == sorted(doors, reverse=True) and any('Kneser-Ney, order 5' in l for l in words) and any('lstm-a' in l for l in words)

@@ -104,7 +104,7 @@ def test_a_config_that_json_cannot_hold_leaves_no_folder(tmp_path):
 def test_created_and_opened_are_equal(tmp_path):
     made = Run.create('toy', {'betas': (.9, .99), 'deep': {'path': Path('a/b')}, 'recipe': 'no', 'seed': 5}, out=tmp_path/'r', seed=2)
     again = Run.open(tmp_path/'r')
-    assert made.config == again.config == {'recipe': 'toy', 'seed': 2, 'betas': [.9, .99], 'deep': {'path': 'a/b'}}
+    assert made.config == again.config == {'recipe': 'toy', 'seed': 2, 'betas': [.9, .99], 'deep': {'path': 'a/b'}, 'record_version': 1}
     assert made.environment == again.environment and again.recipe == 'toy' and again.seed == 2
     assert made.summary is None and made.metrics() == []
 
@@ -132,7 +132,7 @@ def test_rows_and_summaries_are_json_by_the_letter(tmp_path):
     run = Run.create('toy', {'clip': math.inf}, out=tmp_path/'r')
     run.log(step=1, train_nats=math.nan, grad_norm=torch.tensor(math.inf), lr=np.float32(.5), n=np.int64(3))
     run.finish({'validation': measured() | {'perplexity': math.inf}, 'interval': (-math.inf, 2.)})
-    for p in (tmp_path/'r').iterdir():
+    for p in (tmp_path/'r').glob('*.json*'):
         for line in (p.read_text().splitlines() if p.suffix == '.jsonl' else [p.read_text()]): strict(line)
     assert run.metrics() == [{'step': 1, 'train_nats': None, 'grad_norm': None, 'lr': .5, 'n': 3}]
     assert run.summary['validation']['perplexity'] is None and run.summary['interval'] == [None, 2.] and run.config['clip'] is None
@@ -402,7 +402,7 @@ def test_tables():
     assert R.table([]) == '|  |\n|  |'
     assert R.table([{'a': 1}, {'b': 'x'}]) == '| a | b |\n| --: | --- |\n| 1 | – |\n| – | x |'
     cells = R.table([dict(a=v) for v in (0, 0., -1234567, 12.345, 1e-9, True, math.inf, math.nan, 'a\nb', '<eos>|', np.float64(2), torch.tensor(3))])
-    assert [line[2:-2] for line in cells.splitlines()[2:]] == ['0', '0', '-1,234,567', '12.35', '1e-09', 'yes', '∞', '–', 'a b', r'\<eos>\|', '2.00', '3']
+    assert [line[2:-2] for line in cells.splitlines()[2:]] == ['0', '0', '-1,234,567', '12.35', '1e-09', 'yes', '∞', '–', 'a b', r'&lt;eos>\|', '2.00', '3']
 
 
 def test_results_table_of_runs_at_every_stage(tmp_path):
@@ -465,3 +465,74 @@ def test_seed_intervals():
     mean, low, high = R.seed_interval(np.array([1., 2., 3., 4., 5.]), level=.9)
     assert mean == 3 and high - mean == pytest.approx(2.1318 * math.sqrt(2.5 / 5), rel=1e-4) and mean - low == pytest.approx(high - mean)
     with pytest.raises(RecordError, match='at least one'): R.seed_interval([])
+
+
+def test_baselines_ask_for_corpus_and_tokenizer():
+    "A network by words stands beside counts by words, and nothing else."
+    counted = R.baselines('wikitext-2', 'word')
+    assert [b['validation']['context'] + 1 for b in counted] == [1, 2, 3, 5]
+    assert [b['validation']['perplexity'] for b in counted[1:]] == pytest.approx([284.73, 240.74, 232.50], abs=.01)
+    assert {(b['validation']['corpus'], b['validation']['tokenizer']) for b in counted} == {('wikitext-2', 'word')}
+    with pytest.raises(TypeError): R.baselines('wikitext-2')
+    with pytest.raises(RecordError, match='nothing was counted on wikitext-2 by bpe:9; there are: .*wikitext-2 by word'): R.baselines('wikitext-2', 'bpe:9')
+
+
+def test_one_process_writes_into_a_run(tmp_path):
+    run = Run.create('toy', {}, out=tmp_path/'r')
+    with run.lock():
+        code = f"import sys; from lmcourse.record import Run, RecordError\ntry:\n    with Run.open({str(tmp_path/'r')!r}).lock(): print('in')\nexcept RecordError as e: print(e)"
+        said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert 'is being written by another process' in said
+    with run.lock(): pass
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    Run.create('toy', {}, out=tmp_path/'r')
+    code = f"import os; from lmcourse.record import Run\nwith Run.open({str(tmp_path/'r')!r}).lock(): os._exit(9)"
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 9
+    with Run.open(tmp_path/'r').lock(): pass
+
+
+def test_a_record_is_never_put_over_another_runs(tmp_path):
+    for place, seed in (('a', 1), ('b', 2)): finished(tmp_path/place/'r').environment
+    R.publish(tmp_path/'a'/'r', tmp_path/'shelf')
+    R.publish(tmp_path/'a'/'r', tmp_path/'shelf')
+    with pytest.raises(RecordError, match='is the record of another run'): R.publish(tmp_path/'b'/'r', tmp_path/'shelf')
+
+
+@pytest.mark.parametrize('name', ['summary.json', 'config.json', 'metrics.jsonl', 'best.safetensors'])
+def test_a_pipe_is_not_read(name, tmp_path):
+    run = finished(tmp_path/'r')
+    (run.path/name).unlink(missing_ok=True)
+    os.mkfifo(run.path/name)
+    with pytest.raises(RecordError):
+        again = Run.open(run.path)
+        again.summary, again.metrics(), again.load('best')
+
+
+def test_the_step_of_a_checkpoint_is_checked_too(tmp_path):
+    R.save_tensors(tmp_path/'t.safetensors', {'w': torch.ones(3)}, {'step': 1234})
+    data = (tmp_path/'t.safetensors').read_bytes()
+    (tmp_path/'t.safetensors').write_bytes(data.replace(b'1234', b'1235'))
+    with pytest.raises(RecordError, match='is damaged'): R.load_tensors(tmp_path/'t.safetensors')
+
+
+def test_one_damaged_record_does_not_hide_the_others(tmp_path, capsys):
+    finished(tmp_path/'good')
+    (finished(tmp_path/'bad').path/'config.json').write_text('{')
+    assert [run.name for run in R.records(tmp_path)] == ['good']
+    assert 'left out' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('text', ['[]', '3', '[' * 100_000, '{"a": ' + '9' * 100_000 + '}'])
+def test_a_hostile_file_is_a_sentence(text, tmp_path):
+    run = finished(tmp_path/'r')
+    (run.path/'summary.json').write_text(text)
+    with pytest.raises(RecordError): run.summary
+
+
+@pytest.mark.parametrize('value', ['\\<script>x', '<b>', 'a\rb', '$\\href{x}{y}$', 'a|b'])
+def test_a_table_lets_nothing_through(value):
+    cell = R.table([{'a': value}]).splitlines()[-1]
+    assert '<' not in cell and '$' not in cell and '\r' not in cell
+    assert cell.count('|') == 2 + cell.count('\\|')

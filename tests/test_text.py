@@ -1,8 +1,9 @@
 "Corpora that must be the same everywhere, and WikiText from each of its three places, with stand-ins for the real one."
 import os, subprocess, sys, textwrap
+import numpy as np
 import pytest
 from lmcourse import text
-from lmcourse.text import SPLITS, MarkovSource, leakage, load_corpus
+from lmcourse.text import SPLITS, MarkovSource, entropy_floor, leakage, load_corpus, split_files
 
 ROWS = {split: ['', f' = {split} = \n', '', ' Some words about caf\u00e9s . \n'] * 3000 for split in SPLITS}
 
@@ -135,3 +136,16 @@ def test_from_a_hub(nowhere, tmp_path):
     nowhere.setattr(text.importlib.util, 'find_spec', lambda name: object())
     assert not text.have_corpus('wikitext-2-raw')
     assert_is_it(load_corpus('wikitext-2-raw', deadline=60))
+
+
+@pytest.mark.parametrize('name', ['valid', 'val', 'dev', 'validation', 'my.dev', 'ptb.valid'])
+def test_names_of_the_validation_split(name, tmp_path):
+    for split in ('train', name, 'test'): (tmp_path/f'{split}.txt').write_text(f'{split} rows\n')
+    assert split_files(tmp_path)['validation'].name == f'{name}.txt'
+
+
+def test_conditional_entropy_where_something_never_comes():
+    p_VVV = np.full((2, 2, 2), .5)
+    p_VVV[0, 0] = [0, 1]
+    assert entropy_floor(p_VVV) == pytest.approx(0.594126, abs=1e-6)
+    assert all(np.isfinite(entropy_floor(p_VVV, memory)) for memory in (0, 1, 2))
