@@ -23,10 +23,10 @@ from .train import detach, load_run
 class AdaptError(LMCourseError):
     "An adaptation that does not exist, or cannot be made as asked."
 
-def _nats(p_BTV, y_BT):
-    "Surprises of the targets, and how many first guesses were right; the target -100 is scored by nobody."
-    y_BT = y_BT.to(p_BTV.device)
-    return -p_BTV.gather(-1, y_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1).log(), int((p_BTV.argmax(-1) == y_BT).sum())
+def _nats(log_BTV, y_BT):
+    "From log-probabilities the surprises of the targets, and how many first guesses were right; the target -100 is scored by nobody."
+    y_BT = y_BT.to(log_BTV.device)
+    return -log_BTV.gather(-1, y_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1), int((log_BTV.argmax(-1) == y_BT).sum())
 
 class Reader:
     "A model that reads a text once, from its first token to its last, scoring each before it is learnt from; afterwards the model is what it was."
@@ -56,7 +56,7 @@ class Reader:
              y_BT: torch.Tensor, # the tokens that came
             )->tuple:            # (nats_BT, how many first guesses were right)
         "Score a batch that follows the one before it."
-        return _nats(self.logits(self.hidden(x_BT)).softmax(-1), y_BT)
+        return _nats(self.logits(self.hidden(x_BT)).log_softmax(-1), y_BT)
 
 # %% ../nbs/18_adaptation.ipynb #b33b7530
 def stream(reader: Reader,
@@ -126,8 +126,9 @@ class NeuralCache(Reader):
         h_BTD = self.hidden(x_BT)
         keys_BND, words_BN = self.remember(h_BTD, y_BT.to(h_BTD.device).clamp(min=0))
         w_BTN = recall(h_BTD, keys_BND, self.theta, self.size)
-        p_BTV = self.logits(h_BTD).softmax(-1) * (1 - self.share * w_BTN.sum(-1, keepdim=True))
-        return _nats(p_BTV.scatter_add_(2, words_BN[:, None].expand_as(w_BTN), self.share * w_BTN), y_BT)
+        own_BTV = self.logits(h_BTD).log_softmax(-1) + torch.log1p(-self.share * w_BTN.sum(-1, keepdim=True))
+        theirs_BTV = torch.zeros_like(own_BTV).scatter_add_(2, words_BN[:, None].expand_as(w_BTN), self.share * w_BTN)
+        return _nats(torch.logaddexp(own_BTV, theirs_BTV.log()), y_BT)       # in logarithms: a probability of e^-200 is a number there
 
 # %% ../nbs/18_adaptation.ipynb #2c5dbfda
 @torch.no_grad()
@@ -135,13 +136,13 @@ def cache_guesses(cache: NeuralCache,
                   ids,             # (N,) the text, in one lane
                   first_id: int,   # context of the very first token
                   thetas,          # K ways of weighing likeness
-                 )->tuple:         # (p_N, p_KN)
-    "What the model by itself gave to each token, and what the cache by itself would have given for each theta."
+                 )->tuple:         # (log_N, p_KN)
+    "The logarithm of what the model alone gave to each token, and what the cache alone would have given for each theta."
     own, theirs = [], []
     with cache:
         for x_BT, y_BT in Lanes(ids, 1, cache.length, first_id):
             h_BTD = cache.hidden(x_BT); y_BT = y_BT.to(h_BTD.device); keys, words = cache.remember(h_BTD, y_BT)
-            own.append((-_nats(cache.logits(h_BTD).softmax(-1), y_BT)[0]).exp()[0].cpu())
+            own.append(-_nats(cache.logits(h_BTD).log_softmax(-1), y_BT)[0][0].cpu())
             same_BTN = words[:, None] == y_BT.unsqueeze(-1)
             theirs.append(torch.stack([(recall(h_BTD, keys, theta, cache.size) * same_BTN).sum(-1)[0] for theta in thetas]).cpu())
     return torch.cat(own).double().numpy(), torch.cat(theirs, 1).double().numpy()
@@ -159,8 +160,9 @@ def tune_cache(model: nn.Module,
         own_N, their_KN = cache_guesses(NeuralCache(model, size), ids, first_id, thetas)
         for theta, p_N in zip(thetas, their_KN):
             for share in shares:
-                mixed_N = np.where(np.arange(len(own_N)) > 0, (1 - share) * own_N + share * p_N, own_N)
-                rows.append(dict(size=size, theta=theta, share=share, perplexity=perplexity(float(-np.log(mixed_N).sum()), len(own_N))))
+                with np.errstate(divide='ignore'): mixed_N = np.logaddexp(math.log1p(-share) + own_N, math.log(share) + np.log(p_N))
+                mixed_N[0] = own_N[0]                               # the first token has no memory to mix in
+                rows.append(dict(size=size, theta=theta, share=share, perplexity=perplexity(float(-mixed_N.sum()), len(own_N))))
     return rows
 
 def best(rows: list[dict])->dict:  # the settings alone
@@ -184,7 +186,7 @@ class DynamicEvaluation(Reader):
         self.rate, self.pull, self.rates, self.pulls = rate, pull, None, None
         self.weights = [p for p in model.parameters() if p.requires_grad]
         if rms is not None:
-            mean = sum(float(r.double().sum()) for r in rms) / sum(r.numel() for r in rms)
+            mean = sum(float(r.cpu().double().sum()) for r in rms) / sum(r.numel() for r in rms)      # some devices have no double precision
             self.rates = [rate / (r / mean + eps) for r in rms]
             self.pulls = [(pull * r / mean).clamp(max=1.) for r in rms]
         self.adaptation = f'dynamic evaluation in segments of {self.length}, {"plain" if rms is None else "RMS-scaled"} rate {rate:g}, pull {pull:g}'

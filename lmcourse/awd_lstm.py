@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn.functional as F
-from torch import _VF, nn
+from torch import nn
 from .recipes import LENGTHS, OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe
 from .recurrent import Recurrent
 from .factors import tenth
@@ -57,16 +57,6 @@ class WordDrop(nn.Embedding):
 # %% ../nbs/17_awd_lstm.ipynb #30497a3c
 warnings.filterwarnings('ignore', message='RNN module weights are not part of single contiguous chunk')   # dropped weights are new in each call
 
-@torch.compiler.disable
-def _call(layer, weights, x_BTI, state):
-    "A recurrent layer's own kernel, with other weights than its own."
-    two = layer.mode == 'LSTM'
-    if state is None:
-        zero = x_BTI.new_zeros(1, len(x_BTI), layer.hidden_size)
-        state = (zero, zero) if two else zero
-    h_BTH, *new = getattr(_VF, layer.mode.lower())(x_BTI, state, weights, True, 1, 0., True, False, True)
-    return h_BTH, tuple(new) if two else new[0]
-
 class WeightDrop(nn.Module):
     "A recurrent layer of torch whose recurrent weights lose a share of their entries in each call, the same at all its steps ([Merity et al., 2018](../docs/bibliography.md#merity2018))."
     def __init__(self,
@@ -76,9 +66,9 @@ class WeightDrop(nn.Module):
         if layer.num_layers > 1 or layer.bidirectional or not layer.batch_first: raise RecipeError('weight drop wants a recurrent layer of one layer and one direction, batch first')
         self.layer, self.drop = layer, drop
 
-    def weights(self)->list:         # of tensors, in torch's order
+    def weights(self)->dict:         # {name: tensor}
         "The layer's weights for one call: those that read the state with a share of them dropped, while training."
-        return [F.dropout(w, self.drop, self.training) if name.startswith('weight_hh') else w for name, w in self.layer.named_parameters()]
+        return {name: F.dropout(w, self.drop, self.training) if name.startswith('weight_hh') else w for name, w in self.layer.named_parameters()}
 
     def forward(self,
                 x_BTI: torch.Tensor, # inputs
@@ -86,7 +76,7 @@ class WeightDrop(nn.Module):
                ):                    # (h_BTH, state)
         "As torch's layer; while training, with weights missing."
         if not self.training or not self.drop: return self.layer(x_BTI, state)
-        return _call(self.layer, self.weights(), x_BTI, state)
+        return torch.func.functional_call(self.layer, self.weights(), (x_BTI, state))
 
 # %% ../nbs/17_awd_lstm.ipynb #8abc3142
 def activation_penalty(h_BTD: torch.Tensor, # activations after dropout
@@ -200,7 +190,7 @@ class NTASGD(torch.optim.SGD):
     @property
     def averaging(self)->bool:      # whether the average has begun
         "What the trigger has done so far; it follows from the state that a checkpoint keeps."
-        return 'mean' in self.state[self._all()[0]]
+        return 'ax' in self.state[self._all()[0]]
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -208,24 +198,24 @@ class NTASGD(torch.optim.SGD):
         loss = super().step(closure)
         if self.averaging:
             for p in self._all():
-                s = self.state[p]; s['steps'] += 1; s['mean'].lerp_(p, float(1 / s['steps']))
+                s = self.state[p]; s['step'] += 1; s['ax'].lerp_(p, float(1 / s['step']))      # torch leaves what is called `step` on the processor, so nothing waits for it
         return loss
 
     def looked(self,
                perplexity: float):  # of validation, just measured
         "The trigger: begin to average when this is above the best of all looks but the last n."
-        first = self._all()[0]; seen = self.state[first].get('seen', torch.zeros(0))
+        first = self._all()[0]; seen = self.state[first].get('val_history', torch.zeros(0)).cpu()
         now = torch.tensor([perplexity], dtype=torch.float32)
         if not self.averaging and len(seen) > self.n and bool(now > seen[:len(seen) - self.n].min()):
-            for p in self._all(): self.state[p].update(mean=p.detach().clone(), steps=torch.zeros(()))
-        self.state[first]['seen'] = torch.cat([seen.cpu(), now])
+            for p in self._all(): self.state[p].update(ax=p.detach().clone(), step=torch.zeros(()))
+        self.state[first]['val_history'] = torch.cat([seen, now])
 
     @contextmanager
     def averaged(self):
         "While it lasts, the model has the averaged weights, if there are any."
         kept = [p.detach().clone() for p in self._all()] if self.averaging else []
         with torch.no_grad():
-            for p, _ in zip(self._all(), kept): p.copy_(self.state[p]['mean'])
+            for p, _ in zip(self._all(), kept): p.copy_(self.state[p]['ax'])
         try: yield
         finally:
             with torch.no_grad():

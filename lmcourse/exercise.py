@@ -17,7 +17,9 @@ def _agree(a, b, tol):
     if hasattr(b, 'tolist'): b = b.tolist()
     if isinstance(b, (list, tuple)):
         return isinstance(a, (list, tuple)) and len(a) == len(b) and all(_agree(x, y, tol) for x, y in zip(a, b))
-    return isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=tol, abs_tol=1e-9 if b else tol)
+    if not isinstance(a, (int, float)) or not isinstance(b, (int, float)): return False
+    try: return math.isclose(a, b, rel_tol=tol, abs_tol=1e-9 if b else tol)
+    except OverflowError: return a == b                     # a whole number that no float can hold
 
 # %% ../nbs/00_how_to_read.ipynb #e57639f6
 class Exercise:

@@ -16,6 +16,7 @@ from torch import nn
 from .loss import LMCourseError
 from .perplexity import perplexity
 from .tokens import Tokenizer
+from .train import evaluating
 
 # %% ../nbs/21_generation.ipynb #b25b382f
 class GenerateError(LMCourseError):
@@ -29,8 +30,9 @@ def draw(logits: torch.Tensor,  # (..., V), scores; a type with -inf is never dr
          u: torch.Tensor,       # (...), for each row a throw in [0, 1)
         )->torch.Tensor:        # (...), ids
     "Lay the probabilities end to end, and see which type the throw hits."
+    _refuse(bool(logits.isnan().any()), 'there are scores that are not numbers: the model has diverged, or its weights are damaged')
     end = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(end, u.double().unsqueeze(-1) * end[..., -1:], right=True).squeeze(-1)
+    return torch.searchsorted(end, u.to(end).unsqueeze(-1) * end[..., -1:], right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 # %% ../nbs/21_generation.ipynb #24e01564
 def greedy(logits: torch.Tensor # (..., V)
@@ -44,7 +46,7 @@ def temperature(logits: torch.Tensor, # (..., V)
     "Scores divided by the temperature, the best score taken away first, so that nothing overflows."
     _refuse(not 0 <= t < math.inf, f'a temperature is 0 or more, got {t}')
     if t: return (logits - logits.amax(-1, keepdim=True)) / t
-    return logits.masked_fill(torch.arange(logits.shape[-1]) != greedy(logits).unsqueeze(-1), -math.inf)
+    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) != greedy(logits).unsqueeze(-1), -math.inf)
 
 # %% ../nbs/21_generation.ipynb #54ab345b
 def top_k(logits: torch.Tensor, # (..., V)
@@ -81,7 +83,7 @@ def repetition_penalty(logits_V: torch.Tensor, # scores of one place
                       )->torch.Tensor:         # logits_V
     "Scores of tokens that were there before: divided where positive ([Keskar et al., 2019](../docs/bibliography.md#keskar2019), section 4.1), multiplied where negative."
     _refuse(not 0 < penalty < math.inf, f'a repetition penalty is above 0, got {penalty}')
-    at_N = torch.tensor(sorted(set(seen)), dtype=torch.long); x_N = logits_V[at_N]
+    at_N = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits_V.device); x_N = logits_V[at_N]
     return logits_V.scatter(-1, at_N, torch.where(x_N > 0, x_N / penalty, x_N * penalty))
 
 # %% ../nbs/21_generation.ipynb #60937f1b
@@ -143,9 +145,8 @@ def draws(model: nn.Module,        # returns (h_BTD, state) for (x_BT, state); h
     "Write on, all rows one token at a time; whoever asks decides when it is enough. A context that is full is handled as `window_start` says."
     _refuse(not len(prompts), 'there is no prompt: to begin a text, give one that is empty')
     texts, throwers = [[first_id, *ids] for ids in prompts], _throwers(seed, len(prompts))
-    at, start, state, was = min(map(len, texts)), 0, None, model.training
-    model.eval()
-    try:
+    at, start, state = min(map(len, texts)), 0, None
+    with evaluating(model):
         while True:
             new = window_start(at, model.context)
             if new != start or state is None: read, start, state = new, new, None          # read anew
@@ -158,7 +159,6 @@ def draws(model: nn.Module,        # returns (h_BTD, state) for (x_BT, state); h
             for text, one in zip(texts, step): text += [one[0]] if one else []
             at += 1
             yield step
-    finally: model.train(was)
 
 # %% ../nbs/21_generation.ipynb #75177704
 def prompt_ids(tokenizer: Tokenizer, prompt: str)->list[int]: # ids
@@ -243,12 +243,11 @@ def surprise(model: nn.Module,
              first_id: int,     # what stands before it
             )->list[float]:     # nats of each token
     "What each token of a text costs a model that looks at as much as it does while it writes."
-    text, at, nats, was = [first_id, *map(int, ids)], 1, [], model.training
-    model.eval()
-    while at < len(text):
-        start = window_start(at, model.context)
-        stop = min(len(text), start + (model.context or len(text)) + 1)      # the last token that is guessed from this window, and one
-        h_BTD, _ = model(torch.tensor([text[start:stop - 1]], device=model.head.weight.device), None)
-        nats += _nats(model.head(h_BTD[0, at - start - 1:]).float().cpu(), torch.tensor(text[at:stop])).tolist(); at = stop
-    model.train(was)
+    text, at, nats = [first_id, *map(int, ids)], 1, []
+    with evaluating(model):
+        while at < len(text):
+            start = window_start(at, model.context)
+            stop = min(len(text), start + (model.context or len(text)) + 1)  # the last token that is guessed from this window, and one
+            h_BTD, _ = model(torch.tensor([text[start:stop - 1]], device=model.head.weight.device), None)
+            nats += _nats(model.head(h_BTD[0, at - start - 1:]).float().cpu(), torch.tensor(text[at:stop])).tolist(); at = stop
     return nats

@@ -185,7 +185,7 @@ class NetworkGuesser(Guesser):
     def _log(self, ids, state):
         device = next(self.model.parameters()).device
         logits_1TV, state = self.model.logits(torch.tensor([ids], device=device), state)
-        return logits_1TV[0].double().log_softmax(-1).cpu().numpy(), state
+        return logits_1TV[0].cpu().double().log_softmax(-1).numpy(), state
     def log_probs(self, ids):
         x, at, start, state = [self.before, *ids[:-1]], 0, 0, None
         while at < len(x):

@@ -31,6 +31,7 @@ def logsumexp(logits: torch.Tensor, # scores, any shape
              )->torch.Tensor:       # that axis is gone
     "$\\ln \\sum_j e^{x_j}$ with the largest score taken out first: $m + \\ln \\sum_j e^{x_j - m}$."
     m = logits.amax(dim, keepdim=True)
+    m = m.masked_fill(m == -math.inf, 0)              # all impossible: the sum of nothing, whose logarithm is -inf
     return (m + (logits - m).exp().sum(dim, keepdim=True).log()).squeeze(dim)
 
 def log_softmax(logits: torch.Tensor, dim: int=-1)->torch.Tensor: # logarithms of probabilities, same shape
@@ -60,11 +61,11 @@ def cross_entropy_by_hand(logits: torch.Tensor,   # scores (..., V), the types l
                           label_smoothing: float=0., # share of each target spread evenly over all V types, in [0, 1]
                          )->Tally:                # summed nats, and how many tokens they are from
     "The six steps, with safe logarithms: for reading. Training uses `cross_entropy`, which is torch's."
-    log_p = log_softmax(logits)
-    scored = targets != ignore_index
-    came = log_p.gather(-1, targets.where(scored, 0).unsqueeze(-1)).squeeze(-1)
-    nats = -(1 - label_smoothing) * came - label_smoothing * log_p.mean(-1)
-    return Tally(nats[scored].sum(), int(scored.sum()))
+    log_p, scored = log_softmax(logits), targets != ignore_index
+    count, scored, targets = int(scored.sum()), scored.to(logits.device), targets.to(logits.device)
+    nats = -log_p.gather(-1, targets.where(scored, 0).unsqueeze(-1)).squeeze(-1)
+    if label_smoothing: nats = (1 - label_smoothing) * nats - label_smoothing * log_p.mean(-1)
+    return Tally(nats.where(scored, 0).sum(), count)
 
 # %% ../nbs/01_cross_entropy.ipynb #f40a7775
 def cross_entropy(logits: torch.Tensor,   # scores (..., V), the types last
@@ -73,7 +74,7 @@ def cross_entropy(logits: torch.Tensor,   # scores (..., V), the types last
                   label_smoothing: float=0., # share of each target spread evenly over all V types, in [0, 1]
                  )->Tally:                # summed nats, and how many tokens they are from
     "Summed nats and the number of tokens that they were summed over, by torch."
-    nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=ignore_index,
+    nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten().to(logits.device), ignore_index=ignore_index,
                            label_smoothing=label_smoothing, reduction='sum')
     return Tally(nats, int((targets != ignore_index).sum()))
 
@@ -87,7 +88,7 @@ def cross_entropy_grad(logits: torch.Tensor,   # scores (..., V)
                        targets: torch.Tensor,  # ids (...) of the tokens that came; -100 is not scored
                       )->torch.Tensor:         # slope of the summed nats, same shape as logits
     "The gradient of the summed cross-entropy with respect to the logits: $p - y$, and zero where nothing is scored."
-    g = softmax(logits)
+    g, targets = softmax(logits), targets.to(logits.device)
     scored = (targets != -100).unsqueeze(-1)
     return (g.scatter_add(-1, targets.clamp(min=0).unsqueeze(-1), -torch.ones_like(g[..., :1]))) * scored
 

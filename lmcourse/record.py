@@ -190,7 +190,7 @@ def environment()->dict: # versions, processor, GPU; no names of people, machine
                threads=torch.get_num_threads(), bf16=bf16, gpu=None)
     if torch.cuda.is_available():
         env.update(gpu=torch.cuda.get_device_name(0), gpus=torch.cuda.device_count(), cuda=torch.version.cuda,
-                   gpu_memory=torch.cuda.get_device_properties(0).total_memory, bf16=torch.cuda.is_bf16_supported())
+                   gpu_memory=torch.cuda.get_device_properties(0).total_memory, bf16=torch.cuda.is_bf16_supported(including_emulation=False))
     return env
 
 # %% ../nbs/09_records.ipynb #d76abebd

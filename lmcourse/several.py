@@ -7,7 +7,7 @@ __all__ = ['share', 'place', 'team', 'own_device', 'told', 'seed_at', 'TeamError
            'fit_team', 'traffic']
 
 # %% ../nbs/24_several.ipynb #31175bd1
-import atexit, os, random
+import atexit, os, random, signal
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -82,6 +82,8 @@ def together():
         raise TeamError('another of the processes has ended (its own message says why), and this one cannot go on alone: what was saved can be taken up again with --resume') from e
 
 # %% ../nbs/24_several.ipynb #9169b838
+_REASONS = (None, 'interrupted', 'patience', 'max_minutes', 'max_steps', 'epochs')
+
 class TeamTrainer(Trainer):
     "A trainer that is one of several: each has its rows of every batch, and all take the same step."
     def __init__(self,
@@ -95,7 +97,7 @@ class TeamTrainer(Trainer):
             if self.rank: told(None)         # the first cuts the text into tokens, the others find it done
             super().__init__(recipe, run, show)
             if not self.rank: told(None)
-            self.forward, self.low = DistributedDataParallel(self.forward), told(self.low)
+            self.forward, self.precision, self.parent = DistributedDataParallel(self.forward), told(self.precision), os.getppid()
             self.forward.broadcast_buffers = False     # what a model only looks up never changes
 
     def take(self, group: list)->tuple:      # (summed nats of all, tokens of all, norm of the gradient)
@@ -108,17 +110,21 @@ class TeamTrainer(Trainer):
         return nats, count, descend(self, group, count)
 
     def agree(self, why: str|None)->str|None:
-        "The first process's reason to stop, or its none."
-        return told(why)
+        "The first process's reason to stop, or its none; where torchrun itself is gone, that is one."
+        if why is None and not self.rank and os.getppid() != self.parent: why = 'interrupted'
+        code = torch.tensor([_REASONS.index(why)], dtype=torch.uint8)      # a byte: nothing is pickled in a step
+        dist.broadcast(code, src=0)
+        return _REASONS[int(code)]
 
 # %% ../nbs/24_several.ipynb #56d0bad1
 def follow(trainer: TeamTrainer):
     "What all but the first process do: take steps until the first says stop. Ctrl-C is the first one's business."
     t = trainer; t.model.train()
-    with stop_when_asked():
+    with stop_when_asked() as ask:
         for group in (() if t.agree(None) else steps(t)):
             t.take(group)
             if t.agree(None): return
+            if ask.asked and ask.asked != signal.SIGINT: raise TeamError('this process was told to end, and the others cannot go on without it: what was saved can be taken up again with --resume')
 
 def fit_team(trainer: Trainer)->Run|None: # the run; None in a process that only took steps
     "Train to the end with as many processes as there are, and leave together. One process is served as well."

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch, torch.nn.functional as F
 from torch import nn
 from .loss import LMCourseError
-from .recipes import OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_recipe, override, parameters, recipe
+from .recipes import OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe
+from .train import evaluating
 
 # %% ../nbs/20_transformer.ipynb #4221ab00
 def attention(q_BHTK: torch.Tensor,   # queries
@@ -31,7 +32,7 @@ def attention(q_BHTK: torch.Tensor,   # queries
 # %% ../nbs/20_transformer.ipynb #4a2230c5
 def turns(places: int,         # T, or more
           width: int,          # K of a head, even
-          base: float=10_000., # the slowest hand turns about once in 2π·base places
+          base: float=10_000., # pair i turns by base^(-2i/width) a place, so the last pair of a wide head turns about once in 2π·base places
          )->torch.Tensor:      # (2, places, K/2): cosine and sine of each angle
     "By how much each pair of numbers is turned at each place ([Su et al., 2021](../docs/bibliography.md#su2021), section 3.2.2)."
     angle = torch.outer(torch.arange(places), base ** -(torch.arange(0, width, 2) / width))
@@ -63,7 +64,7 @@ class Transformer:
     qk_norm: bool=False    # queries and keys are brought to one size
     bias: bool=True        # of the linear layers and norms in the blocks
     head_bias: bool=True   # of the head, which shares its matrix with the embedding
-    start: str='normal'    # normal: all small; still: blocks begin by adding nothing, and the rest in proportion to its width
+    start: str='normal'    # normal: all small; still: blocks begin by adding nothing, and the rest in proportion to its width; or one of its three parts by name
 
     def __post_init__(self):
         for name in ('width', 'heads', 'hidden', 'layers', 'context'):
@@ -71,7 +72,7 @@ class Transformer:
         if self.width % self.heads: raise RecipeError(f'model.width is divided among the heads: {self.width} among {self.heads} does not go')
         if self.positions == 'rotary' and self.width // self.heads % 2: raise RecipeError(f'rotary positions turn pairs: a head of {self.width // self.heads} has an odd width')
         if not 0 <= self.dropout < 1: raise RecipeError(f'model.dropout lies in [0, 1), got {self.dropout}')
-        for name, all in dict(positions=('learned', 'rotary'), norm=_NORMS, activation=_BENDS, start=('normal', 'still')).items():
+        for name, all in dict(positions=('learned', 'rotary'), norm=_NORMS, activation=_BENDS, start=('normal', 'still', 'zero outputs', 'fan-in spread', 'scaled embedding')).items():
             if getattr(self, name) not in all: raise RecipeError(f'model.{name} is {" or ".join(all)}, got {getattr(self, name)!r}')
 
     @property
@@ -116,13 +117,13 @@ class FeedForward(nn.Module):
     def __init__(self,
                  c: Transformer):     # widths and activation
         super().__init__()
-        self.up, self.down, self.bend = nn.Linear(c.width, c.inner, bias=c.bias), nn.Linear(c.inner, c.width, bias=c.bias), _BENDS[c.activation]
-        self.gate = nn.Linear(c.width, c.inner, bias=c.bias) if c.activation == 'swiglu' else None
+        first, self.down, self.bend = nn.Linear(c.width, c.inner, bias=c.bias), nn.Linear(c.inner, c.width, bias=c.bias), _BENDS[c.activation]
+        second = nn.Linear(c.width, c.inner, bias=c.bias) if c.activation == 'swiglu' else None
+        self.up, self.gate = (first, None) if second is None else (second, first)
 
     def forward(self, x_BTD: torch.Tensor)->torch.Tensor: # x_BTD
-        "With a gate, what was bent is multiplied by what was not."
-        h = self.bend(self.up(x_BTD))
-        return self.down(h if self.gate is None else h * self.gate(x_BTD))
+        "Where there is a gate, the activation function is on it, as in LLaMA, and what it lets through is multiplied by `up`."
+        return self.down(self.bend(self.up(x_BTD)) if self.gate is None else self.bend(self.gate(x_BTD)) * self.up(x_BTD))
 
 class Block(nn.Module):
     "Look back, then think; each is added to what was there."
@@ -155,7 +156,7 @@ class TransformerLM(nn.Module):
         self.positions = nn.Parameter(torch.empty(c.context, c.width)) if c.positions == 'learned' else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm, self.dropout = _NORMS[c.norm](c), nn.Dropout(c.dropout)
-        self.scale = math.sqrt(c.width) if c.start == 'still' else 1.
+        self.scale = math.sqrt(c.width) if c.start in ('still', 'scaled embedding') else 1.
         initialise(self)
 
     def forward(self,
@@ -183,11 +184,13 @@ class TransformerLM(nn.Module):
 def initialise(model: TransformerLM):
     "`normal`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al., 2019](../docs/bibliography.md#radford2019)). `still`: matrices by their width, and nothing is added at first."
     c = model.config
+    zero, spread = c.start in ('still', 'zero outputs'), c.start in ('still', 'fan-in spread')
     for name, p in model.named_parameters():
         last = name.endswith(('out.weight', 'down.weight'))
         if name.endswith('bias'): nn.init.zeros_(p)
-        elif p.ndim == 2 and c.start == 'normal': nn.init.normal_(p, std=.02 / (math.sqrt(2 * c.layers) if last else 1))
-        elif p.ndim == 2 and name.startswith('blocks'): nn.init.zeros_(p) if last else nn.init.normal_(p, std=p.shape[1] ** -.5)
+        elif p.ndim == 2 and name.startswith('blocks'):
+            if last and zero: nn.init.zeros_(p)
+            else: nn.init.normal_(p, std=(p.shape[1] ** -.5 if spread else .02) / (math.sqrt(2 * c.layers) if last else 1))
         elif p.ndim == 2: nn.init.normal_(p, std=.02)
 
 # %% ../nbs/20_transformer.ipynb #177acf20
@@ -208,10 +211,8 @@ def moved(model: nn.Module,       # a language model of any kind
           place: int,             # where a token is changed
          )->list[bool]:           # for each place: whether its guess is another one now
     "Which guesses feel a change of one token. In a causal model, none before it."
-    was = model.training; model.eval()
     other_BT = x_BT.clone(); other_BT[:, place] = (x_BT[:, place] + 1) % model.head.weight.shape[0]
-    h, g = (model(x.to(model.head.weight.device))[0] for x in (x_BT, other_BT))
-    model.train(was)
+    with evaluating(model): h, g = (model(x.to(model.head.weight.device))[0] for x in (x_BT, other_BT))
     return (h != g).flatten(2).any(-1).any(0).tolist()
 
 # %% ../nbs/20_transformer.ipynb #b49cb67f
@@ -291,15 +292,15 @@ class Muon(torch.optim.Optimizer):
 
     @staticmethod
     def _muon(p, state, g):
-        if not state: state['mean'] = torch.zeros_like(p)
-        mean = state['mean'].lerp_(p.grad, 1 - g['momentum'])
+        if not state: state['momentum_buffer'] = torch.zeros_like(p)
+        mean = state['momentum_buffer'].lerp_(p.grad, 1 - g['momentum'])
         p.add_(orthogonal(p.grad.lerp(mean, g['momentum'])), alpha=-g['lr'] * .2 * math.sqrt(max(p.shape)))
 
     @staticmethod
     def _adam(p, state, g):
-        if not state: state.update(mean=torch.zeros_like(p), square=torch.zeros_like(p), steps=torch.zeros(()))
-        (b1, b2), mean, square = g['betas'], state['mean'], state['square']
-        state['steps'] += 1; n = float(state['steps'])
+        if not state: state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p), step=torch.zeros(()))
+        (b1, b2), mean, square = g['betas'], state['exp_avg'], state['exp_avg_sq']
+        state['step'] += 1; n = float(state['step'])      # torch leaves what is called `step` on the processor, so nothing waits for it
         mean.lerp_(p.grad, 1 - b1); square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
         p.addcdiv_(mean, (square / (1 - b2 ** n)).sqrt_().add_(1e-8), value=-g['lr'] / (1 - b1 ** n))
 

@@ -48,6 +48,11 @@ class Tuned:
         for name in ('often', 'others'):
             if getattr(self, name) < 0: raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
 
+    def check_data(self, data: Data):
+        "Raises `RecipeError` where the first ids are not the commonest words: the bias and the sampled softmax take them for that."
+        if (self.zipf or self.others) and data.tokenizer not in ('word', 'whitespace'):
+            raise RecipeError(f'model.zipf and model.others are for vocabularies sorted by frequency, and the ids of {data.tokenizer} are not: set model.zipf to false and model.others to 0')
+
     def build(self, types: int)->'TunedLM': return TunedLM(types, self)
     def tiny(self)->'Tuned':
         "At most two layers, width 32."

@@ -214,3 +214,16 @@ def test_from_the_command_line(run, capsys):
     assert main(['eval', str(run), '--dynamic', '--split', 'validation', '--json', '--device', 'cpu']) == 0
     dynamic = json.loads(capsys.readouterr().out); assert dynamic['adaptation'] == 'dynamic evaluation in segments of 20, RMS-scaled rate 0.1, pull 0.01' and dynamic['split'] == 'validation'
     assert main(['eval', str(run), '--cache', '--dynamic']) == 2; out, err = capsys.readouterr(); assert out == '' and 'choose one' in err and len(err.splitlines()) == 1
+
+
+def test_a_token_that_was_all_but_ruled_out_is_a_finite_surprise():
+    "Beyond about 103 nats a probability in single precision is zero; its logarithm need not be."
+    torch.manual_seed(0)
+    model = Recurrent(hidden=8, embedding=8, layers=1).build(20)
+    with torch.no_grad(): model.head.bias[3] = -400.
+    ids = np.array([1, 2, 3, 4] * 20)
+    for reader in (D.Reader(model), D.NeuralCache(model, 10, length=4), D.DynamicEvaluation(model, 0., length=4)):
+        nats_N, _ = D.stream(reader, ids, 0)
+        assert np.isfinite(nats_N).all()
+    assert max(D.stream(D.Reader(model), ids, 0)[0]) > 300
+    assert all(math.isfinite(r['perplexity']) for r in D.tune_cache(model, ids, 0, (10,), (.3,), (.1,)))

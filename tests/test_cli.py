@@ -55,7 +55,7 @@ def test_a_run_is_one_object_and_silence(made):
     assert s['validation']['carried'] and s['validation']['lanes'] == 10 and s['validation']['interval'][0] < s['validation']['perplexity']
     noted = s['as_noted']['validation']
     assert not noted['carried'] and noted['context'] == noted['stride'] == 35 and noted['tokens'] == s['validation']['tokens']
-    assert {p.name for p in path.iterdir()} == {'config.json', 'environment.json', 'tokenizer.json', 'metrics.jsonl', 'summary.json', 'best.safetensors', 'last.safetensors', 'state.safetensors'}
+    assert {p.name for p in path.iterdir() if p.name != '.lock'} == {'config.json', 'environment.json', 'tokenizer.json', 'metrics.jsonl', 'summary.json', 'best.safetensors', 'last.safetensors', 'state.safetensors'}
     assert json.loads((path/'summary.json').read_text()) == {k: v for k, v in s.items() if k != 'run'}
 
 def test_eval_compare_publish_results(lm, made, tmp_path):

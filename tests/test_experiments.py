@@ -9,7 +9,7 @@ from lmcourse.loss import LMCourseError
 from lmcourse.recipes import RecipeError, get_recipe, override, parameters, tiny
 from lmcourse.record import all_baselines, records, results_table
 from lmcourse.sampled import candidates, sampled_cross_entropy
-from lmcourse.train import Trainer, cut_elsewhere, fit, resume, rounds, train
+from lmcourse.train import Trainer, cut_elsewhere, fit, precisions, resume, train
 from lmcourse.tuned import AWAY, LATE, Tuned, zipf
 
 
@@ -84,10 +84,12 @@ def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_pa
 @pytest.mark.parametrize('name, asked, pays, low', [('lstm-tuned', 'auto', True, True), ('lstm-a', 'auto', True, True), ('lstm-tuned', 'auto', False, False),
                                                  ('ladder-lstm', 'auto', True, False), ('ladder-lstm', 'bf16', False, True), ('lstm-tuned', 'fp32', True, False)])
 def test_16_bits_where_they_pay(monkeypatch, name, asked, pays, low):
-    monkeypatch.setattr(T, 'bf16_pays', lambda device='cpu': pays)
+    monkeypatch.setattr(T, 'resolve_precision', lambda asked, device: asked if asked != 'auto' else 'bf16' if pays else 'fp32')
     r = get_recipe(name, train__precision=asked)
     with torch.device('meta'): model = r.model.build(33_278)
-    assert rounds(r, model, torch.device('cpu')) is low
+    made = precisions(r, model, torch.device('cpu'))
+    assert (made['layers'] == 'bf16') is low
+    assert made['loss'] == ('bf16' if asked == 'bf16' or asked == 'auto' and pays else 'fp32')
 
 def test_bfloat16_is_not_taken_where_there_is_none(monkeypatch, tmp_path):
     "torch's LSTM would end in a sentence about primitives; here it is one about what to do, and nothing is written."

@@ -1,4 +1,5 @@
 "Runs that are stopped at awkward moments, resumed with other wishes, or broken: what was measured stays true."
+import math
 import json
 from dataclasses import replace
 import pytest, torch
@@ -47,13 +48,13 @@ def test_a_diverged_run_says_so_and_keeps_what_it_had(tmp_path):
     r = override(twin(max_steps=40, evaluate_every=10), {'optim.lr': 1e36, 'optim.clip': 0, 'optim.warmup': 0, 'train.log_every': 5})
     with pytest.raises(Diverged, match='stopped being a number'): train(r, tmp_path/'run', show=False)
     s = Run.open(tmp_path/'run').summary
-    assert s['stopped'] == 'nan' and not s['finished']
+    assert s['stopped'] == 'diverged' and not s['finished']
 
 def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
     import lmcourse.train as T
     real, calls = T.evaluate, []
     def worse(*a, **k):
-        calls.append(1); return replace(real(*a, **k), perplexity=10. + len(calls))
+        calls.append(1); return replace(real(*a, **k), nats_per_token=1. + len(calls), perplexity=math.exp(1. + len(calls)))
     monkeypatch.setattr(T, 'evaluate', worse)
     s = train(twin(max_steps=40, evaluate_every=4, patience=2), tmp_path/'run', show=False).summary
     assert (s['stopped'], s['steps']) == ('patience', 12)
