@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['cmd_list', 'cmd_baseline', 'cmd_run', 'cmd_eval', 'cmd_results', 'cmd_compare', 'cmd_publish', 'cmd_generate',
-           'cmd_ladder', 'cmd_bench', 'main']
+           'cmd_ladder', 'cmd_campaign', 'cmd_bench', 'main']
 
 # %% ../nbs/command_line.ipynb #600d9875
-import argparse, json, sys, time
+import argparse, json, os, sys, time
 from contextlib import redirect_stdout
 from pathlib import Path
+from . import __version__
 from .loss import LMCourseError
 from .perplexity import Measurement
 from .tokens import tokenize_corpus
@@ -19,8 +20,8 @@ from .recipes import get_recipe, override, parameters, recipe_names, tiny
 from .train import Trainer, evaluate_run, load_model, peak_memory, resume
 from .ladder import climb
 from .several import TeamTrainer, fit_team, place
-import lmcourse.factors, lmcourse.tuned, lmcourse.awd_lstm, lmcourse.chinchilla, lmcourse.guessers, lmcourse.scaling, lmcourse.transformer
 from .adapt import evaluate_run_adapted
+from .campaign import campaign_table, check_campaign, run_campaign
 from .generate import Sampling, stream
 from .bench import run_benchmarks
 
@@ -100,7 +101,7 @@ def cmd_eval(a):
 def cmd_results(a):
     "The published records, and the runs under a folder if one is named, beside what they claim and what counting reaches."
     if a.runs and not Path(a.runs).is_dir(): raise LMCourseError(f'there is no folder {a.runs!r}')
-    runs = records() + ([Run.open(p.parent) for p in sorted(Path(a.runs).glob('*/config.json'))] if a.runs else [])
+    runs = records() + (records(a.runs) if a.runs else [])
     runs = [r for r in runs if r.summary]
     return {'results': [r.summary for r in runs]}, results_table(runs, all_baselines())
 
@@ -142,6 +143,16 @@ def cmd_ladder(a):
     out = climb(a.corpus, a.tokenizer, a.out, tell=_tell, **({} if a.max_steps is None else {'max_steps': a.max_steps}))
     return out, f'{out["table"]}\n\nfigure: {out["figure"]}\nGo on with the lessons: make lab'
 
+def cmd_campaign(a):
+    "Run a list of recipes under one clock, several at once; expectation beside result."
+    if a.check:
+        found = check_campaign(a.file, a.device, tell=_say)
+        return found, table(found['rows'], ['recipe', 'tokens_per_second', 'peak_memory', 'resumed', 'failed'])
+    rows = run_campaign(a.file, a.out, a.max_minutes, a.jobs, a.device, tell=_say)
+    return {'runs': rows}, campaign_table(rows)
+
+def _say(line): print(line, file=sys.stderr)
+
 def cmd_bench(a):
     "Measure our speed against the usual way of writing the same, side by side in one run."
     answer = run_benchmarks(a.out, quick=a.quick)
@@ -149,15 +160,16 @@ def cmd_bench(a):
 
 # %% ../nbs/command_line.ipynb #f0c98812
 class _Fields(argparse.Action):
-    "Nothing by itself: shows `--section.field value` in the help."
-    def __call__(self, *_): pass
+    "Nothing alone: shows `--section.field value` in the help."
+    def __call__(self, parser, *_): parser.error('--section.field stands for a field of the recipe, as in --optim.lr 1e-3')
 
 def _parser()->argparse.ArgumentParser:
     "All commands and their options."
-    p = argparse.ArgumentParser('lmcourse', description='A course in language modelling whose every number was measured.')
+    p = argparse.ArgumentParser('lmcourse', description='A course in language modelling whose every number was measured.', allow_abbrev=False)
+    p.add_argument('--version', action='version', version=f'lmcourse {__version__}')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     def command(f, name, *arguments):
-        c = sub.add_parser(name, help=f.__doc__, description=f.__doc__)
+        c = sub.add_parser(name, help=f.__doc__, description=f.__doc__, allow_abbrev=False)
         c.add_argument('--json', action='store_true', help='one JSON object on standard output')
         for names, options in arguments: c.add_argument(*names.split(), **options)
         c.set_defaults(function=f, fields={})
@@ -187,6 +199,9 @@ def _parser()->argparse.ArgumentParser:
             arg('--penalty', type=float, default=1., help='above 1: discourage what the text already has'), arg('--seed', type=int, default=0), arg('--device', default='auto'))
     command(cmd_ladder, 'ladder', arg('corpus', nargs='?', default='stdlib'), arg('--tokenizer', default='word'),
             arg('--out', help='folder for the runs and the figure'), arg('--max-steps', type=int, help='stop each training early'))
+    command(cmd_campaign, 'campaign', arg('file', help='a TOML file, or gpu, or rehearsal'), arg('--max-minutes', type=float, help='of all runs together'),
+            arg('--jobs', type=int, default=1, help='runs at a time'), arg('--device', default='auto'), arg('--out', default='runs/campaign', help='its folder; the same one again goes on'),
+            arg('--check', action='store_true', help='only what the device can do, and the first steps of each recipe'))
     command(cmd_bench, 'bench', arg('--out', help='file for the measurement'), arg('--quick', action='store_true'))
     return p
 
@@ -207,7 +222,26 @@ def _read(argv: list[str]|None):
 def main(argv: list[str]|None=None # words after `lmcourse`; None: those of the command line
         )->int:                    # the exit status
     "Run one command."
-    a, rank = _read(argv), place()[0]; a.stdout = sys.stdout
+    for stream in (sys.stdout, sys.stderr):                # a terminal that lacks a letter shows its number
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    try:
+        status = _carry_out(_read(argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:                                # whoever read has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except OSError as e:                                   # the answer could not be written
+        try: print(f'lmcourse: the answer could not be written: {e.strerror or e}', file=sys.stderr)
+        except OSError: pass
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+
+def _carry_out(a)->int:
+    "The command, its answer, and its exit status."
+    try: rank = place()[0]
+    except LMCourseError as e: print(f'lmcourse: {e}', file=sys.stderr); return e.exit_code
+    a.stdout = sys.stdout
     if rank and a.function is not cmd_run: return 0     # of the commands, a run alone is shared among processes
     say = lambda what: print(f'lmcourse{f", process {rank}" if rank else ""}: {what}', file=sys.stderr)
     try:
@@ -216,10 +250,15 @@ def main(argv: list[str]|None=None # words after `lmcourse`; None: those of the 
         if rank: return 0               # the first process has the same to say, and answers for all
         say(e); return e.exit_code
     except KeyboardInterrupt: say('interrupted'); return 130
-    except (RuntimeError, MemoryError) as e: say(e); return 1
+    except MemoryError: say('there is not enough memory for this: take a smaller model, batch or corpus'); return 1
+    except RuntimeError as e: say(str(e).splitlines()[0] if str(e) else type(e).__name__); return 1
+    except BrokenPipeError: raise
     except OSError as e: say(f'{e.filename or "the system"}: {e.strerror or e}'); return 1
     if answer is None: return 0
     if a.json or text is not None: print(json.dumps(plain(answer)) if a.json else text)      # what was streamed is printed already
     if answer.get('stopped') == 'interrupted':
         print(f'lmcourse: interrupted; go on with: lmcourse run {answer["recipe"]} --resume {answer["run"]}', file=sys.stderr); return 130
     return 0
+
+# %% ../nbs/command_line.ipynb #94819320
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

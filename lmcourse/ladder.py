@@ -6,14 +6,14 @@
 __all__ = ['counting_rungs', 'ladder_lstm', 'ladder_gru', 'trained_rungs', 'ladder_table', 'plot_ladder', 'climb']
 
 # %% ../nbs/13_ladder.ipynb #b168230b
-import itertools, time
+import itertools, sys, time
 from pathlib import Path
 from .tokens import TokenizedCorpus, tokenize_corpus
 from .ngram import KneserNey, Uniform, score
 from .record import table, write_json
 from .recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
 from .recurrent import Recurrent
-from .train import train
+from .train import fit, resume, train
 
 # %% ../nbs/13_ladder.ipynb #527b8d3b
 def _rung(name: str, parameters: int, validation, test, seconds: float)->dict:
@@ -65,8 +65,12 @@ def trained_rungs(corpus: str='stdlib',        # a corpus by name, or a path
     "The rungs that learn: each recipe trained on the corpus."
     for name in recipes:
         r = override(get_recipe(name), {'data.corpus': corpus, 'data.tokenizer': tokenizer} | {f'train.{k}': v for k, v in changes.items()})
-        s = train(r, Path(out)/name if out else None, show).summary
-        yield dict(rung=r.model.cell.upper(), parameters=s['parameters'], tokens=s['validation']['tokens'], types=s['validation']['types'],
+        folder = Path(out)/name if out else None
+        begun = folder is not None and (folder/'state.safetensors').exists()
+        run = fit(resume(folder, show, **changes)) if begun else train(r, folder, show)
+        if run.summary['stopped'] == 'interrupted': raise KeyboardInterrupt
+        s = run.summary
+        yield dict(rung=getattr(r.model, 'cell', type(r.model).__name__).upper(), parameters=s['parameters'], tokens=s['validation']['tokens'], types=s['validation']['types'],
                    validation=s['validation'], test=s['test'], seconds=s['seconds'])
 
 # %% ../nbs/13_ladder.ipynb #15864b7f
@@ -90,7 +94,7 @@ def plot_ladder(rungs: list[dict],
     ax.set_xlim(1, max(values) * 2.5)
     for y, v in enumerate(values): ax.annotate(f'{v:,.0f}' if v >= 100 else f'{v:.1f}', (v, y), xytext=(4, 0), textcoords='offset points', va='center')
     if floor: ax.axvline(floor, color='C1', label=f'the source itself, {floor:.2f}'); ax.legend(loc='lower right')
-    ax.set_xlabel('validation perplexity (doors)'); ax.set_title(title)
+    ax.set_xlabel('validation perplexity, logarithmic'); ax.set_title(title)
     return ax
 
 # %% ../nbs/13_ladder.ipynb #03de4f03
@@ -102,12 +106,17 @@ def climb(corpus: str='stdlib',        # a corpus by name, or a path
           **changes)->dict:            # rungs, table (Markdown) and figure (its file)
     "The whole ladder on one text: counting, then networks trained on the spot; a figure and ladder.json go into the folder."
     out = Path(out or time.strftime('runs/ladder-%Y%m%d-%H%M%S'))
+    try: return _climb(corpus, tokenizer, out, show, tell, changes)
+    except KeyboardInterrupt:
+        print(f'lmcourse: stopped; what was reached is in {out}. To go on: lmcourse ladder {corpus} --out {out}', file=sys.stderr)
+        raise
+
+def _climb(corpus, tokenizer, out, show, tell, changes):
     data, rungs = tokenize_corpus(corpus, tokenizer), []
+    out.mkdir(parents=True, exist_ok=True)
     tell(f'{corpus}: {data.train.tokens:,} tokens to learn from, {data.validation.tokens:,} to validate on, {data.types:,} types')
     for r in itertools.chain(counting_rungs(data), trained_rungs(corpus, tokenizer, out=out, show=show, **changes)):
-        rungs.append(r); tell(f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)')
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out/'ladder.json', rungs)
+        rungs.append(r); write_json(out/'ladder.json', rungs); tell(f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)')
     import matplotlib.style
     from matplotlib.figure import Figure
     with matplotlib.style.context('lmcourse.lmcourse'):

@@ -31,7 +31,11 @@ def share(batch: tuple,          # x_BT, y_BT
 def place()->tuple:              # (rank, size)
     "This process's number and how many there are, as torchrun told it; (0, 1) where nobody told."
     found = [os.environ.get(k) for k in ('RANK', 'WORLD_SIZE')]
-    return (0, 1) if None in found else tuple(map(int, found))
+    if not all(found): return 0, 1
+    try: rank, size = map(int, found)
+    except ValueError: rank, size = -1, 0
+    if not 0 <= rank < size: raise TrainingError(f'RANK is {found[0]!r} and WORLD_SIZE {found[1]!r}, which are no place among processes: unset them, or start with torchrun, which sets them')
+    return rank, size
 
 # %% ../nbs/24_several.ipynb #6d60e178
 _PATIENCE = timedelta(hours=1)   # of the others, while the first cuts a text into tokens, or looks at validation
@@ -39,6 +43,7 @@ _PATIENCE = timedelta(hours=1)   # of the others, while the first cuts a text in
 def team()->tuple:               # (rank, size)
     "Join the others, once: gloo carries what lies in main memory, nccl what lies on graphics cards."
     rank, size = place()
+    if size > 1 and not os.environ.get('MASTER_ADDR'): raise TrainingError('RANK and WORLD_SIZE say that there are several processes, but not where they meet: start with torchrun, or unset the two')
     if size > 1 and not dist.is_initialized():
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=_PATIENCE)
         atexit.register(dist.destroy_process_group)

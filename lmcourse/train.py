@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from .loss import LMCourseError
 from .perplexity import Measurement, bootstrap_interval
-from .text import CORPORA
+from .text import CORPORA, SPLITS
 from .tokens import Tokenizer, TokenizedCorpus, TokenSplit, tokenize_corpus
 from .batches import Lanes, Windows
 from .fused_loss import fused_cross_entropy, fused_nats, has_bf16, resolve_precision
@@ -533,5 +533,6 @@ def evaluate_run(path: str|Path,       # a run's folder
                  stride: int|None=None, # for a model that carries no state: tokens from one window to the next; None: the window
                 )->Measurement:
     "Score a run's best weights on a split of its corpus, with an interval."
+    if split not in SPLITS: raise TrainingError(f'{split!r} is no split: there are {", ".join(SPLITS)}')
     model, data, r = load_run(path, device)
     return evaluate(model, getattr(data, split), data.tokenizer.first_id, lanes=r.train.lanes, length=r.data.length, interval=True, stride=stride)

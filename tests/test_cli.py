@@ -1,7 +1,10 @@
 "The command line as scripts use it: one JSON object on standard output, a sentence on standard error, a status."
 import json, os, shutil, signal, subprocess, sys, time
+from contextlib import nullcontext
 from pathlib import Path
 import pytest
+from lmcourse import __version__ as lmcourse_version
+from lmcourse.cli import main
 
 LM = Path(sys.executable).parent/'lmcourse'
 MEASUREMENT = ['perplexity', 'nats_per_token', 'bits_per_byte', 'word_perplexity', 'tokens', 'words', 'bytes', 'types', 'unknown', 'tokenizer', 'eos', 'corpus',
@@ -180,3 +183,73 @@ def test_texts_that_cannot_be_written(lm, made, words, told): assert told in sen
 
 def test_generate_wants_a_run(lm, tmp_path):
     assert 'holds no run' in sentence(lm('generate', 'nowhere', 'a', status=2)) and 'usage: lmcourse' in lm('generate', status=2).stderr and 'invalid int' in lm('generate', 'x', '--top-k', 'few', status=2).stderr
+
+
+def lmcourse(*words, **kwargs):
+    "The command in a process of its own, as a shell starts it."
+    return subprocess.run([sys.executable, '-m', 'lmcourse', *words], capture_output=True, text=True, **kwargs)
+
+
+def test_bits_per_byte_are_null_where_words_are_unknown():
+    done = lmcourse('baseline', 'stdlib', '--json', '--order', '1')
+    answer = json.loads(done.stdout)
+    assert answer['validation']['unknown'] > 0
+    assert answer['validation']['bits_per_byte'] is None
+    assert 'bits per byte' not in lmcourse('baseline', 'stdlib', '--order', '1').stdout
+
+
+def test_version_and_module(): assert lmcourse('--version').stdout.split() == ['lmcourse', lmcourse_version]
+
+
+@pytest.mark.parametrize('words', ['list', 'results --json', '--help', 'list --json'])
+def test_a_reader_that_has_had_enough(words):
+    done = subprocess.run(f'{sys.executable} -m lmcourse {words} | head -c 1', shell=True, capture_output=True, text=True)
+    assert 'Traceback' not in done.stderr and 'Exception' not in done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full here')
+@pytest.mark.parametrize('words', ['list', 'results --json'])
+def test_an_answer_that_cannot_be_written(words):
+    done = subprocess.run(f'{sys.executable} -m lmcourse {words} > /dev/full', shell=True, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'could not be written' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('codec', ['cp1252', 'cp437', 'ascii'])
+def test_a_terminal_that_lacks_a_letter(codec):
+    done = subprocess.run([sys.executable, '-m', 'lmcourse', 'results'], capture_output=True, env=os.environ | {'PYTHONIOENCODING': codec})
+    assert done.returncode == 0 and b'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('env, says', [(dict(RANK='0', WORLD_SIZE='2'), 'start with torchrun'), (dict(RANK='x', WORLD_SIZE='2'), 'no place among processes'), (dict(RANK='3', WORLD_SIZE='2'), 'no place among processes')])
+def test_several_processes_without_torchrun(env, says, tmp_path):
+    clean = {k: v for k, v in os.environ.items() if k != 'MASTER_ADDR'}
+    done = lmcourse('run', 'lstm-a', '--tiny', '--out', str(tmp_path/'r'), env=clean | env)
+    assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('words', [['--section', '5'], ['--section.field', '5'], ['--seed', '99999999999999999999'], ['--model.hidden', '1e308'], ['--data.length', '1e308'], ['--optim.clip', 'inf'], ['--lr', '3']])
+def test_requests_that_mean_nothing(words, tmp_path):
+    with pytest.raises(SystemExit) if words[0] in ('--section', '--section.field', '--lr') else nullcontext():
+        assert main(['run', 'lstm-a', '--tiny', '--out', str(tmp_path/'r'), *words]) == 2
+    assert not (tmp_path/'r').exists()
+
+
+def test_a_ladder_that_is_stopped_keeps_its_rungs_and_goes_on(tmp_path, monkeypatch, capsys):
+    import lmcourse.ladder as L
+    real, stops = L.train, [1]
+    def stopped(recipe, folder, show):
+        if stops.pop() if stops else 0: raise KeyboardInterrupt
+        return real(recipe, folder, show)
+    monkeypatch.setattr(L, 'train', stopped)
+    assert main(['ladder', 'markov', '--out', str(tmp_path/'l'), '--max-steps', '3']) == 130
+    assert [r['rung'] for r in json.loads((tmp_path/'l'/'ladder.json').read_text())] == ['uniform', 'unigram', 'bigram', 'Kneser-Ney 5-gram']
+    assert f'lmcourse ladder markov --out {tmp_path/"l"}' in capsys.readouterr().err
+    assert main(['ladder', 'markov', '--out', str(tmp_path/'l'), '--max-steps', '3']) == 0
+    assert len(json.loads((tmp_path/'l'/'ladder.json').read_text())) == 6
+
+
+def test_a_ladder_takes_any_architecture(tmp_path):
+    from lmcourse.ladder import trained_rungs
+    row, = trained_rungs('markov', 'word', ('transformer-small',), tmp_path, False, max_steps=2)
+    assert row['rung'] == 'TRANSFORMER'

@@ -47,7 +47,7 @@ def test_modules_are_what_the_lessons_export(copy):
     for p in sorted((copy/'lmcourse').glob('*.py')):
         assert p.read_text(encoding='utf-8') == (ROOT/'lmcourse'/p.name).read_text(encoding='utf-8'), f'{p.name} is not what the notebooks export: run nbdev-export'
     exported = {f'{module_of(p)}.py' for p in LESSONS} - {'None.py'}
-    assert {p.name for p in (ROOT/'lmcourse').glob('*.py')} == exported | {'__init__.py', '_modidx.py'}
+    assert {p.name for p in (ROOT/'lmcourse').glob('*.py')} == exported | {'__init__.py', '__main__.py', '_modidx.py'}
 
 def test_notebooks_are_clean(copy):
     r = nbdev('nbdev-clean', copy)
