@@ -117,9 +117,11 @@ class FeedForward(nn.Module):
     def __init__(self,
                  c: Transformer):     # widths and activation
         super().__init__()
-        first, self.down, self.bend = nn.Linear(c.width, c.inner, bias=c.bias), nn.Linear(c.inner, c.width, bias=c.bias), _BENDS[c.activation]
-        second = nn.Linear(c.width, c.inner, bias=c.bias) if c.activation == 'swiglu' else None
-        self.up, self.gate = (first, None) if second is None else (second, first)
+        wider = lambda: nn.Linear(c.width, c.inner, bias=c.bias)
+        self.gate = wider() if c.activation == 'swiglu' else None
+        if self.gate is None: self.up = wider()
+        self.down, self.bend = nn.Linear(c.inner, c.width, bias=c.bias), _BENDS[c.activation]
+        if self.gate is not None: self.up = wider()
 
     def forward(self, x_BTD: torch.Tensor)->torch.Tensor: # x_BTD
         "Where there is a gate, the activation function is on it, as in LLaMA, and what it lets through is multiplied by `up`."
