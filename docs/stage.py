@@ -10,7 +10,7 @@ import nbformat
 
 ROOT = Path(__file__).parents[1]
 NBS, DOCS = ROOT/'nbs', ROOT/'docs'
-TOOLS = ('command_line', 'benchmarks')      # pages without a number, in the order of the list of lessons
+TOOLS = ('command_line', 'campaign', 'benchmarks') # pages without a number, in the order of the list of lessons
 VIEW = 'application/vnd.jupyter.widget-view+json'
 
 class StageError(Exception):
