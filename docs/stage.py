@@ -10,7 +10,7 @@ import nbformat
 
 ROOT = Path(__file__).parents[1]
 NBS, DOCS = ROOT/'nbs', ROOT/'docs'
-TOOLS = ('command_line', 'benchmarks')      # pages without a number, in the order of the list of lessons
+TOOLS = ('command_line', 'campaign', 'benchmarks') # pages without a number, in the order of the list of lessons
 VIEW = 'application/vnd.jupyter.widget-view+json'
 
 class StageError(Exception):
@@ -225,7 +225,7 @@ def results(out: Path)->dict[str, str]: # {name of a place in results.md: what s
     import matplotlib.pyplot as plt
     from lmcourse.bench import ratios_table, stored
     from lmcourse.ladder import ladder_table, plot_ladder
-    from lmcourse.record import plot_curves, records, results_table, table
+    from lmcourse.record import _bits, plot_curves, records, results_table, table
     plt.style.use('lmcourse.lmcourse')
     ladder = _stored('ladder.json')
     _draw(plot_ladder(ladder, 'What each rung is worth, on one stream of tokens').figure, out/'images'/'ladder.png'); plt.close('all')
@@ -234,7 +234,7 @@ def results(out: Path)->dict[str, str]: # {name of a place in results.md: what s
                         f'tokens, {v["types"]:,} types, tokenizer `{v["tokenizer"]}`, fingerprint `{v["fingerprint"]}`.')
     rows = [dict(order=b['validation']['context'] + 1, corpus=b['validation']['corpus'], tokenizer=b['validation']['tokenizer'], tokens=b['validation']['tokens'],
                  validation=b['validation']['perplexity'], test=b['test']['perplexity'], unknown=b['validation']['unknown'],
-                 bits=None if b['validation']['unknown'] else b['validation']['bits_per_byte'], seconds=round(b['seconds'], 1)) for b in _stored('baselines.json')]
+                 bits=_bits(b['validation']), seconds=round(b['seconds'], 1)) for b in _stored('baselines.json')]
     place['counted'] = _numbers(table(rows, dict(corpus='corpus', tokenizer='tokenizer', order='order', validation='validation perplexity', test='test perplexity', bits='bits per byte',
                                                  tokens='validation tokens', unknown='of them unknown', seconds='seconds')))
     runs = records()
@@ -245,18 +245,23 @@ def results(out: Path)->dict[str, str]: # {name of a place in results.md: what s
         fig, ax = plt.subplots(figsize=(6.2, 3.8)); plot_curves(drawn, ax=ax); ax.set_title('Thin: training; thick: validation')
         _draw(fig, out/'images'/'curves.png'); plt.close('all')
         place['curves'] = _image('images/curves.png', 'training and validation perplexity of the published runs against the tokens that they had seen')
-    place['records'] = '\n\n'.join(_record(r, table) for r in runs)
+    place['records'] = '\n\n'.join(_record(r) for r in runs)
     place['speed'] = _numbers(ratios_table(stored()['fused_loss']['shapes'], 'full fp32'))
     return place
 
-def _record(run, table)->str:
-    "One record with its conditions, folded."
-    flat = lambda d: [dict(field=k, value=json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v) for k, v in d.items()]
-    s, m = run.summary, run.summary['validation'] or {}
-    parts = [('Measured on validation', m), ('Where it ran', run.environment), ('The run', {k: v for k, v in s.items() if not isinstance(v, dict)})]
-    parts += [(f'Settings, {k}', v) for k, v in run.config.items() if isinstance(v, dict)]
-    body = '\n\n'.join(f'**{title}**\n\n{table(flat(d))}' for title, d in parts if d)
-    return f'::::{{dropdown}} {run.name}\n{body}\n::::'
+def _record(run)->str:
+    "One record with its conditions, folded; whatever stands in its files is shown letter by letter."
+    from lmcourse.record import _bits, markdown_text, table
+    def rows(values):
+        return [dict(field=k, value=json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v) for k, v in values.items()]
+    summary = run.summary or {}
+    measured = summary.get('validation') or {}
+    if measured: measured = measured | {'bits_per_byte': _bits(measured)}
+    parts = [('Measured on validation', measured), ('Where it ran', run.environment)]
+    parts.append(('The run', {k: v for k, v in summary.items() if not isinstance(v, dict)}))
+    parts += [(f'Settings, {markdown_text(k)}', v) for k, v in run.config.items() if isinstance(v, dict)]
+    body = '\n\n'.join(f'**{title}**\n\n{table(rows(values))}' for title, values in parts if values)
+    return f'::::{{dropdown}} {markdown_text(run.name)}\n{body}\n::::'
 
 # ---- pages for teachers and for those who run the lessons
 

@@ -17,9 +17,36 @@ def _agree(a, b, tol):
     if hasattr(b, 'tolist'): b = b.tolist()
     if isinstance(b, (list, tuple)):
         return isinstance(a, (list, tuple)) and len(a) == len(b) and all(_agree(x, y, tol) for x, y in zip(a, b))
-    if not isinstance(a, (int, float)) or not isinstance(b, (int, float)): return False
-    try: return math.isclose(a, b, rel_tol=tol, abs_tol=1e-9 if b else tol)
-    except OverflowError: return a == b                     # a whole number that no float can hold
+    if not isinstance(a, (int, float)):
+        return False
+    try:
+        return math.isclose(a, b, rel_tol=tol, abs_tol=1e-9 if b else tol)
+    except OverflowError:       # a whole number too large for a float
+        return a == b
+
+def _is_mistake(guess, wrong, tol):
+    "Whether a guess is a mistake that a hint was written for; a test that cannot be made of this guess does not apply."
+    if not isinstance(wrong, Callable):
+        return _agree(guess, wrong, tol)
+    try:
+        return bool(wrong(guess))
+    except Exception:
+        return False
+
+def _is_quoted_number(guess):
+    "Whether a guess is text that reads as a number."
+    try:
+        return isinstance(guess, str) and float(guess) is not None
+    except ValueError:
+        return False
+
+def _shown(x):
+    "A value in a reply, cut short; what cannot be written out is named by its type."
+    try:
+        text = str(x)
+    except Exception:
+        return f'a value of type {type(x).__name__}'
+    return text if len(text) <= 300 else f'{text[:300]}…'
 
 # %% ../nbs/00_how_to_read.ipynb #e57639f6
 class Exercise:
@@ -40,7 +67,9 @@ class Exercise:
         if isinstance(self.answer, Callable): return self._of_function(guess)
         if _agree(guess, self.answer, self.tol): return f'Right: {self.right}'
         for wrong, hint in self.hints.items():
-            if (wrong(guess) if isinstance(wrong, Callable) else _agree(guess, wrong, self.tol)): return f'Not yet: {hint}'
+            if _is_mistake(guess, wrong, self.tol): return f'Not yet: {hint}'
+        if isinstance(self.answer, (int, float)) and _is_quoted_number(guess):
+            return 'Not yet: this is text; write a number without the quotation marks (infinity is `math.inf`).'
         return f'Not yet: {self.otherwise}'
 
     def _of_function(self, f)->str:
@@ -49,9 +78,9 @@ class Exercise:
         for args in self.cases:
             want = self.answer(*args)
             try: got = f(*args)
-            except Exception as e: return f'Not yet: with {args} it stops with {type(e).__name__}: {e}'
-            if got is None: return f'Not yet: with {args} it gives None; is there a `return`?'
-            if not _agree(got, want, self.tol): return f'Not yet: with {args} it gives {got}, and {want} is wanted. {self.otherwise}'
+            except Exception as e: return f'Not yet: with {_shown(args)} it stops with {type(e).__name__}: {_shown(e)}'
+            if got is None: return f'Not yet: with {_shown(args)} it gives None; is there a `return`?'
+            if not _agree(got, want, self.tol): return f'Not yet: with {_shown(args)} it gives {_shown(got)}, and {_shown(want)} is wanted. {self.otherwise}'
         return f'Right: {self.right}'
 
     def __call__(self, guess): print(self.says(guess))

@@ -56,6 +56,7 @@ class Reading:
     top: list                 # for each token, the likeliest: [(piece, probability), …]; empty where all are alike
     types: int                # V, how many there were to choose from
     unknown: int              # tokens that are <unk>
+    keeps_text: bool=True     # whether the tokens give the text back, and so pay for all of it
 
     @property
     def tokens(self)->int: return len(self.pieces)
@@ -69,8 +70,8 @@ class Reading:
         return perplexity(self.nats, self.tokens)
     @property
     def bits_per_byte(self)->float|None:
-        "Of this text; None where a token is <unk>, which hides what was written."
-        return None if self.unknown else bits_per_byte(self.nats, len(self.text.encode()))
+        "Of this text; None where a token is <unk>, which hides what was written, and where the tokenizer loses text."
+        return None if self.unknown or not self.keeps_text else bits_per_byte(self.nats, len(self.text.encode()))
 
 # %% ../nbs/29_guessers.ipynb #fd4cd4df
 def _likeliest(log_V, k):
@@ -87,6 +88,10 @@ def passport(m: Measurement|None)->str:
 
 # %% ../nbs/29_guessers.ipynb #12acf8d5
 LONGEST = 4000                # tokens that are read at once
+
+def _keeps_text(tokenizer):
+    "Whether a tokenizer's tokens give the text back."
+    return getattr(tokenizer, 'keeps_text', tokenizer.name != 'whitespace')
 
 class Guesser(ABC):
     "Anything that guesses the next token: it reads a text and says what each token cost, and it writes."
@@ -136,7 +141,7 @@ class Guesser(ABC):
         nats_N, rank_N, tops = self._costs(ids, top)
         seen = sorted({i for t in tops for i, _ in t} | set(ids)); piece = dict(zip(seen, self.tokenizer.tokens(seen)))
         return Reading(text, [piece[i] for i in ids], spans, nats_N, rank_N, [[(piece[i], p) for i, p in t] for t in tops],
-                       self.tokenizer.types, ids.count(self.tokenizer.unk_id))
+                       self.tokenizer.types, ids.count(self.tokenizer.unk_id), _keeps_text(self.tokenizer))
 
     def write(self,
               prompt: str='',        # what it goes on from; nothing: a new line
@@ -185,7 +190,7 @@ class NetworkGuesser(Guesser):
     def _log(self, ids, state):
         device = next(self.model.parameters()).device
         logits_1TV, state = self.model.logits(torch.tensor([ids], device=device), state)
-        return logits_1TV[0].cpu().double().log_softmax(-1).numpy(), state
+        return logits_1TV[0].double().log_softmax(-1).cpu().numpy(), state
     def log_probs(self, ids):
         x, at, start, state = [self.before, *ids[:-1]], 0, 0, None
         while at < len(x):
@@ -260,6 +265,14 @@ def _halved(path):
     load_weights(model, {k: w.half().float() for k, w in weights(model).items()}, str(path))
     return model, tokenizer, r
 
+def _same_text(run, data):
+    "Refuse a corpus that is another text now than when the run was trained on it."
+    for split in ('validation', 'test'):
+        then = ((run.summary or {}).get(split) or {}).get('fingerprint')
+        now = getattr(data, split).fingerprint
+        if then not in (None, now):
+            raise GuesserError(f'the run {run.name} was measured on another {split} text than {data.corpus} holds now ({then}, and now {now}): put the text back as it was, or train again')
+
 def _beside(out, data):
     "What was measured of the models that a folder holds already; nothing in an empty one. Refuses other tokens or another text than theirs."
     if not (out/'measurements.json').is_file(): return {}
@@ -275,10 +288,13 @@ def ship(path: str|Path,              # the folder of a finished run
         )->dict:                      # {rung: parameters, size, validation, test, check}: what is in its measurements.json
     """Round a run's weights to half precision, measure that, and write it with its card; in an empty folder, count the lower rungs on the same tokens too.
 
-    Raises `GuesserError` for a rung that is no network, and where the models that the folder holds were measured on other tokens."""
+    Raises `GuesserError` for a rung that is no network, where the models that the folder holds were measured on other tokens, and where
+    the corpus is another text now than the run was measured on."""
     if rung not in _NETWORKS: raise GuesserError(f'a run becomes one of the rungs {" or ".join(_NETWORKS)}, got {rung!r}')
-    run = Run.open(path); model, tokenizer, r = _halved(path); out = Path(out or str(_MODELS)); out.mkdir(parents=True, exist_ok=True)
-    data = tokenize_corpus(r.data.corpus, tokenizer); r = override(r, {'data.corpus': data.corpus})     # its name, and not where it lies
+    run = Run.open(path); model, tokenizer, r = _halved(path)
+    if not re.fullmatch(r'[\w.:+-]{1,100}', r.name): raise GuesserError(f'the recipe of {path} has no name that a card can carry: letters, digits and . : + - are, got {r.name[:100]!r}')
+    out = Path(out or str(_MODELS)); out.mkdir(parents=True, exist_ok=True)
+    data = tokenize_corpus(r.data.corpus, tokenizer); _same_text(run, data); r = override(r, {'data.corpus': data.corpus})     # its name, and not where it lies
     if not (found := _beside(out, data)):
         rungs = _counted(data); found = {name: _measured(g, data) for name, g in rungs.items()}
         np.savez_compressed(out/'counts.npz', **{f'{name}/{k}': v for name in ('unigram', 'bigram') for k, v in to_arrays(rungs[name].model).items()})
@@ -376,4 +392,8 @@ def guesser_from_run(path: str|Path,      # a run's folder
     "A run of your own, with its best weights and whatever tokenizer it was trained on; its corpus is not asked for."
     run = Run.open(path); model, tokenizer, _ = load_model(path, 'cpu')
     measured = (run.summary or {}).get('validation')
-    return NetworkGuesser(name or run.name, tokenizer, model, Measurement.from_dict(measured) if measured else None)
+    measured = Measurement.from_dict(measured) if measured else None
+    if measured and (measured.tokenizer, measured.types) != (tokenizer.name, tokenizer.types):
+        raise GuesserError(f'the score in {path} was made with {measured.tokenizer} ({measured.types:,} types), and its tokenizer is {tokenizer.name} '
+                           f'({tokenizer.types:,}): these files are not of one run')
+    return NetworkGuesser(name or run.name, tokenizer, model, measured)

@@ -70,7 +70,7 @@ def _token(ax, x, y, piece, nats):
 def _reader(ax, y, guesser, r, alike):
     "A guesser's line of numbers from y down, its tokens under it; and where they end."
     bits = '' if r.bits_per_byte is None else f'{r.bits_per_byte:.2f} bits per byte'
-    own = f'perplexity {r.perplexity:,.1f}' + f', {bits}' * bool(bits) if alike else bits or f'{r.unknown} token{"s" * (r.unknown > 1)} unknown to it'
+    own = f'perplexity {r.perplexity:,.1f}' + f', {bits}' * bool(bits) if alike else bits or 'no bits per byte, for its tokens do not give the text back' * (not r.unknown) or f'{r.unknown} token{"s" * (r.unknown > 1)} unknown to it'
     _say(ax, _EDGE, y + 9, f'{guesser.name}: {own}', weight='bold')
     _say(ax, _WIDE - _EDGE, y + 9, passport(guesser.measured), ha='right', fontsize=7.5, color='#777777')
     places, n = _rows(r.pieces, (_WIDE - 30) / _LETTER)
@@ -130,7 +130,7 @@ def _one_of(x: str, names, what: str)->str:
 def _payload(r: Reading)->dict:
     "A reading as the page gets it."
     return dict(pieces=[visible(p) for p in r.pieces], ends=[b for _, b in r.spans], nats=[float(x) if math.isfinite(x) else None for x in r.nats_N], ranks=r.rank_N.tolist(),
-                top=[[[visible(p), float(f'{q:.4g}')] for p, q in t] for t in r.top], types=r.types, bytes=len(r.text.encode()), unknown=r.unknown)
+                top=[[[visible(p), float(f'{q:.4g}')] for p, q in t] for t in r.top], types=r.types, bytes=None if r.bits_per_byte is None else len(r.text.encode()), unknown=r.unknown)
 
 def _by_name(guessers):
     "Guessers by name, each name once."
@@ -173,7 +173,7 @@ def _numbers(r, i, suffix='', perplexities=True):
     "What the page shows of one reading at its token i."
     nats = _nats(r); found = dict(surprise=nats[i], nats=sum(nats))
     if perplexities: found |= dict(perplexity=perplexity(sum(nats), len(nats)), so_far=perplexity(sum(nats[:i + 1]), i + 1))
-    if not r['unknown']: found |= dict(bits_per_byte=bits_per_byte(sum(nats), r['bytes']))
+    if r['bytes']: found |= dict(bits_per_byte=bits_per_byte(sum(nats), r['bytes']))
     return {k + suffix: v for k, v in found.items()}
 
 # %% ../nbs/30_playground.ipynb #a6a0d492
@@ -277,8 +277,11 @@ class Rungs(Reads):
 
     def numbers(self):
         found, r = {}, self.readings[self.text][self.rung]; nats = sum(_nats(r))
-        for n, m in self.ladder.items(): found |= {f'perplexity-{n}': perplexity(m['nats'], m['tokens']), f'bits_per_byte-{n}': bits_per_byte(m['nats'], m['bytes'])}
-        return found | dict(here=perplexity(nats, len(r['nats'])), here_bits=bits_per_byte(nats, r['bytes']))
+        for n, m in self.ladder.items():
+            found[f'perplexity-{n}'] = perplexity(m['nats'], m['tokens'])
+            if m['bytes']: found[f'bits_per_byte-{n}'] = bits_per_byte(m['nats'], m['bytes'])
+        if r['bytes']: found['here_bits'] = bits_per_byte(nats, r['bytes'])
+        return found | dict(here=perplexity(nats, len(r['nats'])))
 
 # %% ../nbs/30_playground.ipynb #5218e3af
 @functools.cache

@@ -84,6 +84,7 @@ CALLS = {
     'loss.cross_entropy_by_hand': lambda d: loss.cross_entropy_by_hand(weights(B, V, device=d), ids(B)).nats,
     'loss.cross_entropy': lambda d: loss.cross_entropy(weights(B, V, device=d), ids(B)).nats,
     'loss.cross_entropy_grad': lambda d: loss.cross_entropy_grad(weights(B, V, device=d), ids(B)),
+    'loss.to_device': lambda d: loss.to_device(ids(B), torch.device(d)),
     'loss.entropy': lambda d: loss.entropy(weights(B, V, device=d).softmax(-1)),
     'loss.kl_divergence': lambda d: loss.kl_divergence(weights(B, V, device=d).softmax(-1), weights(B, V, device=d).softmax(-1)),
     'fused_loss.fused_cross_entropy': lambda d: fused_loss.fused_cross_entropy(weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T), chunk=4, precision='fp32').nats,

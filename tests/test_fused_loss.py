@@ -291,11 +291,11 @@ def test_the_processor_is_asked_and_never_assumed(monkeypatch):
                                                (True, {torch.float32: 1., torch.bfloat16: 2.}, False), (False, {}, False)])
 def test_the_clock_decides_whether_16_bits_pay(monkeypatch, has, seconds, pays):
     "A processor that lists the instruction may be slow at it, and a close race is no reason; one without it is not even timed."
-    module._faster.cache_clear()
+    module._clocked.cache_clear()
     monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': has)
     monkeypatch.setattr(module, '_seconds', seconds.__getitem__)
     assert bf16_pays() is pays and bf16_pays('meta') is has
-    module._faster.cache_clear()
+    module._clocked.cache_clear()
 
 
 def test_where_16_bits_do_not_pay_the_choice_is_single_precision(monkeypatch):
@@ -337,21 +337,3 @@ def test_on_a_gpu(precision):
     for a, t in zip(slopes(tally.nats, there), slopes(full, (h, w, b))): assert off(a.cpu(), t) < LIMIT[precision or 'bf16']
     nats, right = fused_nats(*there, y.cuda(), precision='fp32')
     assert off(nats.sum().cpu(), full) < 1e-5 and right == fused_nats(h, w, b, y)[1]
-
-
-def test_the_clock_is_asked_once_for_a_device_however_it_is_written(monkeypatch):
-    module._faster.cache_clear()
-    asked = []
-    monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': True)
-    monkeypatch.setattr(module, '_seconds', lambda dtype: asked.append(dtype) or 1.)
-    assert not any(bf16_pays(device) for device in ('cpu', torch.device('cpu'), 'cpu'))
-    assert len(asked) == 2
-    module._faster.cache_clear()
-
-
-def test_auto_is_resolved_and_what_was_asked_is_kept(monkeypatch):
-    monkeypatch.setattr(module, 'bf16_pays', lambda device='cpu': True)
-    assert [module.resolve_precision(p) for p in ('auto', 'fp32', 'bf16')] == ['bf16', 'fp32', 'bf16']
-    monkeypatch.setattr(module, 'bf16_pays', lambda device='cpu': False)
-    assert [module.resolve_precision(p) for p in ('auto', 'fp32', 'bf16')] == ['fp32', 'fp32', 'bf16']
-    with pytest.raises(LMCourseError, match='precision is'): module.resolve_precision('fp16')

@@ -295,3 +295,22 @@ def test_a_context_that_is_full_is_read_as_it_is_in_writing(context):
     assert [-row_V[i] for i, row_V in zip(ids, rows, strict=True)] == pytest.approx(want, abs=1e-4)
     hear = g.listen()
     assert [-hear(i)[j] for i, j in zip([g.before, *ids], ids)] == pytest.approx(want, abs=1e-4)
+
+
+def test_a_run_is_not_measured_on_another_text_than_its_own():
+    "What lies at the corpus's path may have changed since the run was trained."
+    from types import SimpleNamespace as Some
+    from lmcourse.guessers import _same_text
+    run = Some(name='mine', summary=dict(validation=dict(fingerprint='aa'), test=dict(fingerprint='bb')))
+    _same_text(run, Some(corpus='c', validation=Some(fingerprint='aa'), test=Some(fingerprint='bb')))
+    with pytest.raises(GuesserError, match='another test text'):
+        _same_text(run, Some(corpus='c', validation=Some(fingerprint='aa'), test=Some(fingerprint='cc')))
+
+
+def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
+    from lmcourse.guessers import Reading
+    from lmcourse.playground import _payload, _numbers
+    r = Reading('a b', ['a', 'b'], [(0, 1), (2, 3)], np.ones(2), np.ones(2, dtype=int), [[], []], 9, 0, keeps_text=False)
+    assert r.bits_per_byte is None
+    assert 'bits_per_byte' not in _numbers(_payload(r), 0)
+    assert Reading('a b', *[r.pieces, r.spans, r.nats_N, r.rank_N, r.top], 9, 0).bits_per_byte is not None

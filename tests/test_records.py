@@ -104,7 +104,7 @@ def test_a_config_that_json_cannot_hold_leaves_no_folder(tmp_path):
 def test_created_and_opened_are_equal(tmp_path):
     made = Run.create('toy', {'betas': (.9, .99), 'deep': {'path': Path('a/b')}, 'recipe': 'no', 'seed': 5}, out=tmp_path/'r', seed=2)
     again = Run.open(tmp_path/'r')
-    assert made.config == again.config == {'recipe': 'toy', 'seed': 2, 'betas': [.9, .99], 'deep': {'path': 'a/b'}, 'record_version': 1}
+    assert made.config == again.config == {'recipe': 'toy', 'seed': 2, 'betas': [.9, .99], 'deep': {'path': 'a/b'}, 'record_version': R.RECORD_VERSION}
     assert made.environment == again.environment and again.recipe == 'toy' and again.seed == 2
     assert made.summary is None and made.metrics() == []
 
@@ -129,13 +129,13 @@ def test_environment_names_no_machine_and_is_json():
 # rows
 
 def test_rows_and_summaries_are_json_by_the_letter(tmp_path):
-    run = Run.create('toy', {'clip': math.inf}, out=tmp_path/'r')
+    run = Run.create('toy', {}, out=tmp_path/'r')
     run.log(step=1, train_nats=math.nan, grad_norm=torch.tensor(math.inf), lr=np.float32(.5), n=np.int64(3))
     run.finish({'validation': measured() | {'perplexity': math.inf}, 'interval': (-math.inf, 2.)})
-    for p in (tmp_path/'r').glob('*.json*'):
+    for p in (tmp_path/'r').glob('[!.]*'):
         for line in (p.read_text().splitlines() if p.suffix == '.jsonl' else [p.read_text()]): strict(line)
     assert run.metrics() == [{'step': 1, 'train_nats': None, 'grad_norm': None, 'lr': .5, 'n': 3}]
-    assert run.summary['validation']['perplexity'] is None and run.summary['interval'] == [None, 2.] and run.config['clip'] is None
+    assert run.summary['validation']['perplexity'] is None and run.summary['interval'] == [None, 2.]
 
 
 def test_a_row_that_json_cannot_hold_changes_nothing(tmp_path):
@@ -402,7 +402,7 @@ def test_tables():
     assert R.table([]) == '|  |\n|  |'
     assert R.table([{'a': 1}, {'b': 'x'}]) == '| a | b |\n| --: | --- |\n| 1 | – |\n| – | x |'
     cells = R.table([dict(a=v) for v in (0, 0., -1234567, 12.345, 1e-9, True, math.inf, math.nan, 'a\nb', '<eos>|', np.float64(2), torch.tensor(3))])
-    assert [line[2:-2] for line in cells.splitlines()[2:]] == ['0', '0', '-1,234,567', '12.35', '1e-09', 'yes', '∞', '–', 'a b', r'&lt;eos>\|', '2.00', '3']
+    assert [line[2:-2] for line in cells.splitlines()[2:]] == ['0', '0', '-1,234,567', '12.35', '1e-09', 'yes', '∞', '–', 'a b', r'\<eos>\|', '2.00', '3']
 
 
 def test_results_table_of_runs_at_every_stage(tmp_path):
@@ -467,72 +467,287 @@ def test_seed_intervals():
     with pytest.raises(RecordError, match='at least one'): R.seed_interval([])
 
 
-def test_baselines_ask_for_corpus_and_tokenizer():
-    "A network by words stands beside counts by words, and nothing else."
-    counted = R.baselines('wikitext-2', 'word')
-    assert [b['validation']['context'] + 1 for b in counted] == [1, 2, 3, 5]
-    assert [b['validation']['perplexity'] for b in counted[1:]] == pytest.approx([284.73, 240.74, 232.50], abs=.01)
-    assert {(b['validation']['corpus'], b['validation']['tokenizer']) for b in counted} == {('wikitext-2', 'word')}
+# baselines
+
+def test_baselines_are_those_of_the_text_and_of_the_tokenizer():
+    everything = R.all_baselines()
+    for corpus, tokenizer in {(b['validation']['corpus'], b['validation']['tokenizer']) for b in everything}:
+        rows = R.baselines(corpus, tokenizer)
+        assert {(b['validation']['corpus'], b['validation']['tokenizer']) for b in rows} == {(corpus, tokenizer)}
+        assert [b['validation']['context'] for b in rows] == sorted(b['validation']['context'] for b in rows)
+    assert [b['validation']['perplexity'] for b in R.baselines('wikitext-2', 'word')][-3:] == pytest.approx([284.73, 240.74, 232.50], abs=.01)
+    assert [round(b['validation']['perplexity']) for b in R.baselines('wikitext-2', 'whitespace')] == [166, 143, 139]
+
+
+def test_baselines_that_are_not_there_are_told_with_those_that_are():
+    for asked in (('wikitext-2', 'words'), ('toy', 'word'), ('wikitext-2-raw', 'word')):
+        with pytest.raises(RecordError, match='there are: .*wikitext-2 by word'): R.baselines(*asked)
     with pytest.raises(TypeError): R.baselines('wikitext-2')
-    with pytest.raises(RecordError, match='nothing was counted on wikitext-2 by bpe:9; there are: .*wikitext-2 by word'): R.baselines('wikitext-2', 'bpe:9')
 
 
-def test_one_process_writes_into_a_run(tmp_path):
-    run = Run.create('toy', {}, out=tmp_path/'r')
-    with run.lock():
-        code = f"import sys; from lmcourse.record import Run, RecordError\ntry:\n    with Run.open({str(tmp_path/'r')!r}).lock(): print('in')\nexcept RecordError as e: print(e)"
-        said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-    assert 'is being written by another process' in said
-    with run.lock(): pass
+def test_the_lesson_shows_the_baselines_that_it_announces():
+    "The table under 'by words' holds the rows of WikiText-2 by words, and no bits per byte where the text holds unknown words."
+    import nbformat
+    lesson = nbformat.read(Path(R.__file__).parents[1]/'nbs'/'09_records.ipynb', 4)
+    shown = [o['data']['text/markdown'] for c in lesson.cells for o in c.get('outputs', []) if 'Kneser-Ney' in o.get('data', {}).get('text/markdown', '')]
+    assert len(shown) == 1 and 'whitespace' not in shown[0]
+    cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in shown[0].splitlines() if 'Kneser-Ney' in line]
+    head = [cell.strip() for cell in shown[0].splitlines()[0].split('|')[1:-1]]
+    rows = R.baselines('wikitext-2', 'word')
+    assert [row[head.index('validation')] for row in cells] == [f"{b['validation']['perplexity']:.2f}" for b in rows]
+    assert {row[head.index('tokenizer')] for row in cells} == {'word'} and {row[head.index('bits/byte')] for row in cells} == {'–'}
 
 
-def test_a_lock_ends_with_its_process(tmp_path):
-    Run.create('toy', {}, out=tmp_path/'r')
-    code = f"import os; from lmcourse.record import Run\nwith Run.open({str(tmp_path/'r')!r}).lock(): os._exit(9)"
-    assert subprocess.run([sys.executable, '-c', code]).returncode == 9
-    with Run.open(tmp_path/'r').lock(): pass
+def test_the_table_of_results_has_no_bits_per_byte_where_they_mean_nothing(tmp_path):
+    def bits(**passport): return R.results_table([finished(tmp_path/str(len(list(tmp_path.iterdir()))), **passport)]).splitlines()[2].split('|')[11].strip()
+    assert bits() != '–'
+    for passport in (dict(unknown=3), dict(corpus='wikitext-2'), dict(tokenizer='whitespace'), dict(tokenizer='bpe-note:64')): assert bits(**passport) == '–'
+    assert all(R._bits(b['validation']) is None for b in R.all_baselines() if b['validation']['tokenizer'] == 'whitespace')
 
 
-def test_a_record_is_never_put_over_another_runs(tmp_path):
-    for place, seed in (('a', 1), ('b', 2)): finished(tmp_path/place/'r').environment
-    R.publish(tmp_path/'a'/'r', tmp_path/'shelf')
-    R.publish(tmp_path/'a'/'r', tmp_path/'shelf')
-    with pytest.raises(RecordError, match='is the record of another run'): R.publish(tmp_path/'b'/'r', tmp_path/'shelf')
+def test_the_exercise_asks_for_the_interval_of_the_difference():
+    "Difference 10, spread 4, three seeds each: t = 3.06 on 4 degrees of freedom, 10 ± 9.07, though the two single intervals overlap."
+    from scipy import stats
+    found = stats.ttest_ind_from_stats(205, 4, 3, 195, 4, 3)
+    assert found.statistic == pytest.approx(3.06, abs=.005)
+    lesson = (Path(R.__file__).parents[1]/'nbs'/'09_records.ipynb').read_text(encoding='utf-8')
+    half = stats.t.ppf(.975, 4) * 4 * math.sqrt(2 / 3)
+    assert R.t_quantile(.95, 4) * 4 * math.sqrt(2 / 3) == pytest.approx(half) == pytest.approx(9.07, abs=.005)
+    assert 'of the difference* reach' in lesson and f'2.78 \\\\cdot 3.27 = {half:.2f}' in lesson and 'ten points are not yet a result' not in lesson
 
 
-@pytest.mark.parametrize('name', ['summary.json', 'config.json', 'metrics.jsonl', 'best.safetensors'])
-def test_a_pipe_is_not_read(name, tmp_path):
+# configurations
+
+def test_a_configuration_with_an_infinite_setting_is_refused_and_leaves_no_folder(tmp_path):
+    with pytest.raises(RecordError, match='optim.clip is inf.*finite'): Run.create('toy', {'optim': {'clip': math.inf}}, out=tmp_path/'r')
+    with pytest.raises(RecordError, match=r'betas\[1\] is nan'): Run.create('toy', {'betas': (.9, math.nan)}, out=tmp_path/'r')
+    assert not (tmp_path/'r').exists()
+
+
+def test_the_format_has_a_version_and_a_newer_one_is_told(tmp_path):
     run = finished(tmp_path/'r')
-    (run.path/name).unlink(missing_ok=True)
-    os.mkfifo(run.path/name)
-    with pytest.raises(RecordError):
-        again = Run.open(run.path)
-        again.summary, again.metrics(), again.load('best')
+    assert run.config['record_version'] == run.summary['record_version'] == run.record_version == 1
+    for name in ('config.json', 'summary.json'):
+        whole = json.loads((run.path/name).read_text())
+        (run.path/name).write_text(json.dumps({k: v for k, v in whole.items() if k != 'record_version'}))
+        assert Run.open(run.path).summary
+        (run.path/name).write_text(json.dumps(whole | {'record_version': 2}))
+        with pytest.raises(RecordError, match=f'{name} is of version 2.*update'): Run.open(run.path).summary
+        (run.path/name).write_text(json.dumps(whole))
+    del run.config['record_version']
+    assert run.record_version == 0
 
 
-def test_the_step_of_a_checkpoint_is_checked_too(tmp_path):
-    R.save_tensors(tmp_path/'t.safetensors', {'w': torch.ones(3)}, {'step': 1234})
-    data = (tmp_path/'t.safetensors').read_bytes()
-    (tmp_path/'t.safetensors').write_bytes(data.replace(b'1234', b'1235'))
+def test_a_recipes_name_cannot_lead_a_new_folder_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('../out', '/tmp/out', '..', 'a/b', 'x' * 101):
+        with pytest.raises(RecordError, match='--out'): Run.create(name, {})
+    assert not list(tmp_path.rglob('out*'))
+
+
+# one writer
+
+HOLDER = "import sys, time\nfrom lmcourse.record import Run\nwith Run.open('r').lock():\n    print('held', flush=True); time.sleep(60)\n"
+
+
+def test_a_run_has_one_writer_and_a_kill_frees_it(tmp_path):
+    run = finished(tmp_path/'r')
+    child = subprocess.Popen([sys.executable, '-c', HOLDER], cwd=tmp_path, stdout=subprocess.PIPE)
+    try:
+        assert child.stdout.readline() == b'held\n'
+        with pytest.raises(RecordError, match=rf'r is being written by another process \(id {child.pid}\): wait for it, or name another folder with --out'):
+            with run.lock(): pass
+        with pytest.raises(RecordError, match='already holds a run'): Run.create('toy', {}, out=run.path)
+        assert Run.open(run.path).summary and run.metrics()
+    finally:
+        child.kill()
+        child.wait()
+    with run.lock(), run.lock(): run.log(step=2)
+    with Run.open(run.path).lock(): pass
+
+
+def test_two_that_begin_in_one_folder_make_one_run(tmp_path):
+    program = "from lmcourse.record import Run, RecordError\ninput()\ntry: Run.create('toy', {'who': %d}, out='r'); print('made')\nexcept RecordError as e: print(e)"
+    both = [subprocess.Popen([sys.executable, '-c', program % i], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for i in range(2)]
+    said = [None, None]
+    for child in both: child.stdin.write('\n'); child.stdin.flush()
+    for i, child in enumerate(both): said[i] = child.communicate()[0].strip()
+    assert said.count('made') == 1
+    assert any('already holds a run' in s or 'is being written' in s for s in said)
+    assert Run.open(tmp_path/'r').config['who'] == said.index('made')
+
+
+def test_a_lock_in_a_folder_that_cannot_be_written_is_told(tmp_path):
+    run = finished(tmp_path/'r')
+    (tmp_path/'r'/'.lock').unlink()
+    (tmp_path/'r'/'.lock').mkdir()
+    with pytest.raises(RecordError, match='cannot write'):
+        with run.lock(): pass
+
+
+# checkpoints whose every part is checked
+
+def test_a_bit_turned_over_anywhere_changes_nothing_in_silence(tmp_path):
+    tensors, meta = {'model/w': torch.arange(6.), 'twin': torch.zeros(0), 'rng': torch.arange(3)}, {'step': 120, 'nats': 4.5, 'position': [7, 9]}
+    tensors['same'] = tensors['model/w']
+    path = tmp_path/'t.safetensors'
+    R.save_tensors(path, tensors, meta)
+    whole = path.read_bytes()
+    for at in range(len(whole) * 8):
+        odd = bytearray(whole)
+        odd[at // 8] ^= 1 << at % 8
+        path.write_bytes(odd)
+        try: back, about = R.load_tensors(path)
+        except RecordError: continue
+        assert about == meta and back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) and back[k].dtype == tensors[k].dtype for k in back), at
+
+
+def test_a_checkpoint_from_before_the_version_is_read(tmp_path):
+    from safetensors.torch import save_file
+    tensors = {'w': torch.ones(3)}
+    save_file(tensors, tmp_path/'t.safetensors', dict(lmcourse='{"step": 3}', same='{}', crc=str(R._tensor_crc(tensors))))
+    assert R.load_tensors(tmp_path/'t.safetensors')[1] == {'step': 3}
+    save_file(tensors, tmp_path/'t.safetensors', dict(lmcourse='{"step": 3}', same='{}', crc='1'))
     with pytest.raises(RecordError, match='is damaged'): R.load_tensors(tmp_path/'t.safetensors')
 
 
-def test_one_damaged_record_does_not_hide_the_others(tmp_path, capsys):
-    finished(tmp_path/'good')
-    (finished(tmp_path/'bad').path/'config.json').write_text('{')
-    assert [run.name for run in R.records(tmp_path)] == ['good']
-    assert 'left out' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('text', ['[]', '3', '[' * 100_000, '{"a": ' + '9' * 100_000 + '}'])
-def test_a_hostile_file_is_a_sentence(text, tmp_path):
+@pytest.mark.parametrize('weight', [torch.ones(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.complex64),
+                                    torch.tensor([1., math.nan]), torch.tensor([math.inf])])
+def test_weights_are_floating_and_finite(tmp_path, weight):
     run = finished(tmp_path/'r')
-    (run.path/'summary.json').write_text(text)
-    with pytest.raises(RecordError): run.summary
+    for name, key in (('best', 'w'), ('last', 'w'), ('state', 'model/w')):
+        run.save(name, {key: weight})
+        with pytest.raises(RecordError, match=f'{name}.safetensors .*{key}'): run.load(name)
 
 
-@pytest.mark.parametrize('value', ['\\<script>x', '<b>', 'a\rb', '$\\href{x}{y}$', 'a|b'])
-def test_a_table_lets_nothing_through(value):
-    cell = R.table([{'a': value}]).splitlines()[-1]
-    assert '<' not in cell and '$' not in cell and '\r' not in cell
-    assert cell.count('|') == 2 + cell.count('\\|')
+def test_a_state_holds_more_than_weights(tmp_path):
+    run = finished(tmp_path/'r')
+    run.save('state', {'model/w': torch.ones(2), 'rng/cpu': torch.get_rng_state(), 'optimizer/0/step': torch.tensor(3)})
+    assert set(run.load('state')[0]) == {'model/w', 'rng/cpu', 'optimizer/0/step'}
+
+
+def test_a_whole_checkpoint_in_a_folder_whose_name_is_not_utf8_is_read(tmp_path):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b'/r\xe9sum\xff'))
+    run = finished(folder)
+    run.save('best', {'w': torch.ones(3)})
+    assert torch.equal(Run.open(folder).load('best')[0]['w'], torch.ones(3))
+    (folder/'best.safetensors').write_bytes(b'x' * 40)
+    with pytest.raises(RecordError, match='is damaged'): run.load('best')
+
+
+def test_a_whole_checkpoint_that_the_library_refuses_is_not_to_be_deleted(tmp_path):
+    header = json.dumps({'w': {'dtype': 'F99', 'shape': [1], 'data_offsets': [0, 4]}}).encode()
+    (tmp_path/'t.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+    with pytest.raises(RecordError, match='may be whole: keep it'): R.load_tensors(tmp_path/'t.safetensors')
+
+
+# whatever lies in a folder
+
+HOSTILE = [b'', b'null', b'7', b'[]', b'"x"', b'{', b'\xff\xfe', b'[' * 100_000, b'{"a":' * 900 + b'1' + b'}' * 900, b'{"epochs": ' + b'9' * 5000 + b'}', b'{"recipe": [], "seed": {}}',
+           b'{"recipe": "x", "seed": "y"}', b'{"validation": 7}', b'{"validation": {"perplexity": "a"}}', b'{"validation": {"perplexity": [1]}}', b'{"validation": {"unknown": {}}}',
+           b'{"epochs": "many"}', b'{"tokens_seen": {}}', b'{"seconds": 1e999}', b'{"parameters": ' + b'9' * 4000 + b'}', b'{"record_version": "x"}', b'{"test": []}', b'{"finished": 3}',
+           b'{"recipe": "$\\\\href{a}{b}$", "validation": {"perplexity": 3}}', b'{"recipe": null, "seed": null, "validation": {"perplexity": null}}']
+
+
+@pytest.mark.parametrize('name', ['config.json', 'summary.json', 'environment.json', 'metrics.jsonl'])
+def test_hostile_files_give_a_sentence_or_a_row(tmp_path, name, capsys):
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    other = finished(tmp_path/'runs'/'other')
+    run = finished(tmp_path/'runs'/'r')
+    for content in HOSTILE:
+        (run.path/name).write_bytes(content + b'\n' * (name == 'metrics.jsonl'))
+        found = R.records(tmp_path/'runs')
+        assert any(r.name == 'other' for r in found)
+        R.results_table(found)
+        for act in (lambda: R.compare_runs(Run.open(run.path), other), lambda: R.publish(run.path, tmp_path/'shelf'), lambda: R.record('toy', tmp_path/'runs'),
+                    lambda: R.plot_curves(Run.open(run.path)).figure.canvas.draw()):
+            try: act()
+            except RecordError: pass
+        plt.close('all')
+
+
+def test_a_damaged_run_does_not_end_a_table_of_results(tmp_path, capsys):
+    for i in range(3): finished(tmp_path/f'r{i}', seed=i)
+    (tmp_path/'r1'/'config.json').write_text('{')
+    assert [r.seed for r in R.records(tmp_path)] == [0, 2]
+    said = capsys.readouterr()
+    assert said.out == '' and said.err.count('\n') == 1 and 'left out' in said.err and 'r1' in said.err
+
+
+@pytest.mark.parametrize('name', ['config.json', 'summary.json', 'environment.json', 'metrics.jsonl', 'best.safetensors'])
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'loop', 'folder', 'huge'])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
+    run = finished(tmp_path/'r')
+    path = run.path/name
+    path.unlink(missing_ok=True)
+    if kind == 'pipe': os.mkfifo(path)
+    if kind == 'device': path.symlink_to('/dev/zero')
+    if kind == 'loop': path.symlink_to(path)
+    if kind == 'folder': path.mkdir()
+    if kind == 'huge':
+        with open(path, 'wb') as f: f.truncate(2**41)
+    def read():
+        again = Run.open(run.path)
+        return again.summary, again.environment, again.metrics(), again.load('best')
+    with pytest.raises(RecordError) as e: read()
+    assert name in str(e.value)
+    if kind == 'loop' and name != 'summary.json': assert 'leads back to itself' in str(e.value)
+
+
+def test_a_run_that_was_stopped_before_its_first_save_is_told_as_that(tmp_path):
+    run = Run.create('toy', {}, out=tmp_path/'r')
+    with pytest.raises(RecordError, match='stopped before it had saved anything: delete that folder'): run.load('state')
+    with pytest.raises(RecordError, match='saved nothing so far.*delete that folder'): Run.create('toy', {}, out=tmp_path/'r')
+
+
+def test_the_results_of_many_runs_read_each_file_once(tmp_path, monkeypatch):
+    for i in range(20): finished(tmp_path/f'r{i}', seed=i, perplexity=100. + i)
+    read, real = [], R._read_bytes
+    monkeypatch.setattr(R, '_read_bytes', lambda path, most: read.append(str(path)) or real(path, most))
+    runs = [r for r in R.records(tmp_path) if r.summary]
+    assert len(R.results_table(runs).splitlines()) == 22 and [r.summary['seed'] for r in runs] == list(range(20))
+    assert len(read) == len(set(read)) == 40
+
+
+def test_a_summary_that_changes_is_seen(tmp_path):
+    run = finished(tmp_path/'r')
+    assert run.summary['finished']
+    Run.open(run.path).finish({'finished': False})
+    assert not run.summary['finished']
+
+
+# publishing, and what a record says of whose it is
+
+def test_a_record_of_another_run_is_never_replaced(tmp_path):
+    one, two = finished(tmp_path/'a'/'r'), finished(tmp_path/'b'/'r', perplexity=50.)
+    two.truncate(0)
+    two.log(step=1, epoch=0, tokens_seen=10, seconds=.2, train_nats=3.9, lr=1e-3)
+    to = R.publish(one, tmp_path/'shelf')
+    before = {p.name: p.read_bytes() for p in to.iterdir()}
+    with pytest.raises(RecordError, match='record of another run: rename the folder'): R.publish(two, tmp_path/'shelf')
+    assert {p.name: p.read_bytes() for p in to.iterdir()} == before
+    assert R.publish(one, tmp_path/'shelf') == to
+
+
+@pytest.mark.parametrize('corpus', ['anna/novel.txt', './anna/novel.txt', '../anna/novel.txt/', '~/anna/novel.txt', r'C:\anna\novel.txt', r'anna\novel.txt', '/home/anna/novel.txt'])
+def test_a_corpus_leaves_no_folder_in_a_record(tmp_path, corpus):
+    run = finished(tmp_path/'r', config={'data': {'corpus': corpus}}, corpus=corpus)
+    to = R.publish(run, tmp_path/'shelf')
+    assert all('anna' not in p.read_text() for p in to.iterdir()) and Run(to).config['data']['corpus'] == 'novel.txt'
+
+
+# Markdown
+
+@pytest.mark.parametrize('value', ['<b>x</b>', '\\<script>alert(1)</script>', '\\\\<b>', 'a\rb', 'a\r\n\n# b', '[x](javascript:y)', '![x](y)', '`x`', '$\\href{a}{b}$', 'a|b\\|c', '{role}`x`',
+                                   '&lt;b&gt;', 'a\u2028b', 'a\x85b', '***', 'x\\', '<!-- records -->', '[x]: y', '~~x~~'])
+def test_a_value_is_shown_letter_by_letter(value):
+    "Read by the parser that makes the site, with nothing but text in it."
+    from markdown_it import MarkdownIt
+    text = R.markdown_text(value)
+    tokens = MarkdownIt('commonmark', {'html': True}).enable('strikethrough').parse(f'**{text}.**')[1].children
+    assert {t.type for t in tokens} <= {'text', 'strong_open', 'strong_close', 'text_special'}
+    table = MarkdownIt('commonmark', {'html': True}).enable('table').parse(R.table([{'a': value, 'b': 'end'}]))
+    cells = [t for t in table if t.type == 'inline'][2:]
+    assert len(cells) == 2 and cells[1].content == 'end' and all(t.type in ('text', 'text_special') for t in cells[0].children)

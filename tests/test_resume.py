@@ -152,4 +152,4 @@ def test_a_trainer_says_what_it_is(tmp_path):
 
 def test_two_writers_of_one_run_are_one_too_many(tmp_path):
     trainer = Trainer(small(MODELS['gru, one layer']), tmp_path/'r', show=False)
-    with trainer.run.lock(), pytest.raises(RecordError, match='another process'): fit(trainer)
+    with Run.open(tmp_path/'r').lock(), pytest.raises(RecordError, match='another process'): fit(trainer)

@@ -154,6 +154,32 @@ def test_links_are_rewritten_for_the_page_they_stand_on():
     assert stage.relink(text, 'nbs', 'lessons/01_x.ipynb') == f'[a](04_text.ipynb#b) [c](../bibliography.md#k) [d](https://x.org/) [e]({repo}/Makefile) [f](#g) [h](../api/loss.md)'
     assert stage.relink('[a](04_text.ipynb)', 'nbs', 'index.ipynb') == '[a](lessons/04_text.ipynb)'
 
+NUMBERS = dict(five=5, ten=10, fifteen=15, twenty=20, thirty=30, forty=40, fifty=50)
+
+@pytest.mark.parametrize('number', ['09', '10'])
+def test_a_lesson_promises_the_minutes_that_are_computed(number):
+    lesson = next(l for l in LESSONS if l.number == number)
+    promised = re.match(r'In (\w+) minutes', lesson.promise)
+    assert promised and NUMBERS[promised[1]] == lesson.minutes
+
+@pytest.mark.parametrize('value', ['<b>x</b>', '\\<script>alert(1)</script>', 'a\r<script>', 'a\r\n\n<script>', '`<b>`', '[x](javascript:y)', '$\\href{a}{b}$', '{role}`x`'])
+def test_a_record_from_elsewhere_lets_nothing_but_text_through(value):
+    "Its name, its sections' names, its fields and its values, read by the parser that makes the site."
+    from types import SimpleNamespace
+    from markdown_it import MarkdownIt
+    run = SimpleNamespace(name=value, config={value: {value: value}}, environment={value: value}, summary={value: value, 'validation': {value: value}})
+    first, *body = stage._record(run).split('\n')
+    assert first.startswith('::::{dropdown} ')
+    parser = MarkdownIt('commonmark', {'html': True}).enable('table')
+    tokens = parser.parse(first.partition('} ')[2] + '\n\n' + '\n'.join(body[:-1]))
+    inside = [child for t in tokens for child in t.children or []]
+    assert not [t for t in tokens if t.type.startswith('html')] and inside
+    assert {t.type for t in inside} <= {'text', 'text_special', 'strong_open', 'strong_close'}
+
+def test_a_run_without_a_summary_has_its_place_among_the_records():
+    from types import SimpleNamespace
+    for summary in (None, {}, {'validation': None}): assert 'Settings, data' in stage._record(SimpleNamespace(name='r', config={'data': {'a': 1}}, environment={}, summary=summary))
+
 def test_a_place_that_nothing_is_made_for_is_told():
     assert stage.fill('x <!-- a --> y <!-- b\n1 | 2\n-->', {'a': '1', 'b': '2'}) == 'x 1 y 2'
     with pytest.raises(stage.StageError, match='the place c'): stage.fill('<!-- c -->', {})

@@ -3,6 +3,8 @@ import { perplexity, bitsPerByte, shade } from './core.js';
 import { make, show, number, put, button, slider, place, menu, writing, strip, shades, unique, knocking, frame } from './ui.js';
 
 const priced = reading => reading.nats.map(x => x === null ? Infinity : x);
+// Bits per byte, or a dash where they mean nothing.
+const putBits = (node, nats, bytes) => { if (bytes) put(node, bitsPerByte(nats, bytes)); else node.textContent = '–'; };
 const whole = xs => xs.reduce((a, b) => a + b, 0);
 
 function render({ model, el }) {
@@ -14,7 +16,7 @@ function render({ model, el }) {
     const radio = make('input', { type: 'radio', name: group, 'aria-label': `${name}, perplexity ${show(doorsOf(name))}`, 'data-name': `rung-${name}`, onchange: () => edit({ rung: name }) });
     const doors = number(`perplexity-${name}`), bits = number(`bits_per_byte-${name}`), row = make('tr', {}, make('th', { scope: 'row' }, make('label', { class: 'lmw-word' }, radio, name)),
       make('td', { class: 'lmw-wide', 'aria-hidden': 'true' }, make('div', { class: 'lmw-bar' }, make('div', { class: 'lmw-fill', style: `width:${100 * Math.log(doorsOf(name)) / most}%` }))), make('td', {}, doors), make('td', {}, bits));
-    put(doors, doorsOf(name)); put(bits, bitsPerByte(ladder[name].nats, ladder[name].bytes));
+    put(doors, doorsOf(name)); putBits(bits, ladder[name].nats, ladder[name].bytes);
     return { name, radio, row };
   });
   const heads = ['rung', null, 'perplexity', 'bits per byte'].map(t => t === null ? make('td', { class: 'lmw-wide' }) : make('th', { scope: 'col' }, t)), from = make('p', { class: 'lmw-passport' });
@@ -36,7 +38,7 @@ function render({ model, el }) {
     el.firstElementChild?.classList.toggle('lmw-waiting', !reading || sample === undefined);
     if (!reading) { told.textContent = 'The models are reading…'; return; }
     const nats = priced(reading), doors = perplexity(whole(nats), nats.length);
-    put(here, doors); put(hereBits, bitsPerByte(whole(nats), reading.bytes)); tokens.set(reading.pieces, nats);
+    put(here, doors); putBits(hereBits, whole(nats), reading.bytes); tokens.set(reading.pieces, nats);
     prompt.textContent = text; written.textContent = sample ?? ' …';
     told.textContent = `${rung} has perplexity ${show(doorsOf(rung))} on the validation text, and ${show(doors)} on this sentence. ` + (sample === undefined ? 'It is writing…' : `It goes on: “${sample.trim().split(/\s+/).slice(0, 12).join(' ')} …”`);
   }, ['readings', 'written', 'heard']);

@@ -23,8 +23,8 @@ function part(suffix, kind, chosen) {
     const nats = priced(reading), total = whole(nats), alike = !reading.top[i].length;
     name.textContent = who; from.textContent = about.passport;
     offer(doors, `perplexity${suffix}`, compares ? perplexity(total, nats.length) : undefined); doorsOf.hidden = !compares;
-    offer(bits, `bits_per_byte${suffix}`, reading.unknown ? undefined : bitsPerByte(total, reading.bytes));
-    bitsOf.lastChild.textContent = reading.unknown ? ` bits per byte: ${reading.unknown} of its tokens ${reading.unknown > 1 ? 'are' : 'is'} unknown to it` : ' bits per byte';
+    offer(bits, `bits_per_byte${suffix}`, reading.bytes ? bitsPerByte(total, reading.bytes) : undefined);
+    bitsOf.lastChild.textContent = reading.unknown ? ` bits per byte: ${reading.unknown} of its tokens ${reading.unknown > 1 ? 'are' : 'is'} unknown to it` : reading.bytes ? ' bits per byte' : ' bits per byte: its tokens do not give the text back';
     tokens.set(reading.pieces, nats, i);
     offer(cost, `surprise${suffix}`, nats[i]); offer(soFar, `so_far${suffix}`, compares ? running(nats)[i] : undefined); soFarOf.hidden = !compares;
     asked.textContent = `${who} expected`;
@@ -82,8 +82,8 @@ function render({ model, el }) {
       const two = both[b], j = alike ? i : reaching(two, one.ends[i]), theirs = second.set(b, about[b], two, j, alike), cost = whole(theirs);
       if (alike) { curves.push(['lmw-two', running(theirs)]); other = `; ${b}, ${show(perplexity(cost, n))}`; }
       else {
-        note.textContent = `${a} and ${b} cut the text differently, so their perplexities do not compare: compare the bits per byte` + (one.unknown || two.unknown ? ', which a model with unknown words does not have.' : '.');
-        other = one.unknown || two.unknown ? '' : `, ${show(bitsPerByte(whole(nats), one.bytes))} bits per byte; ${b}, ${show(bitsPerByte(cost, two.bytes))} bits per byte`;
+        note.textContent = `${a} and ${b} cut the text differently, so their perplexities do not compare: compare the bits per byte` + (one.bytes && two.bytes ? '.' : ', which a model with unknown words, or one that loses text, does not have.');
+        other = !one.bytes || !two.bytes ? '' : `, ${show(bitsPerByte(whole(nats), one.bytes))} bits per byte; ${b}, ${show(bitsPerByte(cost, two.bytes))} bits per byte`;
       }
     } else second.clear();
     drawCurve(picture, curves, i, n);
