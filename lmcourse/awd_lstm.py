@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from torch import nn
 from .recipes import LENGTHS, OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe
 from .recurrent import Recurrent
-from .factors import tenth
+from .factors import subset_corpus
 from .tuned import Tuned, TunedLM
 
 # %% ../nbs/17_awd_lstm.ipynb #039a35ef
@@ -268,7 +268,7 @@ def awd_tiny():
 
 def awd_by_heart(folder: str|Path)->Recipe: # where the text goes
     "`awd-tiny` on a text that is small enough to be learnt by heart."
-    return override(get_recipe('awd-tiny'), {'data.corpus': tenth(folder)})
+    return override(get_recipe('awd-tiny'), {'data.corpus': subset_corpus(folder)})
 
 _quiet = {f'model.{k}': 0 for k in ('words', 'inputs', 'between', 'outputs', 'weights', 'ar', 'tar')}
 _plain = {'model.tied': False, 'data.lengths': 'equal', 'optim.optimizer': 'sgd'}
