@@ -37,7 +37,7 @@ class Lesson:
     @property
     def stem(self)->str: return self.path.stem
     @property
-    def number(self)->str: return self.stem[:2] if self.stem[:2].isdigit() else ''
+    def number(self)->str: return m[1] if (m := re.match(r'(\d\d[a-z]?)_', self.stem)) else ''
     @cached_property
     def nb(self): return nbformat.read(self.path, 4)
     @cached_property
@@ -190,7 +190,7 @@ LEGEND = ('Arrays and tensors wear their shapes: `logits_BTV` has axes B, T and 
 
 def api_page(lesson: Lesson)->str:
     "One module's reference."
-    where = f'lesson {int(lesson.number)}, [{lesson.title}](../lessons/{lesson.stem}.ipynb)' if lesson.number else f'[{lesson.title}](../lessons/{lesson.stem}.ipynb)'
+    where = f'lesson {lesson.number.lstrip("0") or 0}, [{lesson.title}](../lessons/{lesson.stem}.ipynb)' if lesson.number else f'[{lesson.title}](../lessons/{lesson.stem}.ipynb)'
     takes = ', '.join(f'[{t}]({t}.md)' for t in lesson.takes)
     return (f'# lmcourse.{lesson.module}\n\nDefined, explained and tested in {where}. ' + (f'It builds on {takes}. ' if takes else 'It builds on no other module. ') +
             f'[Shapes and units](index.md).\n\n```{{eval-rst}}\n.. automodule:: lmcourse.{lesson.module}\n   :members:\n   :member-order: bysource\n```\n')

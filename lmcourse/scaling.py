@@ -28,7 +28,7 @@ def flops(c: Transformer,        # the configuration
           types: int,            # V
           length: int|None=None, # T, tokens of a window; None: the whole context
          )->dict:                # {part: floating-point operations}
-    "What one token costs on its way forward, by part: the products of matrices, and nothing else ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix F)."
+    "What one token costs on its way forward, by part: the products of matrices, and nothing else ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix F, which counts embeddings and the softmax too; an embedding is looked up here, and costs no product)."
     D, T, matrices = c.width, length or c.context, 3 if c.activation == 'swiglu' else 2
     return {'linear layers': 2 * c.layers * (4 * D * D + matrices * D * c.inner), 'scores and mixing': 2 * c.layers * 2 * T * D, 'head': 2 * types * D}
 
@@ -234,7 +234,11 @@ def fit_law(rows: list[dict],          # runs: parameters (or blocks), tokens, n
             seed: int=0,               # of the draws
            )->tuple:                   # (the law, the laws of the resamples, the loss from each start, lowest first)
     "The law from 81 starts, the best kept ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix D.2); and again for every resample ([Efron, 1979](../docs/bibliography.md#efron1979)). Raises `ScalingError` for fewer than six runs."
-    n_R, d_R, y_R = np.log([[r[k] for r in good(rows)] for k in (size, 'tokens', 'nats')])
+    rows = good(rows)
+    if bad := [r.get('run', n) for n, r in enumerate(rows) if not all(math.isfinite(r[k]) and r[k] > 0 for k in (size, 'tokens', 'nats'))]: raise ScalingError(f'{bad[0]} has a size, a length or nats that are no finite number above 0: leave such runs out')
+    for k in (size, 'tokens'):
+        if len({r[k] for r in rows}) < 2 <= len(rows): raise ScalingError(f'all runs have the same {k}, and one alone does not tell an exponent: vary it')
+    n_R, d_R, y_R = np.log([[r[k] for r in rows] for k in (size, 'tokens', 'nats')]).reshape(3, -1)
     if len(n_R) < 6: raise ScalingError(f'a law has five unknowns: {len(n_R)} runs do not determine it, make at least six')
     n, d, y = n_R.mean(), d_R.mean(), y_R.mean()
     starts = np.array([[y + math.log((1 - e) * s), a, y + math.log((1 - e) * (1 - s)), b, y + math.log(e)]

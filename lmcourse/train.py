@@ -433,7 +433,7 @@ class stop_when_asked:
             asked = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]      # a terminal that is closed hangs up
             self.old = {s: signal.signal(s, self._ask) for s in asked}
         return self
-    def _ask(self, which, *_):
+    def _ask(self, which: int=signal.SIGINT, *_):
         if self.asked: raise KeyboardInterrupt
         self.asked = which
     def __exit__(self, *_):

@@ -454,21 +454,6 @@ def test_curves_of_runs_at_every_stage(tmp_path):
     plt.close(ax.figure)
 
 
-@pytest.mark.parametrize('freedom,by_table', [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (29, 2.045), (120, 1.980)])
-def test_student_quantiles(freedom, by_table):
-    assert R.t_quantile(.95, freedom) == pytest.approx(by_table, abs=6e-4)
-    assert R.t_coverage(R.t_quantile(.8, freedom), freedom) == pytest.approx(.8)
-
-
-def test_seed_intervals():
-    assert R.seed_interval([3.]) == (3., -math.inf, math.inf) and R.seed_interval([2., 2., 2.]) == (2., 2., 2.)
-    mean, low, high = R.seed_interval(np.array([1., 2., 3., 4., 5.]), level=.9)
-    assert mean == 3 and high - mean == pytest.approx(2.1318 * math.sqrt(2.5 / 5), rel=1e-4) and mean - low == pytest.approx(high - mean)
-    with pytest.raises(RecordError, match='at least one'): R.seed_interval([])
-
-
-# baselines
-
 def test_baselines_are_those_of_the_text_and_of_the_tokenizer():
     everything = R.all_baselines()
     for corpus, tokenizer in {(b['validation']['corpus'], b['validation']['tokenizer']) for b in everything}:
@@ -504,19 +489,6 @@ def test_the_table_of_results_has_no_bits_per_byte_where_they_mean_nothing(tmp_p
     for passport in (dict(unknown=3), dict(corpus='wikitext-2'), dict(tokenizer='whitespace'), dict(tokenizer='bpe-note:64')): assert bits(**passport) == '–'
     assert all(R._bits(b['validation']) is None for b in R.all_baselines() if b['validation']['tokenizer'] == 'whitespace')
 
-
-def test_the_exercise_asks_for_the_interval_of_the_difference():
-    "Difference 10, spread 4, three seeds each: t = 3.06 on 4 degrees of freedom, 10 ± 9.07, though the two single intervals overlap."
-    from scipy import stats
-    found = stats.ttest_ind_from_stats(205, 4, 3, 195, 4, 3)
-    assert found.statistic == pytest.approx(3.06, abs=.005)
-    lesson = (Path(R.__file__).parents[1]/'nbs'/'09_records.ipynb').read_text(encoding='utf-8')
-    half = stats.t.ppf(.975, 4) * 4 * math.sqrt(2 / 3)
-    assert R.t_quantile(.95, 4) * 4 * math.sqrt(2 / 3) == pytest.approx(half) == pytest.approx(9.07, abs=.005)
-    assert 'of the difference* reach' in lesson and f'2.78 \\\\cdot 3.27 = {half:.2f}' in lesson and 'ten points are not yet a result' not in lesson
-
-
-# configurations
 
 def test_a_configuration_with_an_infinite_setting_is_refused_and_leaves_no_folder(tmp_path):
     with pytest.raises(RecordError, match='optim.clip is inf.*finite'): Run.create('toy', {'optim': {'clip': math.inf}}, out=tmp_path/'r')
