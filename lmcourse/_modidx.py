@@ -514,6 +514,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lmcourse.recipes.recipe_names': ('recipes.html#recipe_names', 'lmcourse/recipes.py'),
                                   'lmcourse.recipes.tiny': ('recipes.html#tiny', 'lmcourse/recipes.py')},
             'lmcourse.record': { 'lmcourse.record.DiskFull': ('records.html#diskfull', 'lmcourse/record.py'),
+                                 'lmcourse.record.Markup': ('records.html#markup', 'lmcourse/record.py'),
                                  'lmcourse.record.RecordError': ('records.html#recorderror', 'lmcourse/record.py'),
                                  'lmcourse.record.Run': ('records.html#run', 'lmcourse/record.py'),
                                  'lmcourse.record.Run.__init__': ('records.html#run.__init__', 'lmcourse/record.py'),

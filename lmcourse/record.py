@@ -5,8 +5,9 @@ afterwards every number that had been measured will still be there, with everyth
 
 # %% auto #0
 __all__ = ['MAX_DEPTH', 'RECORD_VERSION', 'RecordError', 'DiskFull', 'plain', 'write_json', 'read_json', 'append_row',
-           'read_rows', 'save_tensors', 'load_tensors', 'environment', 'Run', 'plot_curves', 'markdown_text', 'table',
-           'results_table', 'all_baselines', 'baselines', 'thin', 'publish', 'records', 'record', 'compare_runs']
+           'read_rows', 'save_tensors', 'load_tensors', 'environment', 'Run', 'plot_curves', 'markdown_text', 'Markup',
+           'table', 'results_table', 'all_baselines', 'baselines', 'thin', 'publish', 'records', 'record',
+           'compare_runs']
 
 # %% ../nbs/09_records.ipynb #b9150747
 import errno, hashlib, json, math, os, platform, re, stat, sys, time, zlib
@@ -532,9 +533,13 @@ def markdown_text(value, # anything; its string counts
     return re.sub(r'\](?=[(\[:])|\{(?=[^}]*\}\\`)', lambda m: '\\' + m[0], line)
 
 # %% ../nbs/09_records.ipynb #e45de567
+class Markup(str):
+    "A text of the course's own that is Markdown already: a link, a name in code. What comes from a file is never one."
+
 def _cell(v):
     "A value as a table shows it: thousands separated, no more digits than one can use."
     if v is None: return '–'
+    if isinstance(v, Markup): return str(v)
     if isinstance(v, bool): return 'yes' if v else 'no'
     if isinstance(v, int): return f'{v:,}' if abs(v) < 10**30 else f'about 10^{math.log10(abs(v)):.0f}'
     if not isinstance(v, float): return markdown_text(v)
