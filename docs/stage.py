@@ -1,4 +1,5 @@
 "Makes the pages that Sphinx reads: lessons out of notebooks, and what is drawn from notebooks, modules and records."
+
 import ast, hashlib, json, os, re, shutil, subprocess, tomllib
 from copy import deepcopy
 from configparser import ConfigParser
@@ -9,281 +10,523 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).parents[1]
-NBS, DOCS = ROOT/'nbs', ROOT/'docs'
-TOOLS = ('command_line', 'campaign', 'benchmarks') # pages without a number, in the order of the list of lessons
+NBS, DOCS = ROOT / 'nbs', ROOT / 'docs'
+TOOLS = ('command_line', 'campaign', 'benchmarks')  # pages without a number, in the order of the list of lessons
 VIEW = 'application/vnd.jupyter.widget-view+json'
+
 
 class StageError(Exception):
     "A page cannot be made: the message says which, why and what to do."
 
+
 # ---- what the repository is
 
-def repository()->dict: # url of the repository, its owner/name, branch, and the version
+
+def repository() -> dict:  # url of the repository, its owner/name, branch, and the version
     "Where readers find the source, from settings.ini and pyproject.toml."
-    parser = ConfigParser(delimiters=['=']); parser.read(ROOT/'settings.ini', encoding='utf-8')
+    parser = ConfigParser(delimiters=['='])
+    parser.read(ROOT / 'settings.ini', encoding='utf-8')
     s = parser['DEFAULT']
-    url = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))['project']['urls']['Homepage'].rstrip('/')
-    return dict(url=url, slug='/'.join(url.split('/')[-2:]), branch=s['branch'], version=s['version'], author=s['author'], name=s['lib_name'])
+    url = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))['project']['urls']['Homepage'].rstrip(
+        '/'
+    )
+    return dict(
+        url=url,
+        slug='/'.join(url.split('/')[-2:]),
+        branch=s['branch'],
+        version=s['version'],
+        author=s['author'],
+        name=s['lib_name'],
+    )
+
 
 REPO = repository()
 
 # ---- lessons
 
+
 @dataclass(frozen=True)
 class Lesson:
     "A notebook, and what its text says about it."
+
     path: Path
 
     @property
-    def stem(self)->str: return self.path.stem
-    @property
-    def number(self)->str: return m[1] if (m := re.match(r'(\d\d[a-z]?)_', self.stem)) else ''
-    @cached_property
-    def nb(self): return nbformat.read(self.path, 4)
-    @cached_property
-    def prose(self)->str: return '\n\n'.join(c.source for c in self.nb.cells if c.cell_type == 'markdown')
-    @cached_property
-    def opening(self)->tuple[str, str]: # title and promise
-        found = re.match(r'# (.+?)\n+> (.+?)(\n\n|$)', self.nb.cells[0].source, re.S)
-        if not found: raise StageError(f'{self.path.name} does not open with a title and a promise: its first cell is "# Title", an empty line, "> promise"')
-        return found[1], ' '.join(found[2].replace('\n> ', ' ').split())
-    @property
-    def title(self)->str: return self.opening[0]
-    @property
-    def promise(self)->str: return self.opening[1]
-    @cached_property
-    def module(self)->str|None:
-        found = re.search(r'^#\|\s*default_exp (\w+)', '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code'), re.M)
-        return found[1] if found else None
-    @cached_property
-    def words(self)->int: return len(re.sub(r'```.*?```', '', self.prose, flags=re.S).split())
-    @cached_property
-    def exercises(self)->list[str]: # the questions, shortened to their last sentence of the first paragraph
-        return [' '.join(q.split()) for q in re.findall(r'\*\*Your turn\.\*\*\s+(.+?)(?:\n\n|\Z)', self.prose, re.S)]
-    @cached_property
-    def shown(self)->int: return sum(c.cell_type == 'code' and '#| hide' not in c.source and '#| default_exp' not in c.source for c in self.nb.cells)
-    @property
-    def minutes(self)->int: # 200 words a minute, 10 seconds a cell of code, 3 minutes an exercise; to the nearest five
-        return max(5, 5 * round((self.words / 200 + self.shown / 6 + 3 * len(self.exercises)) / 5))
-    @cached_property
-    def takes(self)->list[str]: # modules of earlier lessons that its module imports
-        tree = ast.parse((ROOT/'lmcourse'/f'{self.module}.py').read_text(encoding='utf-8')) if self.module else ast.Module([])
-        return list(dict.fromkeys(n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module))
-    @cached_property
-    def live(self)->bool: # whether it has widgets that move without a kernel
-        code = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code')
-        return bool(re.search(r'^(?:try: )?(?:import anywidget|from anywidget|from lmcourse\.widgets import)', code, re.M))
+    def stem(self) -> str:
+        return self.path.stem
 
-def all_lessons(nbs: Path=NBS)->list[Lesson]:
+    @property
+    def number(self) -> str:
+        return m[1] if (m := re.match(r'(\d\d[a-z]?)_', self.stem)) else ''
+
+    @cached_property
+    def nb(self):
+        return nbformat.read(self.path, 4)
+
+    @cached_property
+    def prose(self) -> str:
+        return '\n\n'.join(c.source for c in self.nb.cells if c.cell_type == 'markdown')
+
+    @cached_property
+    def opening(self) -> tuple[str, str]:  # title and promise
+        found = re.match(r'# (.+?)\n+> (.+?)(\n\n|$)', self.nb.cells[0].source, re.S)
+        if not found:
+            raise StageError(
+                f'{self.path.name} does not open with a title and a promise: its first cell is "# Title", an empty'
+                ' line, "> promise"'
+            )
+        return found[1], ' '.join(found[2].replace('\n> ', ' ').split())
+
+    @property
+    def title(self) -> str:
+        return self.opening[0]
+
+    @property
+    def promise(self) -> str:
+        return self.opening[1]
+
+    @cached_property
+    def module(self) -> str | None:
+        found = re.search(
+            r'^#\|\s*default_exp (\w+)', '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code'), re.M
+        )
+        return found[1] if found else None
+
+    @cached_property
+    def words(self) -> int:
+        return len(re.sub(r'```.*?```', '', self.prose, flags=re.S).split())
+
+    @cached_property
+    def exercises(self) -> list[str]:  # the questions, shortened to their last sentence of the first paragraph
+        return [' '.join(q.split()) for q in re.findall(r'\*\*Your turn\.\*\*\s+(.+?)(?:\n\n|\Z)', self.prose, re.S)]
+
+    @cached_property
+    def shown(self) -> int:
+        return sum(
+            c.cell_type == 'code' and '#| hide' not in c.source and '#| default_exp' not in c.source
+            for c in self.nb.cells
+        )
+
+    @property
+    def minutes(
+        self,
+    ) -> int:  # 200 words a minute, 10 seconds a cell of code, 3 minutes an exercise; to the nearest five
+        return max(5, 5 * round((self.words / 200 + self.shown / 6 + 3 * len(self.exercises)) / 5))
+
+    @cached_property
+    def takes(self) -> list[str]:  # modules of earlier lessons that its module imports
+        tree = (
+            ast.parse((ROOT / 'lmcourse' / f'{self.module}.py').read_text(encoding='utf-8'))
+            if self.module
+            else ast.Module([])
+        )
+        return list(
+            dict.fromkeys(n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module)
+        )
+
+    @cached_property
+    def live(self) -> bool:  # whether it has widgets that move without a kernel
+        code = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code')
+        return bool(
+            re.search(r'^(?:try: )?(?:import anywidget|from anywidget|from lmcourse\.widgets import)', code, re.M)
+        )
+
+
+def all_lessons(nbs: Path = NBS) -> list[Lesson]:
     "Every page of the course but the index: numbered lessons, then the tools."
-    return [Lesson(p) for p in sorted(nbs.glob('[0-9]*.ipynb')) + [nbs/f'{t}.ipynb' for t in TOOLS] if p.exists()]
+    return [Lesson(p) for p in sorted(nbs.glob('[0-9]*.ipynb')) + [nbs / f'{t}.ipynb' for t in TOOLS] if p.exists()]
+
 
 # ---- links
 
-def site_path(target: str,  # a path in the repository
-             )->str|None:   # the page of the site that shows it; None: it has none
+
+def site_path(
+    target: str,  # a path in the repository
+) -> str | None:  # the page of the site that shows it; None: it has none
     "Where on the site a file of the repository is shown."
-    if target in ('nbs/index.ipynb', 'README.md'): return 'index.ipynb'
-    if m := re.fullmatch(r'nbs/(\w+\.ipynb)', target): return f'lessons/{m[1]}'
-    if m := re.fullmatch(r'lmcourse/(\w+)\.py', target): return f'api/{m[1]}.md'
-    if (m := re.fullmatch(r'docs/(\w+\.md)', target)): return m[1]
+    if target in ('nbs/index.ipynb', 'README.md'):
+        return 'index.ipynb'
+    if m := re.fullmatch(r'nbs/(\w+\.ipynb)', target):
+        return f'lessons/{m[1]}'
+    if m := re.fullmatch(r'lmcourse/(\w+)\.py', target):
+        return f'api/{m[1]}.md'
+    if m := re.fullmatch(r'docs/(\w+\.md)', target):
+        return m[1]
     return None
 
-def relink(text: str,   # Markdown
-           was: str,    # the folder of the repository in which its links hold: nbs or docs
-           page: str,   # the page of the site on which it will stand: lessons/01_cross_entropy.ipynb
-          )->str:
+
+def relink(
+    text: str,  # Markdown
+    was: str,  # the folder of the repository in which its links hold: nbs or docs
+    page: str,  # the page of the site on which it will stand: lessons/01_cross_entropy.ipynb
+) -> str:
     "The same with links that hold on the site; what the site does not show is linked in the repository."
+
     def new(m):
         target, hash, anchor = m[1].partition('#')
-        if re.match(r'\w+:', target) or not target: return m[0]
-        path = os.path.relpath(ROOT/was/target, ROOT).replace(os.sep, '/')
+        if re.match(r'\w+:', target) or not target:
+            return m[0]
+        path = os.path.relpath(ROOT / was / target, ROOT).replace(os.sep, '/')
         to = site_path(path)
-        if to: return f']({os.path.relpath(to, Path(page).parent).replace(os.sep, "/")}{hash}{anchor})'
-        kind = 'tree' if (ROOT/path).is_dir() else 'blob'
+        if to:
+            return f']({os.path.relpath(to, Path(page).parent).replace(os.sep, "/")}{hash}{anchor})'
+        kind = 'tree' if (ROOT / path).is_dir() else 'blob'
         return f']({REPO["url"]}/{kind}/{REPO["branch"]}/{path}{hash}{anchor})'
+
     return re.sub(r'\]\(([^)\s]+)\)', new, text)
 
-def colab(lesson: Lesson)->str: return f'https://colab.research.google.com/github/{REPO["slug"]}/blob/{REPO["branch"]}/nbs/{lesson.stem}.ipynb'
-def binder(lesson: Lesson)->str: return f'https://mybinder.org/v2/gh/{REPO["slug"]}/{REPO["branch"]}?labpath=nbs%2F{lesson.stem}.ipynb'
+
+def colab(lesson: Lesson) -> str:
+    return f'https://colab.research.google.com/github/{REPO["slug"]}/blob/{REPO["branch"]}/nbs/{lesson.stem}.ipynb'
+
+
+def binder(lesson: Lesson) -> str:
+    return f'https://mybinder.org/v2/gh/{REPO["slug"]}/{REPO["branch"]}?labpath=nbs%2F{lesson.stem}.ipynb'
+
 
 # ---- notebooks
 
-def _alternative(source: str)->str:
+
+def _alternative(source: str) -> str:
     "What a figure shows, in words: the titles that its cell gives it."
-    found = re.findall(r"title\s*[=(]\s*f?(?:'((?:[^'\\]|\\.)+)'|\"([^\"]+)\")", source) + re.findall(r"plot_ladder\([^']*'([^']+)'()", source)
-    return 'Figure: ' + '; '.join(dict.fromkeys((a or b).replace("\\'", "'") for a, b in found)) if found else 'Figure: the text beside it says what it shows'
+    found = re.findall(r"title\s*[=(]\s*f?(?:'((?:[^'\\]|\\.)+)'|\"([^\"]+)\")", source) + re.findall(
+        r"plot_ladder\([^']*'([^']+)'()", source
+    )
+    return (
+        'Figure: ' + '; '.join(dict.fromkeys((a or b).replace("\\'", "'") for a, b in found))
+        if found
+        else 'Figure: the text beside it says what it shows'
+    )
+
 
 def _tidy(cell, exports: bool, page: str):
     "A code cell as readers of the site see it, or None."
     directives = re.findall(r'^#\|\s*(.+)$', cell.source, re.M)
     source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
-    if any(d.startswith('eval: false') for d in directives): return nbformat.v4.new_markdown_cell(f'```python\n{source}\n```')
+    if any(d.startswith('eval: false') for d in directives):
+        return nbformat.v4.new_markdown_cell(f'```python\n{source}\n```')
     hidden = any(d.split()[0] == 'hide' for d in directives)
     outputs = deepcopy(cell.get('outputs', []))
-    if not source or hidden and not outputs: return None
-    tags = ['remove-input'] if hidden else ['exported'] if exports and any(d.startswith('export') for d in directives) else []
+    if not source or hidden and not outputs:
+        return None
+    tags = (
+        ['remove-input']
+        if hidden
+        else ['exported']
+        if exports and any(d.startswith('export') for d in directives)
+        else []
+    )
     for o in outputs:
         data = o.get('data', {})
-        if any(k.startswith('image/') for k in data) or VIEW in data or 'text/markdown' in data: data.pop('text/plain', None)
-        if 'text/markdown' in data: data['text/markdown'] = relink(''.join(data['text/markdown']), 'nbs', page)
+        if any(k.startswith('image/') for k in data) or VIEW in data or 'text/markdown' in data:
+            data.pop('text/plain', None)
+        if 'text/markdown' in data:
+            data['text/markdown'] = relink(''.join(data['text/markdown']), 'nbs', page)
     outputs = [o for o in outputs if o.get('data', True)]
     figure = _alternative(cell.source)
-    new = nbformat.v4.new_code_cell(source, outputs=outputs, metadata={'tags': tags, 'mystnb': {'image': {'alt': figure}}})
+    new = nbformat.v4.new_code_cell(
+        source, outputs=outputs, metadata={'tags': tags, 'mystnb': {'image': {'alt': figure}}}
+    )
     return new
 
-def digest(path: Path, package: Path=ROOT/'lmcourse')->str:
-    "A name for a notebook together with all that the package is made of: code, scripts, styles, records, and the models that travel with it."
+
+def digest(path: Path, package: Path = ROOT / 'lmcourse') -> str:
+    """A name for a notebook together with all that the package is made of: code, scripts, styles, records, and the
+    models that travel with it."""
     made = hashlib.sha256(path.read_bytes())
-    for p in sorted(p for p in package.rglob('*') if p.is_file() and p.suffix != '.pyc'): made.update(p.read_bytes())
+    for p in sorted(p for p in package.rglob('*') if p.is_file() and p.suffix != '.pyc'):
+        made.update(p.read_bytes())
     return made.hexdigest()[:16]
 
-def execute(lesson: Lesson, cache: Path)->nbformat.NotebookNode:
+
+def execute(lesson: Lesson, cache: Path) -> nbformat.NotebookNode:
     "The notebook run from top to bottom, with the state of its widgets; kept until the lesson or the package changes."
     from nbclient import NotebookClient
-    kept = cache/f'{lesson.stem}-{digest(lesson.path)}.ipynb'
-    if kept.exists(): return nbformat.read(kept, 4)
+
+    kept = cache / f'{lesson.stem}-{digest(lesson.path)}.ipynb'
+    if kept.exists():
+        return nbformat.read(kept, 4)
     nb = nbformat.read(lesson.path, 4)
     for c in nb.cells:
-        if c.cell_type == 'code' and re.search(r'^#\|\s*eval: false', c.source, re.M): c.metadata['tags'] = ['skip-execution']
+        if c.cell_type == 'code' and re.search(r'^#\|\s*eval: false', c.source, re.M):
+            c.metadata['tags'] = ['skip-execution']
     env = {k: os.environ.pop(k) for k in ('LMCOURSE_DATA', 'LMCOURSE_FULL') if k in os.environ}
-    try: NotebookClient(nb, timeout=120, kernel_name='python3', resources={'metadata': {'path': str(lesson.path.parent)}}, skip_cells_with_tag='skip-execution').execute(stderr=subprocess.DEVNULL)
-    except Exception as e: raise StageError(f'{lesson.path.name} could not be run for its widgets: {type(e).__name__}: {str(e)[-800:]}') from e
-    finally: os.environ.update(env)
+    try:
+        NotebookClient(
+            nb,
+            timeout=120,
+            kernel_name='python3',
+            resources={'metadata': {'path': str(lesson.path.parent)}},
+            skip_cells_with_tag='skip-execution',
+        ).execute(stderr=subprocess.DEVNULL)
+    except Exception as e:
+        raise StageError(
+            f'{lesson.path.name} could not be run for its widgets: {type(e).__name__}: {str(e)[-800:]}'
+        ) from e
+    finally:
+        os.environ.update(env)
     cache.mkdir(parents=True, exist_ok=True)
-    for old in cache.glob(f'{lesson.stem}-*.ipynb'): old.unlink()
+    for old in cache.glob(f'{lesson.stem}-*.ipynb'):
+        old.unlink()
     nbformat.write(nb, kept)
     return nb
 
-def _bar(lesson: Lesson)->str:
+
+def _bar(lesson: Lesson) -> str:
     "The line under the promise: where to run the lesson, and where its module is listed."
     own = f'Its module: [lmcourse.{lesson.module}](../api/{lesson.module}.md). ' if lesson.module else ''
     tasks = f'{len(lesson.exercises)} exercise{"s" * (len(lesson.exercises) > 1)}. ' if lesson.exercises else ''
-    return f':::{{div}} lesson-bar\nRun this lesson: [here](../run.md), in [Colab]({colab(lesson)}) or [Binder]({binder(lesson)}). {tasks}{own}\n:::'
+    return (
+        f':::{{div}} lesson-bar\nRun this lesson: [here](../run.md), in [Colab]({colab(lesson)}) or'
+        f' [Binder]({binder(lesson)}). {tasks}{own}\n:::'
+    )
 
-_STILL = (':::{note}\nThe widgets of this page are missing: npm could not be reached when the site was built. They work in JupyterLab, '
-          'with `make lab`.\n:::')
 
-def stage_notebook(nb, page: str, lesson: Lesson|None=None, note: str='')->nbformat.NotebookNode:
+_STILL = (
+    ':::{note}\nThe widgets of this page are missing: npm could not be reached when the site was built. They work in'
+    ' JupyterLab, with `make lab`.\n:::'
+)
+
+
+def stage_notebook(nb, page: str, lesson: Lesson | None = None, note: str = '') -> nbformat.NotebookNode:
     "A notebook as a page: without directives and hidden cells, with links that hold."
     cells = []
     for c in nb.cells:
-        if c.cell_type == 'markdown': cells.append(nbformat.v4.new_markdown_cell(relink(c.source, 'nbs', page)))
-        elif (new := _tidy(c, bool(lesson and lesson.module), page)): cells.append(new)
-    if lesson: cells.insert(1, nbformat.v4.new_markdown_cell('\n\n'.join(filter(None, [_bar(lesson), note]))))
-    meta = {'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}, 'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'}}
-    if 'widgets' in nb.metadata: meta['widgets'] = nb.metadata['widgets']
+        if c.cell_type == 'markdown':
+            cells.append(nbformat.v4.new_markdown_cell(relink(c.source, 'nbs', page)))
+        elif new := _tidy(c, bool(lesson and lesson.module), page):
+            cells.append(new)
+    if lesson:
+        cells.insert(1, nbformat.v4.new_markdown_cell('\n\n'.join(filter(None, [_bar(lesson), note]))))
+    meta = {
+        'kernelspec': {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'},
+        'language_info': {'name': 'python', 'pygments_lexer': 'ipython3'},
+    }
+    if 'widgets' in nb.metadata:
+        meta['widgets'] = nb.metadata['widgets']
     staged = nbformat.v4.new_notebook(cells=cells, metadata=meta)
-    for i, c in enumerate(staged.cells): c['id'] = f'cell-{i}'
+    for i, c in enumerate(staged.cells):
+        c['id'] = f'cell-{i}'
     return staged
+
 
 # ---- modules
 
-def names_of(module: str)->dict[str, str]: # {public name: first line of its docstring}
+
+def names_of(module: str) -> dict[str, str]:  # {public name: first line of its docstring}
     "What a module exports, in order."
-    tree = ast.parse((ROOT/'lmcourse'/f'{module}.py').read_text(encoding='utf-8'))
-    said = {n.name: (ast.get_docstring(n) or '').partition('\n')[0] for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    tree = ast.parse((ROOT / 'lmcourse' / f'{module}.py').read_text(encoding='utf-8'))
+    said = {
+        n.name: (ast.get_docstring(n) or '').partition('\n')[0]
+        for n in tree.body
+        if isinstance(n, (ast.FunctionDef, ast.ClassDef))
+    }
     return {k: v for k, v in said.items() if not k.startswith('_')}
 
-LEGEND = ('Arrays and tensors wear their shapes: `logits_BTV` has axes B, T and V. B is the batch (its rows, or lanes), T time in tokens, V the types of the vocabulary, '
-          'D a width, N tokens in a row, H and I the hidden and input widths of a cell. Surprise is in nats unless a name says bits; sizes are in bytes, times in seconds.')
 
-def api_page(lesson: Lesson)->str:
+LEGEND = (
+    'Arrays and tensors wear their shapes: `logits_BTV` has axes B, T and V. B is the batch (its rows, or lanes), T'
+    ' time in tokens, V the types of the vocabulary, D a width, N tokens in a row, H and I the hidden and input widths'
+    ' of a cell. Surprise is in nats unless a name says bits; sizes are in bytes, times in seconds.'
+)
+
+
+def api_page(lesson: Lesson) -> str:
     "One module's reference."
-    where = f'lesson {lesson.number.lstrip("0") or 0}, [{lesson.title}](../lessons/{lesson.stem}.ipynb)' if lesson.number else f'[{lesson.title}](../lessons/{lesson.stem}.ipynb)'
+    where = (
+        f'lesson {lesson.number.lstrip("0") or 0}, [{lesson.title}](../lessons/{lesson.stem}.ipynb)'
+        if lesson.number
+        else f'[{lesson.title}](../lessons/{lesson.stem}.ipynb)'
+    )
     takes = ', '.join(f'[{t}]({t}.md)' for t in lesson.takes)
-    return (f'# lmcourse.{lesson.module}\n\nDefined, explained and tested in {where}. ' + (f'It builds on {takes}. ' if takes else 'It builds on no other module. ') +
-            f'[Shapes and units](index.md).\n\n```{{eval-rst}}\n.. automodule:: lmcourse.{lesson.module}\n   :members:\n   :member-order: bysource\n```\n')
+    return (
+        f'# lmcourse.{lesson.module}\n\nDefined, explained and tested in {where}. '
+        + (f'It builds on {takes}. ' if takes else 'It builds on no other module. ')
+        + f'[Shapes and units](index.md).\n\n```{{eval-rst}}\n.. automodule:: lmcourse.{lesson.module}\n   :members:\n '
+        '  :member-order: bysource\n```\n'
+    )
 
-def api_index(lessons: list[Lesson])->str:
+
+def api_index(lessons: list[Lesson]) -> str:
     "All modules in the order of the lessons."
     rows = ['| module | what it defines | lesson |', '| --- | --- | --- |']
     for l in (l for l in lessons if l.module):
         names = ', '.join(f'[`{n}`](#lmcourse.{l.module}.{n})' for n in names_of(l.module) if not n.startswith('cmd_'))
         rows.append(f'| [{l.module}]({l.module}.md) | {names} | [{l.number or l.title}](../lessons/{l.stem}.ipynb) |')
     toc = '\n'.join(l.module for l in lessons if l.module)
-    return (f'# The package, module by module\n\nEach module is exported by one lesson and imports only modules of earlier ones, so the order below is the order of the course. '
-            f'The descriptions of parameters are the comments that stand beside them in the code.\n\n{LEGEND}\n\n' + '\n'.join(rows) +
-            f'\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n')
+    return (
+        '# The package, module by module\n\nEach module is exported by one lesson and imports only modules of earlier'
+        ' ones, so the order below is the order of the course. The descriptions of parameters are the comments that'
+        f' stand beside them in the code.\n\n{LEGEND}\n\n'
+        + '\n'.join(rows)
+        + f'\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n'
+    )
+
 
 # ---- tables and figures from records
 
-def _stored(name): return json.loads((files('lmcourse')/'records'/name).read_text(encoding='utf-8'))
 
-def _image(path: str, says: str)->str: return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: 496px\n:align: left\n```'
-def _numbers(table: str)->str: return f':::{{div}} numbers\n{table}\n:::'
+def _stored(name):
+    return json.loads((files('lmcourse') / 'records' / name).read_text(encoding='utf-8'))
+
+
+def _image(path: str, says: str) -> str:
+    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: 496px\n:align: left\n```'
+
+
+def _numbers(table: str) -> str:
+    return f':::{{div}} numbers\n{table}\n:::'
+
 
 def _draw(figure, path: Path):
     "A figure as a file, twice as fine as it is shown."
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160, metadata={'Software': None})
 
-def results(out: Path)->dict[str, str]: # {name of a place in results.md: what stands there}
+
+def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: what stands there}
     "What has been measured, as tables and figures."
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     from lmcourse.bench import ratios_table, stored
     from lmcourse.ladder import ladder_table, plot_ladder
     from lmcourse.record import _bits, plot_curves, records, results_table, table
+
     plt.style.use('lmcourse.lmcourse')
     ladder = _stored('ladder.json')
-    _draw(plot_ladder(ladder, 'What each rung is worth, on one stream of tokens').figure, out/'images'/'ladder.png'); plt.close('all')
+    _draw(plot_ladder(ladder, 'What each rung is worth, on one stream of tokens').figure, out / 'images' / 'ladder.png')
+    plt.close('all')
     v = ladder[0]['validation']
-    place = dict(ladder=f'{_image("images/ladder.png", "validation perplexity of each rung of the ladder")}\n\n{_numbers(ladder_table(ladder))}\n\nText: `{v["corpus"]}`, {v["tokens"]:,} validation '
-                        f'tokens, {v["types"]:,} types, tokenizer `{v["tokenizer"]}`, fingerprint `{v["fingerprint"]}`.')
-    rows = [dict(order=b['validation']['context'] + 1, corpus=b['validation']['corpus'], tokenizer=b['validation']['tokenizer'], tokens=b['validation']['tokens'],
-                 validation=b['validation']['perplexity'], test=b['test']['perplexity'], unknown=b['validation']['unknown'],
-                 bits=_bits(b['validation']), seconds=round(b['seconds'], 1)) for b in _stored('baselines.json')]
-    place['counted'] = _numbers(table(rows, dict(corpus='corpus', tokenizer='tokenizer', order='order', validation='validation perplexity', test='test perplexity', bits='bits per byte',
-                                                 tokens='validation tokens', unknown='of them unknown', seconds='seconds')))
+    place = dict(
+        ladder=(
+            f'{_image("images/ladder.png", "validation perplexity of each rung of the ladder")}\n\n{_numbers(ladder_table(ladder))}\n\nText:'
+            f' `{v["corpus"]}`, {v["tokens"]:,} validation tokens, {v["types"]:,} types, tokenizer `{v["tokenizer"]}`,'
+            f' fingerprint `{v["fingerprint"]}`.'
+        )
+    )
+    rows = [
+        dict(
+            order=b['validation']['context'] + 1,
+            corpus=b['validation']['corpus'],
+            tokenizer=b['validation']['tokenizer'],
+            tokens=b['validation']['tokens'],
+            validation=b['validation']['perplexity'],
+            test=b['test']['perplexity'],
+            unknown=b['validation']['unknown'],
+            bits=_bits(b['validation']),
+            seconds=round(b['seconds'], 1),
+        )
+        for b in _stored('baselines.json')
+    ]
+    place['counted'] = _numbers(
+        table(
+            rows,
+            dict(
+                corpus='corpus',
+                tokenizer='tokenizer',
+                order='order',
+                validation='validation perplexity',
+                test='test perplexity',
+                bits='bits per byte',
+                tokens='validation tokens',
+                unknown='of them unknown',
+                seconds='seconds',
+            ),
+        )
+    )
     runs = records()
     place['trained'] = _numbers(results_table(runs)) if runs else 'No run has been published yet.'
     drawn = [r for r in runs if sum('split' in row for row in r.metrics()) > 1]
     place['curves'] = ''
     if drawn:
-        fig, ax = plt.subplots(figsize=(6.2, 3.8)); plot_curves(drawn, ax=ax); ax.set_title('Thin: training; thick: validation')
-        _draw(fig, out/'images'/'curves.png'); plt.close('all')
-        place['curves'] = _image('images/curves.png', 'training and validation perplexity of the published runs against the tokens that they had seen')
+        fig, ax = plt.subplots(figsize=(6.2, 3.8))
+        plot_curves(drawn, ax=ax)
+        ax.set_title('Thin: training; thick: validation')
+        _draw(fig, out / 'images' / 'curves.png')
+        plt.close('all')
+        place['curves'] = _image(
+            'images/curves.png',
+            'training and validation perplexity of the published runs against the tokens that they had seen',
+        )
     place['records'] = '\n\n'.join(_record(r) for r in runs)
     place['speed'] = _numbers(ratios_table(stored()['fused_loss']['shapes'], 'full fp32'))
     return place
 
-def _record(run)->str:
+
+def _record(run) -> str:
     "One record with its conditions, folded; whatever stands in its files is shown letter by letter."
     from lmcourse.record import _bits, markdown_text, table
+
     def rows(values):
-        return [dict(field=k, value=json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v) for k, v in values.items()]
+        return [
+            dict(field=k, value=json.dumps(v, ensure_ascii=False) if isinstance(v, (dict, list)) else v)
+            for k, v in values.items()
+        ]
+
     summary = run.summary or {}
     measured = summary.get('validation') or {}
-    if measured: measured = measured | {'bits_per_byte': _bits(measured)}
+    if measured:
+        measured = measured | {'bits_per_byte': _bits(measured)}
     parts = [('Measured on validation', measured), ('Where it ran', run.environment)]
     parts.append(('The run', {k: v for k, v in summary.items() if not isinstance(v, dict)}))
     parts += [(f'Settings, {markdown_text(k)}', v) for k, v in run.config.items() if isinstance(v, dict)]
     body = '\n\n'.join(f'**{title}**\n\n{table(rows(values))}' for title, values in parts if values)
     return f'::::{{dropdown}} {markdown_text(run.name)}\n{body}\n::::'
 
+
 # ---- pages for teachers and for those who run the lessons
 
-def _called(l: Lesson, page='')->str: return f'[{l.number + " " if l.number else ""}{l.title}]({page}lessons/{l.stem}.ipynb)'
 
-def teachers(lessons: list[Lesson], text: str)->dict[str, str]:
+def _called(l: Lesson, page='') -> str:
+    return f'[{l.number + " " if l.number else ""}{l.title}]({page}lessons/{l.stem}.ipynb)'
+
+
+def teachers(lessons: list[Lesson], text: str) -> dict[str, str]:
     "What stands in the places of teachers.md: the lessons, their exercises, and the plans with their minutes."
-    rows = ['| lesson | builds on | gives | words | cells to run | exercises | minutes |', '| --- | --- | --- | --: | --: | --: | --: |']
+    rows = [
+        '| lesson | builds on | gives | words | cells to run | exercises | minutes |',
+        '| --- | --- | --- | --: | --: | --: | --: |',
+    ]
     for l in lessons:
         takes = ', '.join(f'`{t}`' for t in l.takes) or '–'
-        names = [n for n in names_of(l.module) if not n.startswith('cmd_') and not n.endswith('Error')] if l.module else []
-        gives = f'[`{l.module}`](api/{l.module}.md): ' + ', '.join(f'`{n}`' for n in names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '') if l.module else '–'
-        rows.append(f'| {_called(l)} | {takes} | {gives} | {l.words:,} | {l.shown} | {len(l.exercises)} | {l.minutes} |')
-    total = f'| all | | | {sum(l.words for l in lessons):,} | {sum(l.shown for l in lessons)} | {sum(len(l.exercises) for l in lessons)} | {sum(l.minutes for l in lessons)} |'
-    tasks = '\n\n'.join(f'{_called(l)}\n\n' + '\n'.join(f'{i}. {relink(q, "nbs", "teachers.md")}' for i, q in enumerate(l.exercises, 1)) for l in lessons if l.exercises)
+        names = (
+            [n for n in names_of(l.module) if not n.startswith('cmd_') and not n.endswith('Error')] if l.module else []
+        )
+        gives = (
+            f'[`{l.module}`](api/{l.module}.md): '
+            + ', '.join(f'`{n}`' for n in names[:4])
+            + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+            if l.module
+            else '–'
+        )
+        rows.append(
+            f'| {_called(l)} | {takes} | {gives} | {l.words:,} | {l.shown} | {len(l.exercises)} | {l.minutes} |'
+        )
+    total = (
+        f'| all | | | {sum(l.words for l in lessons):,} | {sum(l.shown for l in lessons)} |'
+        f' {sum(len(l.exercises) for l in lessons)} | {sum(l.minutes for l in lessons)} |'
+    )
+    tasks = '\n\n'.join(
+        f'{_called(l)}\n\n' + '\n'.join(f'{i}. {relink(q, "nbs", "teachers.md")}' for i, q in enumerate(l.exercises, 1))
+        for l in lessons
+        if l.exercises
+    )
     place = dict(lessons=':::{div} lessons\n' + '\n'.join(rows + [total]) + '\n:::', exercises=tasks)
-    for name, body in re.findall(r'<!-- plan (\w+)\n(.*?)-->', text, re.S): place[f'plan {name}'] = _plan(lessons, body)
+    for name, body in re.findall(r'<!-- plan (\w+)\n(.*?)-->', text, re.S):
+        place[f'plan {name}'] = _plan(lessons, body)
     return place
 
-def _plan(lessons: list[Lesson], body: str)->str:
-    "A plan's lines, `numbers | subject | what to do together`, as a table with minutes; lessons in no session are named under it."
-    by, used, rows = {l.number or l.stem: l for l in lessons}, set(), ['| session | lessons | minutes | together |', '| --: | --- | --: | --- |']
+
+def _plan(lessons: list[Lesson], body: str) -> str:
+    """A plan's lines, `numbers | subject | what to do together`, as a table with minutes; lessons in no session are
+    named under it."""
+    by, used, rows = (
+        {l.number or l.stem: l for l in lessons},
+        set(),
+        ['| session | lessons | minutes | together |', '| --: | --- | --: | --- |'],
+    )
     for i, line in enumerate(filter(None, map(str.strip, body.splitlines())), 1):
         numbers, together = (s.strip() for s in line.split('|'))
         some = [by[n] for n in numbers.split() if n in by]
@@ -292,84 +535,133 @@ def _plan(lessons: list[Lesson], body: str)->str:
     left = [l for l in lessons if l.stem not in used and l.number]
     return '\n'.join(rows) + (f'\n\nNot in this plan: {", ".join(map(_called, left))}.' if left else '')
 
-def run_table(lessons: list[Lesson])->str:
+
+def run_table(lessons: list[Lesson]) -> str:
     "Where each lesson can be run."
     rows = ['| lesson | here | elsewhere |', '| --- | --- | --- |']
-    rows += [f'| {_called(l)} | `jupyter lab nbs/{l.stem}.ipynb` | [Colab]({colab(l)}), [Binder]({binder(l)}) |' for l in lessons]
+    rows += [
+        f'| {_called(l)} | `jupyter lab nbs/{l.stem}.ipynb` | [Colab]({colab(l)}), [Binder]({binder(l)}) |'
+        for l in lessons
+    ]
     return '\n'.join(rows)
+
 
 # ---- hand-written pages
 
-def glossary(text: str)->str:
+
+def glossary(text: str) -> str:
     "A list of `- **term**: sentence` as Sphinx's glossary, whose terms can be found and linked."
     entries = re.findall(r'^- \*\*(.+?)\*\*: (.+)$', text, re.M)
-    body = '\n\n'.join(f'{term}\n  {sentence}' for term, sentence in sorted(entries, key=lambda e: e[0].lower().strip('`<')))
-    return text[:text.index('- **')] + f'::::{{glossary}}\n{body}\n::::\n'
+    body = '\n\n'.join(
+        f'{term}\n  {sentence}' for term, sentence in sorted(entries, key=lambda e: e[0].lower().strip('`<'))
+    )
+    return text[: text.index('- **')] + f'::::{{glossary}}\n{body}\n::::\n'
 
-def bibliography(text: str, lessons: list[Lesson])->str:
+
+def bibliography(text: str, lessons: list[Lesson]) -> str:
     "The list with a target for each key, and with the lessons that cite it."
     cited = {}
     for l in lessons:
-        for key in re.findall(r'bibliography\.md#(\w+)', '\n'.join(c.source for c in l.nb.cells)): cited.setdefault(key, {})[l.stem] = l
+        for key in re.findall(r'bibliography\.md#(\w+)', '\n'.join(c.source for c in l.nb.cells)):
+            cited.setdefault(key, {})[l.stem] = l
+
     def entry(m):
         where = ', '.join(f'[{l.number or l.title}](lessons/{l.stem}.ipynb)' for l in cited.get(m[1], {}).values())
         return f'({m[1]})=\n**{m[1]}** {m[2]}' + (f' *Cited in {where}.*' if where else '') + '\n'
+
     return re.sub(r'^- <a id="(\w+)"></a>\*\*\w+\*\* (.+)$', entry, text, flags=re.M)
 
-def fill(text: str, place: dict[str, str])->str:
+
+def fill(text: str, place: dict[str, str]) -> str:
     "A page with its places, `<!-- name -->`, filled."
-    for name, value in place.items(): text = re.sub(rf'<!-- {name}(?: -->|\n.*?-->)', lambda m: value, text, flags=re.S)
+    for name, value in place.items():
+        text = re.sub(rf'<!-- {name}(?: -->|\n.*?-->)', lambda m: value, text, flags=re.S)
     left = re.findall(r'<!-- (\w[\w ]*?)(?: -->|\n)', text)
-    if left: raise StageError(f'nothing is made for the place{"s" * (len(left) > 1)} {", ".join(left)}')
+    if left:
+        raise StageError(f'nothing is made for the place{"s" * (len(left) > 1)} {", ".join(left)}')
     return text
 
-def _toc(caption: str, entries: list[str])->str: return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(entries) + '\n```'
 
-def front(lessons: list[Lesson], nbs: Path)->nbformat.NotebookNode:
+def _toc(caption: str, entries: list[str]) -> str:
+    return f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n' + '\n'.join(entries) + '\n```'
+
+
+def front(lessons: list[Lesson], nbs: Path) -> nbformat.NotebookNode:
     "The index lesson as the front page, with ways in and the list of all pages."
-    nb = stage_notebook(nbformat.read(nbs/'index.ipynb', 4), 'index.ipynb')
+    nb = stage_notebook(nbformat.read(nbs / 'index.ipynb', 4), 'index.ipynb')
     called = lambda l: f'{l.number} · {l.title} <lessons/{l.stem}>' if l.number else f'{l.title} <lessons/{l.stem}>'
-    ways = fill((DOCS/'front.md').read_text(encoding='utf-8'), dict(first=f'lessons/{lessons[0].stem}'))
-    tocs = [_toc('Lessons', [called(l) for l in lessons if l.number]), _toc('Tools', [called(l) for l in lessons if not l.number]),
-            _toc('Around the lessons', ['run', 'teachers', 'troubleshooting']), _toc('Reference', ['results', 'api/index', 'glossary', 'bibliography'])]
+    ways = fill((DOCS / 'front.md').read_text(encoding='utf-8'), dict(first=f'lessons/{lessons[0].stem}'))
+    tocs = [
+        _toc('Lessons', [called(l) for l in lessons if l.number]),
+        _toc('Tools', [called(l) for l in lessons if not l.number]),
+        _toc('Around the lessons', ['run', 'teachers', 'troubleshooting']),
+        _toc('Reference', ['results', 'api/index', 'glossary', 'bibliography']),
+    ]
     nb.cells.insert(1, nbformat.v4.new_markdown_cell(ways, id='ways'))
     nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(tocs), id='toc'))
     return nb
 
-def stage(out: Path,           # folder of the pages; only what changed is written, so that Sphinx reads only that
-          nbs: Path=NBS,       # folder of the notebooks
-          vendored: Path|None=None, # folder of what came from npm; None: it could not be had
-          cache: Path|None=None,    # folder for lessons that were run for their widgets
-         )->list[Lesson]:
+
+def stage(
+    out: Path,  # folder of the pages; only what changed is written, so that Sphinx reads only that
+    nbs: Path = NBS,  # folder of the notebooks
+    vendored: Path | None = None,  # folder of what came from npm; None: it could not be had
+    cache: Path | None = None,  # folder for lessons that were run for their widgets
+) -> list[Lesson]:
     "All pages of the site, and what Sphinx needs to know of them."
     out.mkdir(parents=True, exist_ok=True)
     lessons, pages = all_lessons(nbs), {}
     for l in lessons:
         nb, note = l.nb, ''
-        if l.live and vendored: nb = execute(l, cache or out.parent/'executed')
-        elif l.live: note = _STILL
+        if l.live and vendored:
+            nb = execute(l, cache or out.parent / 'executed')
+        elif l.live:
+            note = _STILL
         page = f'lessons/{l.stem}.ipynb'
         pages[page] = nbformat.writes(stage_notebook(nb, page, l, note))
-        if l.module: pages[f'api/{l.module}.md'] = api_page(l)
+        if l.module:
+            pages[f'api/{l.module}.md'] = api_page(l)
     pages['index.ipynb'] = nbformat.writes(front(lessons, nbs))
     pages['api/index.md'] = api_index(lessons)
     text = {p.name: p.read_text(encoding='utf-8') for p in DOCS.glob('*.md') if p.name != 'front.md'}
-    place = results(out) | teachers(lessons, text['teachers.md']) | {'run table': run_table(lessons), 'repository': REPO['url']}
-    text['glossary.md'], text['bibliography.md'] = glossary(text['glossary.md']), bibliography(text['bibliography.md'], lessons)
+    place = (
+        results(out)
+        | teachers(lessons, text['teachers.md'])
+        | {
+            'run table': run_table(lessons),
+            'repository': REPO['url'],
+        }
+    )
+    text['glossary.md'], text['bibliography.md'] = (
+        glossary(text['glossary.md']),
+        bibliography(text['bibliography.md'], lessons),
+    )
     for name, t in text.items():
         t = t if name == 'bibliography.md' else relink(t, 'docs', name)
         pages[name] = fill(t, {k: v for k, v in place.items() if f'<!-- {k}' in t})
-    pages['site.json'] = json.dumps(REPO | dict(vendored=bool(vendored), names={n: f'lmcourse.{l.module}.{n}' for l in reversed(lessons) if l.module for n in names_of(l.module)}))
-    pages['conf.py'] = (DOCS/'conf.py').read_text(encoding='utf-8')
+    pages['site.json'] = json.dumps(
+        REPO
+        | dict(
+            vendored=bool(vendored),
+            names={n: f'lmcourse.{l.module}.{n}' for l in reversed(lessons) if l.module for n in names_of(l.module)},
+        )
+    )
+    pages['conf.py'] = (DOCS / 'conf.py').read_text(encoding='utf-8')
     for name, t in pages.items():
-        path = out/name
+        path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or path.read_text(encoding='utf-8') != t: path.write_text(t, encoding='utf-8')
+        if not path.exists() or path.read_text(encoding='utf-8') != t:
+            path.write_text(t, encoding='utf-8')
     for old in [*out.rglob('*.md'), *out.rglob('*.ipynb')]:
-        if str(old.relative_to(out)).replace(os.sep, '/') not in pages: old.unlink()
-    shutil.copytree(DOCS/'_static', out/'_static', dirs_exist_ok=True)
-    if vendored: shutil.copytree(vendored, out/'_static'/'vendor', dirs_exist_ok=True)
+        if str(old.relative_to(out)).replace(os.sep, '/') not in pages:
+            old.unlink()
+    shutil.copytree(DOCS / '_static', out / '_static', dirs_exist_ok=True)
+    if vendored:
+        shutil.copytree(vendored, out / '_static' / 'vendor', dirs_exist_ok=True)
     else:
-        shutil.rmtree(out/'_static'/'vendor', ignore_errors=True); (out/'_static'/'vendor').mkdir()
-        (out/'_static'/'vendor'/'tex-svg.js').write_text('// MathJax could not be had when this site was built: formulas stay as TeX.\n')
+        shutil.rmtree(out / '_static' / 'vendor', ignore_errors=True)
+        (out / '_static' / 'vendor').mkdir()
+        (out / '_static' / 'vendor' / 'tex-svg.js').write_text(
+            '// MathJax could not be had when this site was built: formulas stay as TeX.\n'
+        )
     return lessons

@@ -23,101 +23,151 @@ from .train import detach, load_run
 class AdaptError(LMCourseError):
     "An adaptation that does not exist, or cannot be made as asked."
 
+
 def _nats(log_BTV, y_BT):
-    "From log-probabilities the surprises of the targets, and how many first guesses were right; the target -100 is scored by nobody."
+    """From log-probabilities the surprises of the targets, and how many first guesses were right; the target -100 is
+    scored by nobody."""
     y_BT = y_BT.to(log_BTV.device)
     return -log_BTV.gather(-1, y_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1), int((log_BTV.argmax(-1) == y_BT).sum())
 
+
 class Reader:
-    "A model that reads a text once, from its first token to its last, scoring each before it is learnt from; afterwards the model is what it was."
+    """A model that reads a text once, from its first token to its last, scoring each before it is learnt from;
+    afterwards the model is what it was."""
+
     many_lanes, adaptation = True, None
-    def __init__(self,
-                 model: nn.Module,  # a language model with `head`, `carries`, `context`
-                 length: int=128):  # tokens read at once; a model that carries no state reads its whole context at once
+
+    def __init__(
+        self,
+        model: nn.Module,  # a language model with `head`, `carries`, `context`
+        length: int = 128,  # tokens read at once; a model that carries no state reads its whole context at once
+    ):
         self.model, self.state = model, None
         self.length = length if model.carries else model.context or length
 
-    def __enter__(self): self.was, self.state = self.model.training, None; self.model.eval(); return self
-    def __exit__(self, *_): self.state = None; self.model.train(self.was)
+    def __enter__(self):
+        self.was, self.state = self.model.training, None
+        self.model.eval()
+        return self
 
-    def hidden(self, x_BT: torch.Tensor)->torch.Tensor: # h_BTD
+    def __exit__(self, *_):
+        self.state = None
+        self.model.train(self.was)
+
+    def hidden(self, x_BT: torch.Tensor) -> torch.Tensor:  # h_BTD
         "Hidden states of a batch; the state is handed on, and no gradient goes through it."
         h_BTD, state = self.model(x_BT.to(self.model.head.weight.device), self.state)
         self.state = detach(state) if self.model.carries else None
         return h_BTD.float()
 
-    def logits(self, h_BTD: torch.Tensor)->torch.Tensor: # logits_BTV
+    def logits(self, h_BTD: torch.Tensor) -> torch.Tensor:  # logits_BTV
         "The head's scores."
         return F.linear(h_BTD, self.model.head.weight, self.model.head.bias)
 
     @torch.no_grad()
-    def read(self,
-             x_BT: torch.Tensor, # inputs
-             y_BT: torch.Tensor, # the tokens that came
-            )->tuple:            # (nats_BT, how many first guesses were right)
+    def read(
+        self,
+        x_BT: torch.Tensor,  # inputs
+        y_BT: torch.Tensor,  # the tokens that came
+    ) -> tuple:  # (nats_BT, how many first guesses were right)
         "Score a batch that follows the one before it."
         return _nats(self.logits(self.hidden(x_BT)).log_softmax(-1), y_BT)
 
 # %% ../nbs/18_adaptation.ipynb #b33b7530
-def stream(reader: Reader,
-           ids,               # (N,) the text
-           first_id: int,     # context of the very first token
-           lanes: int=1,      # parallel streams that the text is cut into, each with a memory of its own
-          )->tuple:           # (nats_N, how many first guesses were right)
-    "Read a text to its end, every token scored once. Raises `AdaptError` for lanes that would learn from each other's future."
-    if lanes > 1 and not reader.many_lanes: raise AdaptError(f'dynamic evaluation reads in one lane, not in {lanes}: side by side, one would learn from what comes later in another')
+def stream(
+    reader: Reader,
+    ids,  # (N,) the text
+    first_id: int,  # context of the very first token
+    lanes: int = 1,  # parallel streams that the text is cut into, each with a memory of its own
+) -> tuple:  # (nats_N, how many first guesses were right)
+    """Read a text to its end, every token scored once. Raises `AdaptError` for lanes that would learn from each other's
+    future."""
+    if lanes > 1 and not reader.many_lanes:
+        raise AdaptError(
+            f'dynamic evaluation reads in one lane, not in {lanes}: side by side, one would learn from what comes later'
+            ' in another'
+        )
     nats, scored, hits = [], [], 0
     with reader:
         for x_BT, y_BT in Lanes(ids, lanes, reader.length, first_id):
             nats_BT, hit = reader.read(x_BT, y_BT)
-            nats.append(nats_BT.cpu()); scored.append(y_BT != -100); hits += hit
+            nats.append(nats_BT.cpu())
+            scored.append(y_BT != -100)
+            hits += hit
     return torch.cat(nats, 1)[torch.cat(scored, 1)].double().numpy(), hits
 
-def evaluate_reader(reader: Reader,
-                    split: TokenSplit,     # what to score
-                    first_id: int,         # context of the very first token
-                    lanes: int=1,          # parallel streams
-                    interval: bool=False,  # compute a 95 % interval too
-                   )->Measurement:
+
+def evaluate_reader(
+    reader: Reader,
+    split: TokenSplit,  # what to score
+    first_id: int,  # context of the very first token
+    lanes: int = 1,  # parallel streams
+    interval: bool = False,  # compute a 95 % interval too
+) -> Measurement:
     "A reader's measurement; its passport says how the model adapted."
     nats_N, hits = stream(reader, split.ids, first_id, lanes)
     window = None if reader.model.carries else reader.length
-    return split.measurement(float(nats_N.sum()), context=window, stride=window, carried=reader.model.carries, lanes=lanes, accuracy=hits / split.tokens,
-                             interval=bootstrap_interval(nats_N) if interval else None, adaptation=reader.adaptation)
+    return split.measurement(
+        float(nats_N.sum()),
+        context=window,
+        stride=window,
+        carried=reader.model.carries,
+        lanes=lanes,
+        accuracy=hits / split.tokens,
+        interval=bootstrap_interval(nats_N) if interval else None,
+        adaptation=reader.adaptation,
+    )
 
 # %% ../nbs/18_adaptation.ipynb #fcfc2225
-def recall(h_BTD: torch.Tensor,    # states in which a guess is to be made
-           keys_BND: torch.Tensor, # states remembered, the oldest first; the last T are those of h_BTD themselves
-           theta: float,           # how much likeness counts
-           size: int,              # how far back the memory goes, in tokens
-          )->torch.Tensor:         # w_BTN, what each memory weighs in each guess: sums to one, or to zero where there is no memory yet
+def recall(
+    h_BTD: torch.Tensor,  # states in which a guess is to be made
+    keys_BND: torch.Tensor,  # states remembered, the oldest first; the last T are those of h_BTD themselves
+    theta: float,  # how much likeness counts
+    size: int,  # how far back the memory goes, in tokens
+) -> torch.Tensor:  # w_BTN, what each memory weighs in each guess: sums to one, or to zero where there is no memory yet
     "How alike a state is to each that came before it ([Grave et al., 2017](../docs/bibliography.md#grave2017))."
     at_N = torch.arange(keys_BND.shape[1], device=h_BTD.device)
-    ago_TN = at_N[-h_BTD.shape[1]:, None] - at_N
+    ago_TN = at_N[-h_BTD.shape[1] :, None] - at_N
     scores_BTN = theta * h_BTD @ keys_BND.transpose(1, 2)
-    return scores_BTN.masked_fill((ago_TN < 1) | (ago_TN > size), -math.inf).softmax(-1).nan_to_num(0.)
+    return scores_BTN.masked_fill((ago_TN < 1) | (ago_TN > size), -math.inf).softmax(-1).nan_to_num(0.0)
 
 # %% ../nbs/18_adaptation.ipynb #d53b2329
 class NeuralCache(Reader):
-    "A reader that mixes into each guess the words that followed states like this one ([Grave et al., 2017](../docs/bibliography.md#grave2017))."
-    def __init__(self,
-                 model: nn.Module,
-                 size: int=2000,    # states remembered, in each lane
-                 theta: float=0.3,  # how much likeness counts
-                 share: float=0.1,  # of the cache in each guess, in [0, 1)
-                 length: int=128):  # tokens read at once
+    """A reader that mixes into each guess the words that followed states like this one ([Grave et al.,
+    2017](../docs/bibliography.md#grave2017))."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        size: int = 2000,  # states remembered, in each lane
+        theta: float = 0.3,  # how much likeness counts
+        share: float = 0.1,  # of the cache in each guess, in [0, 1)
+        length: int = 128,  # tokens read at once
+    ):
         super().__init__(model, length)
-        if size < 1 or not 0 <= share < 1: raise AdaptError(f'a cache remembers at least one state, and its share lies in [0, 1): got size {size}, share {share}')
+        if size < 1 or not 0 <= share < 1:
+            raise AdaptError(
+                f'a cache remembers at least one state, and its share lies in [0, 1): got size {size}, share {share}'
+            )
         self.size, self.theta, self.share = size, theta, share
         self.adaptation = f'neural cache of {size:,} tokens, theta {theta:g}, share {share:g}'
 
-    def __enter__(self): self.keys = self.words = None; return super().__enter__()
-    def __exit__(self, *error): self.keys = self.words = None; super().__exit__(*error)
+    def __enter__(self):
+        self.keys = self.words = None
+        return super().__enter__()
 
-    def remember(self, h_BTD: torch.Tensor, y_BT: torch.Tensor)->tuple: # (keys_BND, words_BN), those of this batch at their end
+    def __exit__(self, *error):
+        self.keys = self.words = None
+        super().__exit__(*error)
+
+    def remember(
+        self, h_BTD: torch.Tensor, y_BT: torch.Tensor
+    ) -> tuple:  # (keys_BND, words_BN), those of this batch at their end
         "Add a batch to the memory, and forget what is too old."
-        keys, words = (h_BTD, y_BT) if self.keys is None else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.words, y_BT], 1))
-        self.keys, self.words = keys[:, -self.size:], words[:, -self.size:]
+        keys, words = (
+            (h_BTD, y_BT) if self.keys is None else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.words, y_BT], 1))
+        )
+        self.keys, self.words = keys[:, -self.size :], words[:, -self.size :]
         return keys, words
 
     @torch.no_grad()
@@ -128,200 +178,298 @@ class NeuralCache(Reader):
         w_BTN = recall(h_BTD, keys_BND, self.theta, self.size)
         own_BTV = self.logits(h_BTD).log_softmax(-1) + torch.log1p(-self.share * w_BTN.sum(-1, keepdim=True))
         theirs_BTV = torch.zeros_like(own_BTV).scatter_add_(2, words_BN[:, None].expand_as(w_BTN), self.share * w_BTN)
-        return _nats(torch.logaddexp(own_BTV, theirs_BTV.log()), y_BT)       # in logarithms: a probability of e^-200 is a number there
+        return _nats(
+            torch.logaddexp(own_BTV, theirs_BTV.log()), y_BT
+        )  # in logarithms: a probability of e^-200 is a number there
 
 # %% ../nbs/18_adaptation.ipynb #2c5dbfda
 @torch.no_grad()
-def cache_guesses(cache: NeuralCache,
-                  ids,             # (N,) the text, in one lane
-                  first_id: int,   # context of the very first token
-                  thetas,          # K ways of weighing likeness
-                 )->tuple:         # (log_N, p_KN)
-    "The logarithm of what the model alone gave to each token, and what the cache alone would have given for each theta."
+def cache_guesses(
+    cache: NeuralCache,
+    ids,  # (N,) the text, in one lane
+    first_id: int,  # context of the very first token
+    thetas,  # K ways of weighing likeness
+) -> tuple:  # (log_N, p_KN)
+    """The logarithm of what the model alone gave to each token, and what the cache alone would have given for each
+    theta."""
     own, theirs = [], []
     with cache:
         for x_BT, y_BT in Lanes(ids, 1, cache.length, first_id):
-            h_BTD = cache.hidden(x_BT); y_BT = y_BT.to(h_BTD.device); keys, words = cache.remember(h_BTD, y_BT)
+            h_BTD = cache.hidden(x_BT)
+            y_BT = y_BT.to(h_BTD.device)
+            keys, words = cache.remember(h_BTD, y_BT)
             own.append(-_nats(cache.logits(h_BTD).log_softmax(-1), y_BT)[0][0].cpu())
             same_BTN = words[:, None] == y_BT.unsqueeze(-1)
-            theirs.append(torch.stack([(recall(h_BTD, keys, theta, cache.size) * same_BTN).sum(-1)[0] for theta in thetas]).cpu())
+            theirs.append(
+                torch.stack([(recall(h_BTD, keys, theta, cache.size) * same_BTN).sum(-1)[0] for theta in thetas]).cpu()
+            )
     return torch.cat(own).double().numpy(), torch.cat(theirs, 1).double().numpy()
 
-def tune_cache(model: nn.Module,
-               ids,               # (N,) text that is not the one to be reported
-               first_id: int,     # context of its first token
-               sizes=(500, 2000), # to be tried
-               thetas=(.1, .2, .3, .5, .7, 1.),
-               shares=(.05, .1, .2, .3, .4, .5, .6),
-              )->list[dict]:      # rows: size, theta, share, perplexity
+
+def tune_cache(
+    model: nn.Module,
+    ids,  # (N,) text that is not the one to be reported
+    first_id: int,  # context of its first token
+    sizes=(500, 2000),  # to be tried
+    thetas=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+    shares=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+) -> list[dict]:  # rows: size, theta, share, perplexity
     "Every combination, in one reading for each size."
     rows = []
     for size in sizes:
         own_N, their_KN = cache_guesses(NeuralCache(model, size), ids, first_id, thetas)
         for theta, p_N in zip(thetas, their_KN):
             for share in shares:
-                with np.errstate(divide='ignore'): mixed_N = np.logaddexp(math.log1p(-share) + own_N, math.log(share) + np.log(p_N))
-                mixed_N[0] = own_N[0]                               # the first token has no memory to mix in
-                rows.append(dict(size=size, theta=theta, share=share, perplexity=perplexity(float(-mixed_N.sum()), len(own_N))))
+                with np.errstate(divide='ignore'):
+                    mixed_N = np.logaddexp(math.log1p(-share) + own_N, math.log(share) + np.log(p_N))
+                mixed_N[0] = own_N[0]  # the first token has no memory to mix in
+                rows.append(
+                    dict(size=size, theta=theta, share=share, perplexity=perplexity(float(-mixed_N.sum()), len(own_N)))
+                )
     return rows
 
-def best(rows: list[dict])->dict:  # the settings alone
-    "Of rows of settings and their perplexity, the settings of the lowest; a perplexity that is no number does not count."
-    row = min(rows, key=lambda r: r['perplexity'] if r['perplexity'] is not None and math.isfinite(r['perplexity']) else math.inf)
+
+def best(rows: list[dict]) -> dict:  # the settings alone
+    """Of rows of settings and their perplexity, the settings of the lowest; a perplexity that is no number does not
+    count."""
+    row = min(
+        rows,
+        key=lambda r: r['perplexity'] if r['perplexity'] is not None and math.isfinite(r['perplexity']) else math.inf,
+    )
     return {k: v for k, v in row.items() if k != 'perplexity'}
 
 # %% ../nbs/18_adaptation.ipynb #3ec7b696
 class DynamicEvaluation(Reader):
-    "A reader that takes a step down the gradient after each segment it was scored on ([Krause et al., 2018](../docs/bibliography.md#krause2018)); the weights are put back at the end."
+    """A reader that takes a step down the gradient after each segment it was scored on ([Krause et al.,
+    2018](../docs/bibliography.md#krause2018)); the weights are put back at the end."""
+
     many_lanes = False
-    def __init__(self,
-                 model: nn.Module,
-                 rate: float=0.1,      # learning rate; the gradient is that of the mean surprise of a segment
-                 pull: float=0.0,      # share of the way back to the trained weights that each step goes
-                 rms: list|None=None,  # for each parameter, the root mean square of its gradients in training: rate and pull are scaled with it; None: plain descent
-                 length: int=20,       # tokens of a segment
-                 eps: float=0.1):      # keeps the scaled rate finite, relative to the mean of `rms`
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rate: float = 0.1,  # learning rate; the gradient is that of the mean surprise of a segment
+        pull: float = 0.0,  # share of the way back to the trained weights that each step goes
+        rms: (
+            list | None
+        ) = None,  # for each parameter, the root mean square of its gradients in training: rate and pull are scaled with it; None: plain descent
+        length: int = 20,  # tokens of a segment
+        eps: float = 0.1,  # keeps the scaled rate finite, relative to the mean of `rms`
+    ):
         super().__init__(model, length)
-        if rate < 0 or not 0 <= pull <= 1: raise AdaptError(f'a rate is at least 0, and a pull lies in [0, 1]: got {rate} and {pull}')
+        if rate < 0 or not 0 <= pull <= 1:
+            raise AdaptError(f'a rate is at least 0, and a pull lies in [0, 1]: got {rate} and {pull}')
         self.rate, self.pull, self.rates, self.pulls = rate, pull, None, None
         self.weights = [p for p in model.parameters() if p.requires_grad]
         if rms is not None:
-            mean = sum(float(r.cpu().double().sum()) for r in rms) / sum(r.numel() for r in rms)      # some devices have no double precision
+            mean = sum(float(r.cpu().double().sum()) for r in rms) / sum(
+                r.numel() for r in rms
+            )  # some devices have no double precision
             self.rates = [rate / (r / mean + eps) for r in rms]
-            self.pulls = [(pull * r / mean).clamp(max=1.) for r in rms]
-        self.adaptation = f'dynamic evaluation in segments of {self.length}, {"plain" if rms is None else "RMS-scaled"} rate {rate:g}, pull {pull:g}'
+            self.pulls = [(pull * r / mean).clamp(max=1.0) for r in rms]
+        self.adaptation = (
+            f'dynamic evaluation in segments of {self.length}, {"plain" if rms is None else "RMS-scaled"} rate'
+            f' {rate:g}, pull {pull:g}'
+        )
 
-    def __enter__(self): self.trained = [p.detach().clone() for p in self.weights]; return super().__enter__()
+    def __enter__(self):
+        self.trained = [p.detach().clone() for p in self.weights]
+        return super().__enter__()
 
     @torch.no_grad()
     def __exit__(self, *error):
-        for p, old in zip(self.weights, self.trained): p.copy_(old)
-        self.trained = None; super().__exit__(*error)
+        for p, old in zip(self.weights, self.trained):
+            p.copy_(old)
+        self.trained = None
+        super().__exit__(*error)
 
     def read(self, x_BT, y_BT):
         "Score the segment with the weights as they are, then learn from it."
-        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):    # its kernel refuses gradients in evaluation mode
-            logits_BTV = self.logits(self.hidden(x_BT)); y_BT = y_BT.to(logits_BTV.device)
+        with (
+            torch.enable_grad(),
+            torch.backends.cudnn.flags(enabled=False),
+        ):  # its kernel refuses gradients in evaluation mode
+            logits_BTV = self.logits(self.hidden(x_BT))
+            y_BT = y_BT.to(logits_BTV.device)
             nats_T = F.cross_entropy(logits_BTV[0], y_BT[0], reduction='none')
             slopes = torch.autograd.grad(nats_T.mean(), self.weights, materialize_grads=True)
         self.learn(slopes)
         return nats_T.detach()[None], int((logits_BTV.detach().argmax(-1) == y_BT).sum())
 
     @torch.no_grad()
-    def learn(self, slopes):   # the gradient, one tensor for each parameter
+    def learn(self, slopes):  # the gradient, one tensor for each parameter
         "One step: back a little, then down."
         for i, (p, slope, old) in enumerate(zip(self.weights, slopes, self.trained)):
-            if self.pull: p.lerp_(old, self.pull if self.pulls is None else self.pulls[i])
-            if self.rates is None: p.add_(slope, alpha=-self.rate)
-            else: p.addcmul_(slope, self.rates[i], value=-1)
+            if self.pull:
+                p.lerp_(old, self.pull if self.pulls is None else self.pulls[i])
+            if self.rates is None:
+                p.add_(slope, alpha=-self.rate)
+            else:
+                p.addcmul_(slope, self.rates[i], value=-1)
 
 # %% ../nbs/18_adaptation.ipynb #13aa7955
-def gradient_rms(model: nn.Module,
-                 ids,              # (N,) the training text
-                 first_id: int,    # context of its first token
-                 length: int=20,   # tokens of a segment
-                 lanes: int=16,    # rows of a batch
-                 batches: int=100, # from the beginning of each lane
-                )->list:           # for each parameter that is learnt, a tensor of its shape
-    "The root mean square of each weight's gradient on text that the model was trained on ([Krause et al., 2018](../docs/bibliography.md#krause2018))."
+def gradient_rms(
+    model: nn.Module,
+    ids,  # (N,) the training text
+    first_id: int,  # context of its first token
+    length: int = 20,  # tokens of a segment
+    lanes: int = 16,  # rows of a batch
+    batches: int = 100,  # from the beginning of each lane
+) -> list:  # for each parameter that is learnt, a tensor of its shape
+    """The root mean square of each weight's gradient on text that the model was trained on ([Krause et al.,
+    2018](../docs/bibliography.md#krause2018))."""
     reader, n = Reader(model, length), 0
     weights = [p for p in model.parameters() if p.requires_grad]
     squares = [torch.zeros_like(p) for p in weights]
     with reader:
         for x_BT, y_BT in Lanes(ids, lanes, reader.length, first_id):
-            if n == batches or y_BT.shape[1] < reader.length: break
+            if n == batches or y_BT.shape[1] < reader.length:
+                break
             with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 logits_BTV = reader.logits(reader.hidden(x_BT))
-                slopes = torch.autograd.grad(F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.flatten().to(logits_BTV.device)), weights, materialize_grads=True)
-            for total, slope in zip(squares, slopes): total.addcmul_(slope, slope)
+                slopes = torch.autograd.grad(
+                    F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.flatten().to(logits_BTV.device)),
+                    weights,
+                    materialize_grads=True,
+                )
+            for total, slope in zip(squares, slopes):
+                total.addcmul_(slope, slope)
             n += 1
-    if not n: raise AdaptError(f'the training text is too short for {lanes} lanes of {reader.length} tokens')
+    if not n:
+        raise AdaptError(f'the training text is too short for {lanes} lanes of {reader.length} tokens')
     return [(total / n).sqrt_() for total in squares]
 
-def tune_dynamic(model: nn.Module,
-                 ids,               # (N,) text that is not the one to be reported
-                 first_id: int,     # context of its first token
-                 rms: list|None=None, # what `gradient_rms` gave; None: plain descent
-                 rates=(.03, .1, .3, 1.), # to be tried
-                 pulls=(.001, .01), # to be tried with the best of them
-                 length: int=20,    # tokens of a segment
-                 tell=None,         # called with a line for each
-                )->list[dict]:      # rows: rate, pull, length, perplexity
+
+def tune_dynamic(
+    model: nn.Module,
+    ids,  # (N,) text that is not the one to be reported
+    first_id: int,  # context of its first token
+    rms: list | None = None,  # what `gradient_rms` gave; None: plain descent
+    rates=(0.03, 0.1, 0.3, 1.0),  # to be tried
+    pulls=(0.001, 0.01),  # to be tried with the best of them
+    length: int = 20,  # tokens of a segment
+    tell=None,  # called with a line for each
+) -> list[dict]:  # rows: rate, pull, length, perplexity
     "First the rate without a pull, then the pull with the best rate."
     rows = []
+
     def go(rate, pull):
         nats_N, _ = stream(DynamicEvaluation(model, rate, pull, rms, length), ids, first_id)
         rows.append(dict(rate=rate, pull=pull, length=length, perplexity=perplexity(float(nats_N.sum()), len(nats_N))))
-        if tell: tell(f"rate {rate:g}, pull {pull:g}: {rows[-1]['perplexity']:.2f}")
-    for rate in rates: go(rate, 0.)
-    for pull in pulls: go(best(rows)['rate'], pull)
+        if tell:
+            tell(f"rate {rate:g}, pull {pull:g}: {rows[-1]['perplexity']:.2f}")
+
+    for rate in rates:
+        go(rate, 0.0)
+    for pull in pulls:
+        go(best(rows)['rate'], pull)
     return rows
 
 # %% ../nbs/18_adaptation.ipynb #1d14ae66
 KINDS = ('cache', 'sgd', 'rms')
 
-def tune(model: nn.Module,
-         data: TokenizedCorpus,
-         kind: str,               # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
-         tokens: int=20_000,      # of the beginning of validation
-         length: int=20,          # tokens of a segment of dynamic evaluation
-         tell=None,               # called with a line for each setting of dynamic evaluation
-        )->dict:                  # kind, settings, tokens, grid
+
+def tune(
+    model: nn.Module,
+    data: TokenizedCorpus,
+    kind: str,  # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
+    tokens: int = 20_000,  # of the beginning of validation
+    length: int = 20,  # tokens of a segment of dynamic evaluation
+    tell=None,  # called with a line for each setting of dynamic evaluation
+) -> dict:  # kind, settings, tokens, grid
     "Choose settings on validation. Raises `AdaptError` for a kind that does not exist."
-    if kind not in KINDS: raise AdaptError(f'an adaptation is {", ".join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}')
+    if kind not in KINDS:
+        raise AdaptError(f'an adaptation is {", ".join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}')
     ids, first = data.validation.ids[:tokens], data.tokenizer.first_id
-    if kind == 'cache': grid = tune_cache(model, ids, first)
-    else: grid = tune_dynamic(model, ids, first, gradient_rms(model, data.train.ids, first, length) if kind == 'rms' else None, length=length, tell=tell)
+    if kind == 'cache':
+        grid = tune_cache(model, ids, first)
+    else:
+        grid = tune_dynamic(
+            model,
+            ids,
+            first,
+            gradient_rms(model, data.train.ids, first, length) if kind == 'rms' else None,
+            length=length,
+            tell=tell,
+        )
     return dict(kind=kind, settings=best(grid), tokens=len(ids), grid=grid)
 
-def reader_of(model: nn.Module,
-              data: TokenizedCorpus,
-              kind: str,          # cache, sgd or rms
-              settings: dict,     # as `tune` chose them
-             )->Reader:
+
+def reader_of(
+    model: nn.Module,
+    data: TokenizedCorpus,
+    kind: str,  # cache, sgd or rms
+    settings: dict,  # as `tune` chose them
+) -> Reader:
     "The reader with those settings."
-    if kind == 'cache': return NeuralCache(model, **settings)
+    if kind == 'cache':
+        return NeuralCache(model, **settings)
     rms = gradient_rms(model, data.train.ids, data.tokenizer.first_id, settings['length']) if kind == 'rms' else None
     return DynamicEvaluation(model, rms=rms, **settings)
 
 # %% ../nbs/18_adaptation.ipynb #f745dc1e
 def _tuned(run, model, data, kind, tokens, tell, length=20):
     "Settings that were chosen for this run before, or chosen now and kept in its folder."
-    path = run.path/'adaptation.json'
+    path = run.path / 'adaptation.json'
     kept = read_json(path) if path.exists() else {}
-    if kind not in kept: kept[kind] = tune(model, data, kind, tokens, length, tell); write_json(path, kept)
+    if kind not in kept:
+        kept[kind] = tune(model, data, kind, tokens, length, tell)
+        write_json(path, kept)
     return kept[kind]
 
-def evaluate_run_adapted(path: str|Path,       # a run's folder
-                         kind: str,            # cache, sgd or rms
-                         split: str='test',    # train, validation or test
-                         device: str='auto',
-                         tokens: int=20_000,   # of validation, to tune on
-                         tell=None,            # called with a line of progress
-                        )->Measurement:
+
+def evaluate_run_adapted(
+    path: str | Path,  # a run's folder
+    kind: str,  # cache, sgd or rms
+    split: str = 'test',  # train, validation or test
+    device: str = 'auto',
+    tokens: int = 20_000,  # of validation, to tune on
+    tell=None,  # called with a line of progress
+) -> Measurement:
     "Score a run's best weights on a split while they adapt, in one lane, with settings tuned on validation."
     model, data, _ = load_run(path, device)
     reader = reader_of(model, data, kind, _tuned(Run.open(path), model, data, kind, tokens, tell)['settings'])
     return evaluate_reader(reader, getattr(data, split), data.tokenizer.first_id, interval=True)
 
 # %% ../nbs/18_adaptation.ipynb #e8833376
-def adapt_run(path: str|Path,         # a run's folder
-              out: str|Path,          # a JSON file of rows; those already there are not measured again
-              kinds: tuple=KINDS,     # what to measure, beside the weights as they are
-              tokens: int=40_000,     # of validation, to tune on
-              length: int=20,         # tokens of a segment of dynamic evaluation
-              device: str='auto',
-              tell=None,              # called with a line of progress
-             )->list[dict]:           # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
-    "Tune each kind on the beginning of validation, then measure validation and, once, test; stopped, it goes on where it was."
+def adapt_run(
+    path: str | Path,  # a run's folder
+    out: str | Path,  # a JSON file of rows; those already there are not measured again
+    kinds: tuple = KINDS,  # what to measure, beside the weights as they are
+    tokens: int = 40_000,  # of validation, to tune on
+    length: int = 20,  # tokens of a segment of dynamic evaluation
+    device: str = 'auto',
+    tell=None,  # called with a line of progress
+) -> list[dict]:  # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
+    """Tune each kind on the beginning of validation, then measure validation and, once, test; stopped, it goes on where
+    it was."""
     run, out = Run.open(path), Path(out)
     model, data, recipe = load_run(path, device)
     rows = read_json(out) if out.exists() else []
     for kind in (None, *kinds):
-        if any((r['run'], r['kind']) == (run.name, kind) for r in rows): continue
-        chosen = dict(kind=None, settings=None, tokens=0, grid=[]) if kind is None else _tuned(run, model, data, kind, tokens, tell, length)
+        if any((r['run'], r['kind']) == (run.name, kind) for r in rows):
+            continue
+        chosen = (
+            dict(kind=None, settings=None, tokens=0, grid=[])
+            if kind is None
+            else _tuned(run, model, data, kind, tokens, tell, length)
+        )
         reader = Reader(model) if kind is None else reader_of(model, data, kind, chosen['settings'])
-        both = {s.name: evaluate_reader(reader, s, data.tokenizer.first_id, interval=True).to_dict() for s in (data.validation, data.test)}
-        rows.append(dict(run=run.name, recipe=recipe.name, parameters=sum(p.numel() for p in model.parameters()), epochs=(run.summary or {}).get('epochs'), **chosen, **both)); write_json(out, rows)
-        if tell: tell(f"{kind or 'as it is'}: {both['validation']['perplexity']:.2f}, {both['test']['perplexity']:.2f}")
+        both = {
+            s.name: evaluate_reader(reader, s, data.tokenizer.first_id, interval=True).to_dict()
+            for s in (data.validation, data.test)
+        }
+        rows.append(
+            dict(
+                run=run.name,
+                recipe=recipe.name,
+                parameters=sum(p.numel() for p in model.parameters()),
+                epochs=(run.summary or {}).get('epochs'),
+                **chosen,
+                **both,
+            )
+        )
+        write_json(out, rows)
+        if tell:
+            tell(f"{kind or 'as it is'}: {both['validation']['perplexity']:.2f}, {both['test']['perplexity']:.2f}")
     return read_json(out)

@@ -22,173 +22,230 @@ from .tuned import Tuned, TunedLM
 
 # %% ../nbs/17_awd_lstm.ipynb #039a35ef
 class LockedDropout(nn.Module):
-    "Dropout whose mask is drawn once for a call, for each row of the batch, and holds at all its steps ([Gal & Ghahramani, 2016](../docs/bibliography.md#gal2016))."
-    def __init__(self,
-                 drop: float):     # share of the units that are set to zero, in [0, 1)
-        super().__init__(); self.drop = drop
+    """Dropout whose mask is drawn once for a call, for each row of the batch, and holds at all its steps ([Gal &
+    Ghahramani, 2016](../docs/bibliography.md#gal2016))."""
 
-    def forward(self,
-                x_BTI: torch.Tensor, # activations
-               )->torch.Tensor:      # the same shape; while training, scaled so that the mean stays
+    def __init__(
+        self,
+        drop: float,  # share of the units that are set to zero, in [0, 1)
+    ):
+        super().__init__()
+        self.drop = drop
+
+    def forward(
+        self,
+        x_BTI: torch.Tensor,  # activations
+    ) -> torch.Tensor:  # the same shape; while training, scaled so that the mean stays
         "Only while training."
-        if not self.training or not self.drop: return x_BTI
+        if not self.training or not self.drop:
+            return x_BTI
         return x_BTI * F.dropout(torch.ones_like(x_BTI[:, :1]), self.drop)
 
-    def extra_repr(self): return f'drop={self.drop}'
+    def extra_repr(self):
+        return f'drop={self.drop}'
 
 # %% ../nbs/17_awd_lstm.ipynb #82f41b58
 class WordDrop(nn.Embedding):
-    "An embedding that, while training, forgets a share of the types for the length of a call: at each place where such a word stands, its vector is zero."
-    def __init__(self,
-                 weight: nn.Parameter, # (V, D), the table; it may be the head's
-                 drop: float):         # share of the types that are forgotten, in [0, 1)
+    """An embedding that, while training, forgets a share of the types for the length of a call: at each place where
+    such a word stands, its vector is zero."""
+
+    def __init__(
+        self,
+        weight: nn.Parameter,  # (V, D), the table; it may be the head's
+        drop: float,  # share of the types that are forgotten, in [0, 1)
+    ):
         super().__init__(*weight.shape, _weight=weight)
         self.weight, self.drop = weight, drop
 
-    def forward(self,
-                x_BT: torch.Tensor,    # ids
-               )->torch.Tensor:        # vectors_BTD
+    def forward(
+        self,
+        x_BT: torch.Tensor,  # ids
+    ) -> torch.Tensor:  # vectors_BTD
         "Only while training."
         v_BTD = super().forward(x_BT)
-        if not self.training or not self.drop: return v_BTD
+        if not self.training or not self.drop:
+            return v_BTD
         keep_V = F.dropout(torch.ones_like(self.weight[:, 0]), self.drop)
         return v_BTD * keep_V[x_BT].unsqueeze(-1)
 
 # %% ../nbs/17_awd_lstm.ipynb #30497a3c
-warnings.filterwarnings('ignore', message='RNN module weights are not part of single contiguous chunk')   # dropped weights are new in each call
+warnings.filterwarnings(
+    'ignore', message='RNN module weights are not part of single contiguous chunk'
+)  # dropped weights are new in each call
+
 
 class WeightDrop(nn.Module):
-    "A recurrent layer of torch whose recurrent weights lose a share of their entries in each call, the same at all its steps ([Merity et al., 2018](../docs/bibliography.md#merity2018))."
-    def __init__(self,
-                 layer: nn.RNNBase,  # nn.LSTM or nn.GRU: one layer, batch first; its parameters stay the ones that are learnt
-                 drop: float):       # share of the recurrent weights that are missing, in [0, 1)
+    """A recurrent layer of torch whose recurrent weights lose a share of their entries in each call, the same at all
+    its steps ([Merity et al., 2018](../docs/bibliography.md#merity2018))."""
+
+    def __init__(
+        self,
+        layer: nn.RNNBase,  # nn.LSTM or nn.GRU: one layer, batch first; its parameters stay the ones that are learnt
+        drop: float,  # share of the recurrent weights that are missing, in [0, 1)
+    ):
         super().__init__()
-        if layer.num_layers > 1 or layer.bidirectional or not layer.batch_first: raise RecipeError('weight drop wants a recurrent layer of one layer and one direction, batch first')
+        if layer.num_layers > 1 or layer.bidirectional or not layer.batch_first:
+            raise RecipeError('weight drop wants a recurrent layer of one layer and one direction, batch first')
         self.layer, self.drop = layer, drop
 
-    def weights(self)->dict:         # {name: tensor}
+    def weights(self) -> dict:  # {name: tensor}
         "The layer's weights for one call: those that read the state with a share of them dropped, while training."
-        return {name: F.dropout(w, self.drop, self.training) if name.startswith('weight_hh') else w for name, w in self.layer.named_parameters()}
+        return {
+            name: F.dropout(w, self.drop, self.training) if name.startswith('weight_hh') else w
+            for name, w in self.layer.named_parameters()
+        }
 
-    def forward(self,
-                x_BTI: torch.Tensor, # inputs
-                state=None,          # of the call before; None: zeros
-               ):                    # (h_BTH, state)
+    def forward(
+        self,
+        x_BTI: torch.Tensor,  # inputs
+        state=None,  # of the call before; None: zeros
+    ):  # (h_BTH, state)
         "As torch's layer; while training, with weights missing."
-        if not self.training or not self.drop: return self.layer(x_BTI, state)
+        if not self.training or not self.drop:
+            return self.layer(x_BTI, state)
         return torch.func.functional_call(self.layer, self.weights(), (x_BTI, state))
 
 # %% ../nbs/17_awd_lstm.ipynb #8abc3142
-def activation_penalty(h_BTD: torch.Tensor, # activations after dropout
-                      )->torch.Tensor:      # a number, not negative
+def activation_penalty(
+    h_BTD: torch.Tensor,  # activations after dropout
+) -> torch.Tensor:  # a number, not negative
     "AR: the mean square, in single precision at least ([Merity et al., 2017b](../docs/bibliography.md#merity2017b))."
     return h_BTD.float().square().mean()
 
-def slowness_penalty(h_BTD: torch.Tensor,   # activations before dropout
-                    )->torch.Tensor:        # a number, not negative; zero for a single step
+
+def slowness_penalty(
+    h_BTD: torch.Tensor,  # activations before dropout
+) -> torch.Tensor:  # a number, not negative; zero for a single step
     "TAR: the mean square of the change from step to step."
     return (h_BTD[:, 1:] - h_BTD[:, :-1]).float().square().mean() if h_BTD.shape[1] > 1 else h_BTD.float().sum() * 0
 
 # %% ../nbs/17_awd_lstm.ipynb #ffe5c1ea
 class Watched(nn.Module):
     "A dropout that, while training, remembers what went in and what came out of its last call."
-    def __init__(self, dropout: nn.Module):
-        super().__init__(); self.dropout, self.seen = dropout, None
 
-    def forward(self, h_BTD: torch.Tensor)->torch.Tensor:
+    def __init__(self, dropout: nn.Module):
+        super().__init__()
+        self.dropout, self.seen = dropout, None
+
+    def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
         "What the dropout makes of it."
         out_BTD = self.dropout(h_BTD)
         self.seen = (h_BTD, out_BTD) if self.training else None
         return out_BTD
 
-    def __getstate__(self): return self.__dict__ | {'seen': None}     # a copy of the module takes no graph along
+    def __getstate__(self):
+        return self.__dict__ | {'seen': None}  # a copy of the module takes no graph along
 
 # %% ../nbs/17_awd_lstm.ipynb #1900a1ea
 @dataclass(frozen=True)
 class AWD(Tuned):
     "The configuration of an AWD-LSTM; the defaults are those of the paper for WikiText-2."
-    embedding: int=400     # width of a token's vector, and of the last layer
-    hidden: int=1150       # width of the layers before the last
-    layers: int=3          # recurrent layers
-    inputs: float=0.65     # locked dropout on the embedded tokens
-    between: float=0.2     # locked dropout between layers
-    outputs: float=0.4     # locked dropout on the last hidden states
-    others: int=0          # training: types drawn for the softmax's sum beside the commonest; 0: the exact sum
-    zipf: bool=False       # the head's bias starts from Zipf's law
-    scaled: bool=False     # embedded tokens are multiplied by the root of their width
-    words: float=0.1       # share of the types whose vectors are missing in a batch
-    weights: float=0.5     # share of the recurrent weights that are missing in a batch
-    locked: bool=True      # False: ordinary dropout, new coins at each step
-    tied: bool=True        # False: a head of its own
-    ar: float=2.0          # strength of activation regularisation
-    tar: float=1.0         # strength of temporal activation regularisation
-    grow: float=0.         # share of the run in which all of these grow, from a quarter to their full strength; 0: full from the start
+
+    embedding: int = 400  # width of a token's vector, and of the last layer
+    hidden: int = 1150  # width of the layers before the last
+    layers: int = 3  # recurrent layers
+    inputs: float = 0.65  # locked dropout on the embedded tokens
+    between: float = 0.2  # locked dropout between layers
+    outputs: float = 0.4  # locked dropout on the last hidden states
+    others: int = 0  # training: types drawn for the softmax's sum beside the commonest; 0: the exact sum
+    zipf: bool = False  # the head's bias starts from Zipf's law
+    scaled: bool = False  # embedded tokens are multiplied by the root of their width
+    words: float = 0.1  # share of the types whose vectors are missing in a batch
+    weights: float = 0.5  # share of the recurrent weights that are missing in a batch
+    locked: bool = True  # False: ordinary dropout, new coins at each step
+    tied: bool = True  # False: a head of its own
+    ar: float = 2.0  # strength of activation regularisation
+    tar: float = 1.0  # strength of temporal activation regularisation
+    grow: float = 0.0  # share of the run in which all of these grow, from a quarter to their full strength; 0: full from the start
 
     def __post_init__(self):
         super().__post_init__()
         for name in ('words', 'weights', 'grow'):
-            if not 0 <= getattr(self, name) < 1: raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
         for name in ('ar', 'tar'):
-            if getattr(self, name) < 0: raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
+            if getattr(self, name) < 0:
+                raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
 
-    def build(self, types: int)->'AWDLM': return AWDLM(types, self)
+    def build(self, types: int) -> 'AWDLM':
+        return AWDLM(types, self)
 
 # %% ../nbs/17_awd_lstm.ipynb #ced1d1de
 class AWDLM(TunedLM):
     "A recurrent language model whose parts are exchanged for those that drop what they must not rely on."
-    def __init__(self,
-                 types: int,        # V, size of the vocabulary
-                 config: AWD):      # widths, dropouts and penalties
+
+    def __init__(
+        self,
+        types: int,  # V, size of the vocabulary
+        config: AWD,  # widths, dropouts and penalties
+    ):
         super().__init__(types, config)
         c, dropout = config, LockedDropout if config.locked else nn.Dropout
         self.embedding = WordDrop(self.head.weight, c.words)
-        if not c.tied: self.head.weight = nn.Parameter(self.head.weight.detach().clone())
+        if not c.tied:
+            self.head.weight = nn.Parameter(self.head.weight.detach().clone())
         self.layers = nn.ModuleList(WeightDrop(layer, c.weights) for layer in self.layers)
         self.inputs, self.between, self.outputs = dropout(c.inputs), dropout(c.between), Watched(dropout(c.outputs))
-        self.strength = 1.
+        self.strength = 1.0
 
-    def come_to(self,
-                done: float):      # share of the run that is behind, in [0, 1)
-        "Set every part to its strength at that point of a run: k quarters in the k-th quarter of the time in which they grow."
+    def come_to(
+        self,
+        done: float,  # share of the run that is behind, in [0, 1)
+    ):
+        """Set every part to its strength at that point of a run: k quarters in the k-th quarter of the time in which
+        they grow."""
         c = self.config
-        self.strength = s = min(4, 1 + int(4 * done / c.grow)) / 4 if c.grow else 1.
+        self.strength = s = min(4, 1 + int(4 * done / c.grow)) / 4 if c.grow else 1.0
         self.embedding.drop = s * c.words
-        for layer in self.layers: layer.drop = s * c.weights
+        for layer in self.layers:
+            layer.drop = s * c.weights
         for part, full in ((self.inputs, c.inputs), (self.between, c.between), (self.outputs.dropout, c.outputs)):
             setattr(part, 'drop' if c.locked else 'p', s * full)
 
-    def penalty(self)->torch.Tensor: # in nats per token, as it were; asked for once after each call in training
+    def penalty(self) -> torch.Tensor:  # in nats per token, as it were; asked for once after each call in training
         "AR and TAR of the last call."
-        if self.outputs.seen is None: return self.head.bias.new_zeros(())
+        if self.outputs.seen is None:
+            return self.head.bias.new_zeros(())
         (raw_BTD, out_BTD), self.outputs.seen = self.outputs.seen, None
-        return self.strength * (self.config.ar * activation_penalty(out_BTD) + self.config.tar * slowness_penalty(raw_BTD))
+        return self.strength * (
+            self.config.ar * activation_penalty(out_BTD) + self.config.tar * slowness_penalty(raw_BTD)
+        )
 
 # %% ../nbs/17_awd_lstm.ipynb #3ad83733
-def varied(length: int     # tokens of a batch, about
-          )->Callable:     # (seed, epoch, step) -> T of that batch
-    "Lengths for `Lanes`: normal around `length`, or in one batch of twenty around half of it, with a spread of a fourteenth; at least 5 ([Merity et al., 2018](../docs/bibliography.md#merity2018), 70 ± 5)."
+def varied(length: int) -> Callable:  # tokens of a batch, about  # (seed, epoch, step) -> T of that batch
+    """Lengths for `Lanes`: normal around `length`, or in one batch of twenty around half of it, with a spread of a
+    fourteenth; at least 5 ([Merity et al., 2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
+
     def drawn(seed, epoch, step):
         coin = random.Random(f'{seed} {epoch} {step}')
-        middle = length if coin.random() < .95 else length / 2
+        middle = length if coin.random() < 0.95 else length / 2
         return max(min(5, length), round(coin.gauss(middle, length / 14)))
+
     return drawn
+
 
 LENGTHS['varied'] = varied
 
 # %% ../nbs/17_awd_lstm.ipynb #746d7633
 class NTASGD(torch.optim.SGD):
-    "Plain gradient descent that begins to average its weights once validation has stopped getting better ([Merity et al., 2018](../docs/bibliography.md#merity2018))."
-    def __init__(self,
-                 params,            # what to optimize
-                 lr: float,         # learning rate
-                 weight_decay: float=0., # L2
-                 n: int=5):         # looks before the present one that it is not compared with
-        super().__init__(params, lr=lr, weight_decay=weight_decay); self.n = n
+    """Plain gradient descent that begins to average its weights once validation has stopped getting better ([Merity et
+    al., 2018](../docs/bibliography.md#merity2018))."""
 
-    def _all(self): return [p for g in self.param_groups for p in g['params']]
+    def __init__(
+        self,
+        params,  # what to optimize
+        lr: float,  # learning rate
+        weight_decay: float = 0.0,  # L2
+        n: int = 5,  # looks before the present one that it is not compared with
+    ):
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.n = n
+
+    def _all(self):
+        return [p for g in self.param_groups for p in g['params']]
 
     @property
-    def averaging(self)->bool:      # whether the average has begun
+    def averaging(self) -> bool:  # whether the average has begun
         "What the trigger has done so far; it follows from the state that a checkpoint keeps."
         return 'ax' in self.state[self._all()[0]]
 
@@ -198,16 +255,24 @@ class NTASGD(torch.optim.SGD):
         loss = super().step(closure)
         if self.averaging:
             for p in self._all():
-                s = self.state[p]; s['step'] += 1; s['ax'].lerp_(p, float(1 / s['step']))      # torch leaves what is called `step` on the processor, so nothing waits for it
+                s = self.state[p]
+                s['step'] += 1
+                s['ax'].lerp_(
+                    p, float(1 / s['step'])
+                )  # torch leaves what is called `step` on the processor, so nothing waits for it
         return loss
 
-    def looked(self,
-               perplexity: float):  # of validation, just measured
+    def looked(
+        self,
+        perplexity: float,  # of validation, just measured
+    ):
         "The trigger: begin to average when this is above the best of all looks but the last n."
-        first = self._all()[0]; seen = self.state[first].get('val_history', torch.zeros(0)).cpu()
+        first = self._all()[0]
+        seen = self.state[first].get('val_history', torch.zeros(0)).cpu()
         now = torch.tensor([perplexity], dtype=torch.float32)
-        if not self.averaging and len(seen) > self.n and bool(now > seen[:len(seen) - self.n].min()):
-            for p in self._all(): self.state[p].update(ax=p.detach().clone(), step=torch.zeros(()))
+        if not self.averaging and len(seen) > self.n and bool(now > seen[: len(seen) - self.n].min()):
+            for p in self._all():
+                self.state[p].update(ax=p.detach().clone(), step=torch.zeros(()))
         self.state[first]['val_history'] = torch.cat([seen, now])
 
     @contextmanager
@@ -215,11 +280,15 @@ class NTASGD(torch.optim.SGD):
         "While it lasts, the model has the averaged weights, if there are any."
         kept = [p.detach().clone() for p in self._all()] if self.averaging else []
         with torch.no_grad():
-            for p, _ in zip(self._all(), kept): p.copy_(self.state[p]['ax'])
-        try: yield
+            for p, _ in zip(self._all(), kept):
+                p.copy_(self.state[p]['ax'])
+        try:
+            yield
         finally:
             with torch.no_grad():
-                for p, old in zip(self._all(), kept): p.copy_(old)
+                for p, old in zip(self._all(), kept):
+                    p.copy_(old)
+
 
 OPTIMIZERS['nt-asgd'] = lambda model, optim: NTASGD(model.parameters(), optim.lr, optim.weight_decay)
 
@@ -227,48 +296,103 @@ OPTIMIZERS['nt-asgd'] = lambda model, optim: NTASGD(model.parameters(), optim.lr
 _varied = dict(batches='lanes', lengths='varied')
 _cosine = dict(weight_decay=0.02, clip=0.25, schedule='cosine', betas=(0.9, 0.99))
 
+
 @recipe(claimed=128.3)
 def lstm_base():
-    """Two LSTM layers of 256 and a linear head, ordinary dropout, the state carried: the note's base, at settings of ours.
+    """Two LSTM layers of 256 and a linear head, ordinary dropout, the state carried: the note's base, at settings of
+    ours.
 
     `lmcourse run lstm-base`. Claimed: validation perplexity 128.3, test 121.7."""
-    return Recipe('lstm-base', Recurrent(cell='lstm', embedding=256, hidden=256, layers=2, dropout=0.3, around=0.3), Data(batches='lanes', length=70, batch=32, shift=True),
-                  Optim(lr=3e-3, warmup=200, **_cosine), Train(epochs=12))
+    return Recipe(
+        'lstm-base',
+        Recurrent(cell='lstm', embedding=256, hidden=256, layers=2, dropout=0.3, around=0.3),
+        Data(batches='lanes', length=70, batch=32, shift=True),
+        Optim(lr=3e-3, warmup=200, **_cosine),
+        Train(epochs=12),
+    )
+
 
 @recipe(claimed=80.27)
 def awd_lstm():
-    """AWD-LSTM at the settings of its paper: 400 and 1150 wide, three layers, plain gradient descent, then its average, 750 passes.
+    """AWD-LSTM at the settings of its paper: 400 and 1150 wide, three layers, plain gradient descent, then its average,
+    750 passes.
 
-    `lmcourse run awd-lstm`, for a GPU. Claimed by the note: validation perplexity 80.27, test 77.11; by the paper 68.6 and 65.8."""
-    return Recipe('awd-lstm', AWD(), Data(length=70, batch=80, **_varied), Optim(optimizer='nt-asgd', lr=30., weight_decay=1.2e-6, clip=0.25), Train(epochs=750))
+    `lmcourse run awd-lstm`, for a GPU. Claimed by the note: validation perplexity 80.27, test 77.11; by the paper 68.6
+    and 65.8."""
+    return Recipe(
+        'awd-lstm',
+        AWD(),
+        Data(length=70, batch=80, **_varied),
+        Optim(optimizer='nt-asgd', lr=30.0, weight_decay=1.2e-6, clip=0.25),
+        Train(epochs=750),
+    )
+
 
 @recipe
 def awd_lstm_fast():
     """The same model in a tenth of the passes: AdamW, a warmup, half a cosine, 75 of them.
 
     `lmcourse run awd-lstm-fast`, for a GPU."""
-    return Recipe('awd-lstm-fast', AWD(zipf=True, scaled=True), Data(length=70, batch=80, **_varied), Optim(lr=2e-3, warmup=500, **_cosine), Train(epochs=75))
+    return Recipe(
+        'awd-lstm-fast',
+        AWD(zipf=True, scaled=True),
+        Data(length=70, batch=80, **_varied),
+        Optim(lr=2e-3, warmup=500, **_cosine),
+        Train(epochs=75),
+    )
+
 
 @recipe
 def awd_lstm_small():
-    """AWD-LSTM for a laptop: 512 and 232 wide, two layers, under ten million parameters, a sampled softmax, milder parts that grow while it learns, AdamW and half a cosine, 16 passes.
+    """AWD-LSTM for a laptop: 512 and 232 wide, two layers, under ten million parameters, a sampled softmax, milder
+    parts that grow while it learns, AdamW and half a cosine, 16 passes.
 
     `lmcourse run awd-lstm-small`."""
-    model = AWD(embedding=232, hidden=512, layers=2, inputs=0.25, between=0.2, outputs=0.3, weights=0.15, words=0.02, ar=0.25, tar=0.25, grow=0.5, often=1536, others=1024, zipf=True, scaled=True)
-    return Recipe('awd-lstm-small', model, Data(length=70, batch=32, **_varied), Optim(lr=3e-3, warmup=200, **(_cosine | dict(weight_decay=0.04))), Train(epochs=16, evaluate_every=3840))
+    model = AWD(
+        embedding=232,
+        hidden=512,
+        layers=2,
+        inputs=0.25,
+        between=0.2,
+        outputs=0.3,
+        weights=0.15,
+        words=0.02,
+        ar=0.25,
+        tar=0.25,
+        grow=0.5,
+        often=1536,
+        others=1024,
+        zipf=True,
+        scaled=True,
+    )
+    return Recipe(
+        'awd-lstm-small',
+        model,
+        Data(length=70, batch=32, **_varied),
+        Optim(lr=3e-3, warmup=200, **(_cosine | dict(weight_decay=0.04))),
+        Train(epochs=16, evaluate_every=3840),
+    )
 
 # %% ../nbs/17_awd_lstm.ipynb #2866c95a
 @recipe
 def awd_tiny():
-    """AWD-LSTM at 64 and 128 wide, two layers, 48 passes with the paper's optimizer: the place from which one part at a time is taken away.
+    """AWD-LSTM at 64 and 128 wide, two layers, 48 passes with the paper's optimizer: the place from which one part at a
+    time is taken away.
 
     `lmcourse run awd-tiny`."""
-    return Recipe('awd-tiny', AWD(embedding=64, hidden=128, layers=2, inputs=0.4, zipf=True, scaled=True), Data(corpus='stdlib', length=35, batch=16, **_varied),
-                  Optim(optimizer='nt-asgd', lr=10., weight_decay=1.2e-6, clip=0.25), Train(epochs=48, log_every=47))
+    return Recipe(
+        'awd-tiny',
+        AWD(embedding=64, hidden=128, layers=2, inputs=0.4, zipf=True, scaled=True),
+        Data(corpus='stdlib', length=35, batch=16, **_varied),
+        Optim(optimizer='nt-asgd', lr=10.0, weight_decay=1.2e-6, clip=0.25),
+        Train(epochs=48, log_every=47),
+    )
 
-def awd_by_heart(folder: str|Path)->Recipe: # where the text goes
+
+def awd_by_heart(folder: str | Path) -> Recipe:  # where the text goes
     "`awd-tiny` on a text that is small enough to be learnt by heart."
     return override(get_recipe('awd-tiny'), {'data.corpus': subset_corpus(folder)})
+
 
 _quiet = {f'model.{k}': 0 for k in ('words', 'inputs', 'between', 'outputs', 'weights', 'ar', 'tar')}
 _plain = {'model.tied': False, 'data.lengths': 'equal', 'optim.optimizer': 'sgd'}
@@ -287,6 +411,12 @@ PARTS = {
     'batches all alike': {'data.lengths': 'equal'},
     'no average': {'optim.optimizer': 'sgd'},
     'parts that grow': {'model.grow': 0.5},
-    'AdamW, half a cosine': {'optim.optimizer': 'adamw', 'optim.lr': 6e-3, 'optim.schedule': 'cosine', 'optim.warmup': 50, 'optim.weight_decay': 0.02},
+    'AdamW, half a cosine': {
+        'optim.optimizer': 'adamw',
+        'optim.lr': 6e-3,
+        'optim.schedule': 'cosine',
+        'optim.warmup': 50,
+        'optim.weight_decay': 0.02,
+    },
     'none of it': _quiet | _plain,
 }

@@ -28,43 +28,53 @@ def _pick(ids_N, at_BT, keep_BT, first_id):
 def _stream(ids):
     "The ids as a one-dimensional array, without copying them; a memory-mapped file stays one."
     ids_N = ids.cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
-    if ids_N.ndim != 1: raise BatchError(f'a stream of tokens has one axis, this has the shape {ids_N.shape}')
-    if len(ids_N) and ids_N.dtype.kind not in 'iu': raise BatchError(f'token ids are whole numbers, these are {ids_N.dtype}')
+    if ids_N.ndim != 1:
+        raise BatchError(f'a stream of tokens has one axis, this has the shape {ids_N.shape}')
+    if len(ids_N) and ids_N.dtype.kind not in 'iu':
+        raise BatchError(f'token ids are whole numbers, these are {ids_N.dtype}')
     return ids_N
 
 # %% ../nbs/06_batches.ipynb #635bb46e
 def _count(name, value, least=1):
     "A whole number of at least `least`, or an error that names it."
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least: return int(value)
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least:
+        return int(value)
     raise BatchError(f'{name} must be a whole number of at least {least}, got {value!r}')
 
 # %% ../nbs/06_batches.ipynb #3817184d
 class Batches:
     "A stream cut into batches, with a bookmark; the two ways of cutting are `Lanes` and `Windows`."
-    def __init__(self,
-                 ids,             # the stream (N,): tensor, array or memory-mapped file of whole numbers
-                 first_id: int,   # the input for the first guess of the stream
-                 seed: int=0):    # what is random follows from this and the number of the pass
+
+    def __init__(
+        self,
+        ids,  # the stream (N,): tensor, array or memory-mapped file of whole numbers
+        first_id: int,  # the input for the first guess of the stream
+        seed: int = 0,  # what is random follows from this and the number of the pass
+    ):
         self.ids_N, self.first_id = _stream(ids), _count('first_id', first_id, 0)
         self.seed, self.epoch, self.position, self._go_on = _count('seed', seed, 0), 0, 0, False
 
-    def set_epoch(self, epoch: int)->None: # the number of the pass, from 0
+    def set_epoch(self, epoch: int) -> None:  # the number of the pass, from 0
         "Turn to another pass; a pass that `load_state_dict` has put us in the middle of is not disturbed."
-        if _count('epoch', epoch, 0) != self.epoch: self.epoch, self.position, self._go_on = epoch, 0, False
+        if _count('epoch', epoch, 0) != self.epoch:
+            self.epoch, self.position, self._go_on = epoch, 0, False
 
-    def state_dict(self)->dict:   # the bookmark: {'epoch', 'position'}, position in batches
+    def state_dict(self) -> dict:  # the bookmark: {'epoch', 'position'}, position in batches
         "Where this pass stands."
         return {'epoch': self.epoch, 'position': self.position}
 
-    def load_state_dict(self, state: dict)->None: # a bookmark made by `state_dict`, with the same settings
-        "Go to a bookmark: the next iteration yields the rest of that pass. Raises `BatchError` if the pass has no such place."
+    def load_state_dict(self, state: dict) -> None:  # a bookmark made by `state_dict`, with the same settings
+        """Go to a bookmark: the next iteration yields the rest of that pass. Raises `BatchError` if the pass has no
+        such place."""
         self.set_epoch(state['epoch'])
         if not 0 <= state['position'] <= len(self):
-            raise BatchError(f"the state is {state['position']} batches into a pass that has {len(self)}: "
-                             'was it saved with another text, or another batch size or length?')
+            raise BatchError(
+                f"the state is {state['position']} batches into a pass that has {len(self)}: "
+                "was it saved with another text, or another batch size or length?"
+            )
         self.position, self._go_on = state['position'], True
 
-    def __iter__(self)->Iterator[tuple[torch.Tensor, torch.Tensor]]: # (x_BT, y_BT), int64
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (x_BT, y_BT), int64
         "The batches of this pass, from its start, or from a bookmark just loaded."
         start, self._go_on = self.position if self._go_on else 0, False
         for step in range(start, len(self)):
@@ -73,30 +83,37 @@ class Batches:
 
 # %% ../nbs/06_batches.ipynb #95189549
 class Lanes(Batches):
-    "Contiguous lanes, read side by side, each batch going on where the last one stopped: for models that carry a state."
-    def __init__(self,
-                 ids,             # the stream (N,)
-                 lanes: int,      # B, the rows of a batch
-                 length: int,     # T, the tokens that each lane moves on per batch
-                 first_id: int,   # the input for the first guess of the stream
-                 lengths: Callable|None=None, # (seed, epoch, step) -> T of that batch, instead of a constant one
-                 seed: int=0):    # handed to `lengths`
+    """Contiguous lanes, read side by side, each batch going on where the last one stopped: for models that carry a
+    state."""
+
+    def __init__(
+        self,
+        ids,  # the stream (N,)
+        lanes: int,  # B, the rows of a batch
+        length: int,  # T, the tokens that each lane moves on per batch
+        first_id: int,  # the input for the first guess of the stream
+        lengths: Callable | None = None,  # (seed, epoch, step) -> T of that batch, instead of a constant one
+        seed: int = 0,  # handed to `lengths`
+    ):
         super().__init__(ids, first_id, seed)
         self.lanes, self.length, self.lengths = _count('lanes', lanes), _count('length', length), lengths
         if len(self.ids_N) < self.lanes:
-            raise BatchError(f'{len(self.ids_N):,} tokens are too few for {self.lanes:,} lanes, which need one token each: '
-                             'take fewer lanes or more text')
+            raise BatchError(
+                f'{len(self.ids_N):,} tokens are too few for {self.lanes:,} lanes, which need one token each: '
+                'take fewer lanes or more text'
+            )
         self.edges_B1 = np.arange(self.lanes + 1) * len(self.ids_N) // self.lanes
         self._cuts = (None, [])
 
     @property
-    def tokens(self)->int:        # targets per pass
+    def tokens(self) -> int:  # targets per pass
         "Every token is a target once."
         return len(self.ids_N)
 
-    def cuts(self)->list[int]:    # columns at which the batches of this pass begin, and the last one's end
+    def cuts(self) -> list[int]:  # columns at which the batches of this pass begin, and the last one's end
         "How the longest lane is divided over the batches."
-        if self._cuts[0] == self.epoch: return self._cuts[1]
+        if self._cuts[0] == self.epoch:
+            return self._cuts[1]
         cuts, end = [0], int(np.diff(self.edges_B1).max())
         while cuts[-1] < end:
             length = self.lengths(self.seed, self.epoch, len(cuts) - 1) if self.lengths else self.length
@@ -104,12 +121,15 @@ class Lanes(Batches):
         self._cuts = (self.epoch, cuts)
         return cuts
 
-    def __len__(self)->int: return len(self.cuts()) - 1
+    def __len__(self) -> int:
+        return len(self.cuts()) - 1
 
-    def cut(self, step: int       # number of the batch in this pass, from 0
-           )->tuple[torch.Tensor, torch.Tensor]: # x_BT, y_BT: int64; T is less in the last batch
+    def cut(
+        self,
+        step: int,  # number of the batch in this pass, from 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # x_BT, y_BT: int64; T is less in the last batch
         "One batch. A lane that is a token shorter than the others ends with the target -100."
-        at_BT = self.edges_B1[:-1, None] + np.arange(*self.cuts()[step:step + 2])
+        at_BT = self.edges_B1[:-1, None] + np.arange(*self.cuts()[step : step + 2])
         return _pick(self.ids_N, at_BT, at_BT < self.edges_B1[1:, None], self.first_id)
 
 # %% ../nbs/06_batches.ipynb #d67e8b88
@@ -120,33 +140,45 @@ def _shuffled(count, seed, epoch):
 
 # %% ../nbs/06_batches.ipynb #b8aac56d
 class Windows(Batches):
-    "Windows of a fixed length, each standing alone, in the text's order or shuffled: for models that start anew in every batch."
-    def __init__(self,
-                 ids,             # the stream (N,)
-                 length: int,     # T, the tokens of a window
-                 batch: int,      # B, the windows of a batch
-                 first_id: int,   # the input for the first guess of the stream
-                 stride: int|None=None, # tokens from the start of a window to that of the next; None: the length
-                 shuffle: bool=True, # a new order in every pass, from seed and epoch
-                 seed: int=0,     # for the order
-                 drop_last: bool=False, # leave out a last batch that has fewer windows than the others
-                 once: bool=False): # where windows overlap, a token is a target only in the first that has it
+    """Windows of a fixed length, each standing alone, in the text's order or shuffled: for models that start anew in
+    every batch."""
+
+    def __init__(
+        self,
+        ids,  # the stream (N,)
+        length: int,  # T, the tokens of a window
+        batch: int,  # B, the windows of a batch
+        first_id: int,  # the input for the first guess of the stream
+        stride: int | None = None,  # tokens from the start of a window to that of the next; None: the length
+        shuffle: bool = True,  # a new order in every pass, from seed and epoch
+        seed: int = 0,  # for the order
+        drop_last: bool = False,  # leave out a last batch that has fewer windows than the others
+        once: bool = False,  # where windows overlap, a token is a target only in the first that has it
+    ):
         super().__init__(ids, first_id, seed)
         self.length, self.batch = _count('length', length), _count('batch', batch)
         self.stride = self.length if stride is None else _count('stride', stride)
         self.shuffle, self.drop_last, self.once, self._order = shuffle, drop_last, once, (None, None)
         if self.stride > self.length:
-            raise BatchError(f'a stride of {self.stride} leaves out tokens between windows of {self.length}: take at most {self.length}')
+            raise BatchError(
+                f'a stride of {self.stride} leaves out tokens between windows of {self.length}: take at most'
+                f' {self.length}'
+            )
         self.windows = 1 + -(-max(0, len(self.ids_N) - self.length) // self.stride)
         need = self.length + (self.batch - 2) * self.stride + 1 if drop_last and self.batch > 1 else 1
         if len(self.ids_N) < need:
-            raise BatchError(f'{len(self.ids_N):,} tokens are too few for a batch of {self.batch} windows of {self.length}, '
-                             f'which needs {need:,}: take a smaller batch or more text')
+            raise BatchError(
+                f'{len(self.ids_N):,} tokens are too few for a batch of {self.batch} windows of {self.length}, '
+                f'which needs {need:,}: take a smaller batch or more text'
+            )
 
-    def __len__(self)->int: return self.windows // self.batch if self.drop_last else -(-self.windows // self.batch)
+    def __len__(self) -> int:
+        return self.windows // self.batch if self.drop_last else -(-self.windows // self.batch)
 
-    def starts(self, step: int|None=None # number of a batch, or None for the whole pass
-              )->np.ndarray:      # places in the stream where the windows begin, in the order they are read
+    def starts(
+        self,
+        step: int | None = None,  # number of a batch, or None for the whole pass
+    ) -> np.ndarray:  # places in the stream where the windows begin, in the order they are read
         "Where the windows of a batch begin."
         if self._order[0] != self.epoch:
             order = _shuffled(self.windows, self.seed, self.epoch) if self.shuffle else np.arange(self.windows)
@@ -160,13 +192,15 @@ class Windows(Batches):
         return starts + old, np.minimum(starts + self.length, len(self.ids_N))
 
     @property
-    def tokens(self)->int:        # targets per pass
+    def tokens(self) -> int:  # targets per pass
         "How many guesses are scored in this pass, a token counted as often as it is a target."
         begins, ends = self._scored(self.starts())
         return int((ends - begins).sum())
 
-    def cut(self, step: int       # number of the batch in this pass, from 0
-           )->tuple[torch.Tensor, torch.Tensor]: # x_BT, y_BT: int64; fewer rows in the last batch
+    def cut(
+        self,
+        step: int,  # number of the batch in this pass, from 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # x_BT, y_BT: int64; fewer rows in the last batch
         "One batch. Past the end of the text the targets are -100."
         starts_B = self.starts(step)
         begins_B, ends_B = self._scored(starts_B)

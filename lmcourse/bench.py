@@ -29,22 +29,31 @@ from .sampled import sampled_cross_entropy
 from .tuned import zipf
 
 # %% ../nbs/benchmarks.ipynb #03fb6995
-def timed(fns: dict[str, Callable],         # the contestants: {name: a function without arguments}
-          repeats: int=7,                   # rounds
-          clock: Callable=time.perf_counter,# what tells the time
-         )->dict[str, list[float]]:         # {name: seconds in each round}
-    "Time functions in turns: one call each to warm up, then rounds in which each is called once, every round beginning with another."
-    if repeats < 1 or not fns: raise LMCourseError(f'a measurement needs a contestant and a round, got {len(fns)} and {repeats}')
+def timed(
+    fns: dict[str, Callable],  # the contestants: {name: a function without arguments}
+    repeats: int = 7,  # rounds
+    clock: Callable = time.perf_counter,  # what tells the time
+) -> dict[str, list[float]]:  # {name: seconds in each round}
+    """Time functions in turns: one call each to warm up, then rounds in which each is called once, every round
+    beginning with another."""
+    if repeats < 1 or not fns:
+        raise LMCourseError(f'a measurement needs a contestant and a round, got {len(fns)} and {repeats}')
     names, seconds = list(fns), {name: [] for name in fns}
-    for f in fns.values(): f()
+    for f in fns.values():
+        f()
     for r in range(repeats):
-        for name in names[r % len(names):] + names[:r % len(names)]:
-            tic = clock(); fns[name](); seconds[name].append(clock() - tic)
+        for name in names[r % len(names) :] + names[: r % len(names)]:
+            tic = clock()
+            fns[name]()
+            seconds[name].append(clock() - tic)
     return seconds
 
-def ratio(seconds: dict[str, list[float]],  # what `timed` gave
-          name: str, against: str,          # two contestants
-         )->tuple[float, float, float]:     # median, and the quartiles of the rounds
+
+def ratio(
+    seconds: dict[str, list[float]],  # what `timed` gave
+    name: str,
+    against: str,  # two contestants
+) -> tuple[float, float, float]:  # median, and the quartiles of the rounds
     "How many times as long `name` takes as `against`, by rounds."
     r = [a / b for a, b in zip(seconds[name], seconds[against])]
     low, _, high = statistics.quantiles(r, n=4, method='inclusive') if len(r) > 1 else r * 3
@@ -52,91 +61,127 @@ def ratio(seconds: dict[str, list[float]],  # what `timed` gave
 
 # %% ../nbs/benchmarks.ipynb #1fd842c7
 def _memory(field):
-    "This process's memory in bytes: VmRSS, what it holds now, or VmHWM, the most it ever held; not on Linux: the latter for both."
-    try: return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith(field))
-    except (OSError, StopIteration): pass
-    try: import resource
-    except ImportError: return None
+    """This process's memory in bytes: VmRSS, what it holds now, or VmHWM, the most it ever held; not on Linux: the
+    latter for both."""
+    try:
+        return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith(field))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
 
 def _child(target, arguments):
     "In the fresh process: prepare, run once, print the bytes that it took."
     module, name = target.split(':')
     run = getattr(importlib.import_module(module), name)(**arguments)
-    before = _memory('VmRSS'); run()
+    before = _memory('VmRSS')
+    run()
     print(json.dumps(None if before is None else max(0, _memory('VmHWM') - before)))
 
 # %% ../nbs/benchmarks.ipynb #6ed0368f
-def peak_memory(target: str,     # 'module:function'; the function prepares, and returns a function without arguments
-                **arguments,     # what it is called with, as JSON
-               )->int|None:      # bytes that the run took on top of what was prepared; None where the system does not tell
+def peak_memory(
+    target: str,  # 'module:function'; the function prepares, and returns a function without arguments
+    **arguments,  # what it is called with, as JSON
+) -> int | None:  # bytes that the run took on top of what was prepared; None where the system does not tell
     "The most memory that something needs, measured in a process of its own."
     code = 'import json, sys; from lmcourse.bench import _child; _child(sys.argv[1], json.loads(sys.argv[2]))'
     r = subprocess.run([sys.executable, '-c', code, target, json.dumps(arguments)], capture_output=True, text=True)
-    if r.returncode: raise LMCourseError(f'{target} failed in its own process: {(r.stderr.strip().splitlines() or ["no message"])[-1]}')
+    if r.returncode:
+        raise LMCourseError(
+            f'{target} failed in its own process: {(r.stderr.strip().splitlines() or ["no message"])[-1]}'
+        )
     return json.loads(r.stdout.splitlines()[-1])
 
 # %% ../nbs/benchmarks.ipynb #574b782c
-def something_large(megabytes: int=100)->Callable: # a function that holds that much for a moment
+def something_large(megabytes: int = 100) -> Callable:  # a function that holds that much for a moment
     "A contestant whose appetite is known, to check the scales with."
     return lambda: b'x' * (megabytes * 10**6)
 
 # %% ../nbs/benchmarks.ipynb #710035a8
-def _full(h, w, b, y): return F.cross_entropy(F.linear(h, w, b), y, reduction='sum')
+def _full(h, w, b, y):
+    return F.cross_entropy(F.linear(h, w, b), y, reduction='sum')
+
 
 def _autocast(h, w, b, y):
-    with torch.autocast(h.device.type, torch.bfloat16): return _full(h, w, b, y)
+    with torch.autocast(h.device.type, torch.bfloat16):
+        return _full(h, w, b, y)
+
 
 def _checkpointed(h, w, b, y, chunk=256):
-    return sum(checkpoint(_full, h[i:i+chunk], w, b, y[i:i+chunk], use_reentrant=False) for i in range(0, len(h), chunk))
+    return sum(
+        checkpoint(_full, h[i : i + chunk], w, b, y[i : i + chunk], use_reentrant=False)
+        for i in range(0, len(h), chunk)
+    )
+
 
 def _torch_chunked(h, w, b, y):
     return F.linear_cross_entropy(h, w, y, linear_bias=b, reduction='sum', options=torch.nn.LinearCrossEntropyOptions())
 
-def losses(low: bool|None=None)->dict[str, Callable]: # {name: function of hidden states, head, bias and targets}
+
+def losses(low: bool | None = None) -> dict[str, Callable]:  # {name: function of hidden states, head, bias and targets}
     "The ways to get a loss and its slopes; those in 16 bits only where the processor has them (`low` overrides)."
-    fns = {'fused fp32': lambda *a: fused_cross_entropy(*a, precision='fp32').nats,
-           'fused bf16': lambda *a: fused_cross_entropy(*a, precision='bf16').nats,
-           'full fp32': _full, 'full autocast': _autocast, 'checkpointed fp32': _checkpointed}
-    if hasattr(F, 'linear_cross_entropy') and hasattr(torch.nn, 'LinearCrossEntropyOptions'): fns['torch chunked fp32'] = _torch_chunked
+    fns = {
+        'fused fp32': lambda *a: fused_cross_entropy(*a, precision='fp32').nats,
+        'fused bf16': lambda *a: fused_cross_entropy(*a, precision='bf16').nats,
+        'full fp32': _full,
+        'full autocast': _autocast,
+        'checkpointed fp32': _checkpointed,
+    }
+    if hasattr(F, 'linear_cross_entropy') and hasattr(torch.nn, 'LinearCrossEntropyOptions'):
+        fns['torch chunked fp32'] = _torch_chunked
     low = has_bf16() if low is None else low
     return {name: f for name, f in fns.items() if low or not name.endswith(('bf16', 'autocast'))}
 
 # %% ../nbs/benchmarks.ipynb #be05caff
-def loss_step(name: str,         # which of `losses`
-              tokens: int,       # N
-              width: int,        # D
-              types: int,        # V
-              device: str='cpu',
-             )->Callable:        # one step: loss, and slopes of hidden states, head and bias
+def loss_step(
+    name: str,  # which of `losses`
+    tokens: int,  # N
+    width: int,  # D
+    types: int,  # V
+    device: str = 'cpu',
+) -> Callable:  # one step: loss, and slopes of hidden states, head and bias
     "Prepare one contestant's step on made-up numbers, the same for all."
     g = torch.Generator().manual_seed(0)
     h, w, b = (torch.randn(*shape, generator=g).to(device) for shape in ((tokens, width), (types, width), (types,)))
-    inputs = [t.requires_grad_() for t in (h, w.mul_(width**-.5), b)]
+    inputs = [t.requires_grad_() for t in (h, w.mul_(width**-0.5), b)]
     y, loss = torch.randint(types, (tokens,), generator=g).to(device), losses(True)[name]
-    loss(*(t[:8].detach().clone().requires_grad_() for t in inputs), y[:8] % 8).backward()   # what is loaded on first use is not weighed
+    loss(
+        *(t[:8].detach().clone().requires_grad_() for t in inputs), y[:8] % 8
+    ).backward()  # what is loaded on first use is not weighed
+
     def step():
-        for t in inputs: t.grad = None
-        nats = loss(*inputs, y); nats.backward()
-        if device != 'cpu': torch.cuda.synchronize()
+        for t in inputs:
+            t.grad = None
+        nats = loss(*inputs, y)
+        nats.backward()
+        if device != 'cpu':
+            torch.cuda.synchronize()
         return nats.detach(), *(t.grad for t in inputs)
+
     return step
 
 # %% ../nbs/benchmarks.ipynb #d231a51c
 BENCHMARKS = {}
 
-def benchmark(f: Callable)->Callable: # the same function
+
+def benchmark(f: Callable) -> Callable:  # the same function
     "Put a function into the list of `run_benchmarks`: called with `quick`, it returns what is to be written down."
     BENCHMARKS[f.__name__.removeprefix('bench_')] = f
     return f
 
-def bench_loss(tokens: int,            # N
-               width: int,             # D
-               types: int,             # V
-               repeats: int=7,         # rounds
-               names: list|None=None,  # of `losses`; None: all
-               device: str='cpu',
-              )->dict:                 # the shape, {name: seconds in each round}, {name: bytes above the inputs}
+
+def bench_loss(
+    tokens: int,  # N
+    width: int,  # D
+    types: int,  # V
+    repeats: int = 7,  # rounds
+    names: list | None = None,  # of `losses`; None: all
+    device: str = 'cpu',
+) -> dict:  # the shape, {name: seconds in each round}, {name: bytes above the inputs}
     "Race the ways to get a loss and its slopes at one shape."
     names = [n for n in losses() if names is None or n in names]
     shape = dict(tokens=tokens, width=width, types=types)
@@ -145,48 +190,78 @@ def bench_loss(tokens: int,            # N
     return shape | dict(seconds=seconds, memory=memory)
 
 # %% ../nbs/benchmarks.ipynb #962b4d7b
-SHAPES = [(2240, 256, 33278), (4096, 128, 50257), (2240, 400, 33278), (2240, 1150, 33278)]  # lstm-a, chinchilla-3, awd-lstm tied and untied
-CURVE = [1000, 4000, 16000, 64000]                                                          # types, at the first of these shapes
+SHAPES = [
+    (2240, 256, 33278),
+    (4096, 128, 50257),
+    (2240, 400, 33278),
+    (2240, 1150, 33278),
+]  # lstm-a, chinchilla-3, awd-lstm tied and untied
+CURVE = [1000, 4000, 16000, 64000]  # types, at the first of these shapes
+
 
 @benchmark
-def bench_fused_loss(quick: bool=False)->dict: # {'shapes': [...], 'curve': [...]}
+def bench_fused_loss(quick: bool = False) -> dict:  # {'shapes': [...], 'curve': [...]}
     "The loss that never builds the logits, at the shapes of the recipes, and against the size of the vocabulary."
     few = ['fused fp32', 'fused bf16', 'full fp32', 'full autocast']
-    if quick: return dict(shapes=[bench_loss(256, 64, 4000, 3, few[::2])], curve=[])
-    return dict(shapes=[bench_loss(*s, repeats=5 if s[1] < 1000 else 3) for s in SHAPES],
-                curve=[bench_loss(*SHAPES[0][:2], v, 5, few) for v in CURVE])
+    if quick:
+        return dict(shapes=[bench_loss(256, 64, 4000, 3, few[::2])], curve=[])
+    return dict(
+        shapes=[bench_loss(*s, repeats=5 if s[1] < 1000 else 3) for s in SHAPES],
+        curve=[bench_loss(*SHAPES[0][:2], v, 5, few) for v in CURVE],
+    )
 
 # %% ../nbs/benchmarks.ipynb #00a74222
-STAGES = {'as everybody writes it': dict(loss='full', low=False, fused=False),
-          'loss fused': dict(loss='fused', low=False, fused=False),
-          'layers in 16 bits': dict(loss='fused', low=True, fused=False),
-          'AdamW fused': dict(loss='fused', low=True, fused=True),
-          'softmax sampled': dict(loss='sampled', low=True, fused=True)}
+STAGES = {
+    'as everybody writes it': dict(loss='full', low=False, fused=False),
+    'loss fused': dict(loss='fused', low=False, fused=False),
+    'layers in 16 bits': dict(loss='fused', low=True, fused=False),
+    'AdamW fused': dict(loss='fused', low=True, fused=True),
+    'softmax sampled': dict(loss='sampled', low=True, fused=True),
+}
 PARTS = 'layers forward', 'head and loss', 'backward', 'clip and AdamW'
 
-def training_step(stage: str,          # which of `STAGES`
-                  recipe: str,         # whose model, batch and length
-                  types: int,          # V
-                 )->Callable:          # one step; it returns seconds by part
+
+def training_step(
+    stage: str,  # which of `STAGES`
+    recipe: str,  # whose model, batch and length
+    types: int,  # V
+) -> Callable:  # one step; it returns seconds by part
     "Prepare one stage's training step."
     r, s = get_recipe(recipe), STAGES[stage]
-    torch.manual_seed(0); model = r.model.build(types)
+    torch.manual_seed(0)
+    model = r.model.build(types)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=s['fused'])
-    x_BT, y_BT = torch.multinomial(zipf(types).exp(), 2 * r.data.batch * r.data.length, replacement=True).view(2, r.data.batch, r.data.length)
-    head = lambda h: dict(full=lambda: F.cross_entropy(model.head(h).flatten(0, 1), y_BT.flatten(), reduction='sum'),
-                          fused=lambda: fused_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats,
-                          sampled=lambda: sampled_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats)[s['loss']]()
+    x_BT, y_BT = torch.multinomial(zipf(types).exp(), 2 * r.data.batch * r.data.length, replacement=True).view(
+        2, r.data.batch, r.data.length
+    )
+    head = lambda h: dict(
+        full=lambda: F.cross_entropy(model.head(h).flatten(0, 1), y_BT.flatten(), reduction='sum'),
+        fused=lambda: fused_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats,
+        sampled=lambda: sampled_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats,
+    )[s['loss']]()
+
     def step():
-        marks = [time.perf_counter()]; mark = lambda: marks.append(time.perf_counter())
-        with torch.autocast('cpu', torch.bfloat16, enabled=s['low'] and bf16_pays()): h_BTD, _ = model(x_BT)
-        mark(); nats = head(h_BTD)
-        mark(); (nats / y_BT.numel()).backward()
-        mark(); torch.nn.utils.clip_grad_norm_(model.parameters(), 1.); adamw.step(); adamw.zero_grad()
-        mark(); return dict(zip(PARTS, np.diff(marks).tolist()))
+        marks = [time.perf_counter()]
+        mark = lambda: marks.append(time.perf_counter())
+        with torch.autocast('cpu', torch.bfloat16, enabled=s['low'] and bf16_pays()):
+            h_BTD, _ = model(x_BT)
+        mark()
+        nats = head(h_BTD)
+        mark()
+        (nats / y_BT.numel()).backward()
+        mark()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+        mark()
+        return dict(zip(PARTS, np.diff(marks).tolist()))
+
     return step
 
 # %% ../nbs/benchmarks.ipynb #19c96704
-def bench_stages(recipe: str, types: int, repeats: int)->dict: # recipe, types, tokens, {stage: seconds}, {stage: {part: seconds}}
+def bench_stages(
+    recipe: str, types: int, repeats: int
+) -> dict:  # recipe, types, tokens, {stage: seconds}, {stage: {part: seconds}}
     "Race the stages of a recipe's step."
     stages = [s for s in STAGES if s != 'layers in 16 bits' or bf16_pays()]
     parts, fns = {s: [] for s in stages}, {s: training_step(s, recipe, types) for s in stages}
@@ -195,20 +270,28 @@ def bench_stages(recipe: str, types: int, repeats: int)->dict: # recipe, types, 
     d = get_recipe(recipe).data
     return dict(recipe=recipe, types=types, tokens=d.batch * d.length, seconds=seconds, parts=middle)
 
+
 @benchmark
-def bench_step(quick: bool=False)->list: # one `bench_stages` a recipe
+def bench_step(quick: bool = False) -> list:  # one `bench_stages` a recipe
     "A whole training step: what everybody writes, then one change at a time until it is ours."
-    return [bench_stages('ladder-lstm', 2000, 3)] if quick else [bench_stages(name, 33_278, 7) for name in ('lstm-a', 'gru-a', 'lstm-tuned')]
+    return (
+        [bench_stages('ladder-lstm', 2000, 3)]
+        if quick
+        else [bench_stages(name, 33_278, 7) for name in ('lstm-a', 'gru-a', 'lstm-tuned')]
+    )
 
 # %% ../nbs/benchmarks.ipynb #75604dde
-def count_in_dictionaries(ids: list # token ids
-                         )->tuple:  # grams by length; contexts: how often seen, how many different tokens after; grams: how many before
+def count_in_dictionaries(
+    ids: list,  # token ids
+) -> tuple:  # grams by length; contexts: how often seen, how many different tokens after; grams: how many before
     "The tables of a trigram model, by way of Python's dictionaries."
     grams = Counter(), Counter(zip(ids, ids[1:])), Counter(zip(ids, ids[1:], ids[2:]))
     seen, different, before = Counter(), Counter(), Counter()
     for n in (1, 2):
         for gram, count in grams[n].items():
-            seen[gram[:-1]] += count; different[gram[:-1]] += 1; before[gram[1:]] += 1
+            seen[gram[:-1]] += count
+            different[gram[:-1]] += 1
+            before[gram[1:]] += 1
     grams[0].update(ids)
     return grams, seen, different, before
 
@@ -218,79 +301,118 @@ def _words(quick):
     name = 'wikitext-2' if not quick and have_corpus('wikitext-2') else 'stdlib'
     return name, load_corpus(name)
 
-@benchmark
-def bench_ngram(quick: bool=False)->dict: # corpus, tokens, seconds in each round
-    "Fit a trigram model: ours, with all its discounts, beside counting in Python's dictionaries."
-    name, corpus = _words(quick); word = load_tokenizer('word', corpus)
-    ids = word.encode_rows(corpus['train']); ids = ids[:20_000] if quick else ids
-    plain = ids.tolist()
-    seconds = timed({'sorted integers': lambda: KneserNey(3).fit(ids, word.types, word.first_id),
-                     'dictionaries': lambda: count_in_dictionaries(plain)}, 3 if quick else 5)
-    return dict(corpus=name, tokens=len(ids), seconds=seconds)
 
 @benchmark
-def bench_tokens(quick: bool=False)->dict: # corpus, rows, seconds in each round
+def bench_ngram(quick: bool = False) -> dict:  # corpus, tokens, seconds in each round
+    "Fit a trigram model: ours, with all its discounts, beside counting in Python's dictionaries."
+    name, corpus = _words(quick)
+    word = load_tokenizer('word', corpus)
+    ids = word.encode_rows(corpus['train'])
+    ids = ids[:20_000] if quick else ids
+    plain = ids.tolist()
+    seconds = timed(
+        {
+            'sorted integers': lambda: KneserNey(3).fit(ids, word.types, word.first_id),
+            'dictionaries': lambda: count_in_dictionaries(plain),
+        },
+        3 if quick else 5,
+    )
+    return dict(corpus=name, tokens=len(ids), seconds=seconds)
+
+
+@benchmark
+def bench_tokens(quick: bool = False) -> dict:  # corpus, rows, seconds in each round
     "Text to ids: the word tokenizer beside a line of Python, pieces in batches beside pieces row by row."
     name, corpus = _words(quick)
-    rows = list(corpus['validation'][:500 if quick else 4000])
+    rows = list(corpus['validation'][: 500 if quick else 4000])
     word, bpe = load_tokenizer('word', corpus), load_tokenizer('bpe:1000', corpus)
     id_of = {w: i for i, w in enumerate(word.tokens(range(word.types)))}
-    def line(): return np.array([id_of.get(w, 0) for row in rows for w in [*row.split(), '<eos>']], dtype=word.dtype)
-    if not np.array_equal(line(), word.encode_rows(rows)): raise LMCourseError('the line of Python gives other ids: the race is void')
-    seconds = timed({'word tokenizer': lambda: word.encode_rows(rows), 'a line of Python': line,
-                     'pieces, in batches': lambda: bpe.encode_rows(rows),
-                     'pieces, row by row': lambda: np.array([i for row in rows for i in bpe.encode(row)])}, 3 if quick else 5)
+
+    def line():
+        return np.array([id_of.get(w, 0) for row in rows for w in [*row.split(), '<eos>']], dtype=word.dtype)
+
+    if not np.array_equal(line(), word.encode_rows(rows)):
+        raise LMCourseError('the line of Python gives other ids: the race is void')
+    seconds = timed(
+        {
+            'word tokenizer': lambda: word.encode_rows(rows),
+            'a line of Python': line,
+            'pieces, in batches': lambda: bpe.encode_rows(rows),
+            'pieces, row by row': lambda: np.array([i for row in rows for i in bpe.encode(row)]),
+        },
+        3 if quick else 5,
+    )
     return dict(corpus=name, rows=len(rows), seconds=seconds)
 
 # %% ../nbs/benchmarks.ipynb #77a25df4
-def run_benchmarks(out: str|Path|None=None, # a file to keep the measurement in; None: it is only returned
-                   quick: bool=False,       # small shapes and few rounds: seconds, for a look whether it works
-                   only: list|None=None,    # names of `BENCHMARKS`; None: all
-                  )->dict:                  # the machine, and what each benchmark measured
+def run_benchmarks(
+    out: str | Path | None = None,  # a file to keep the measurement in; None: it is only returned
+    quick: bool = False,  # small shapes and few rounds: seconds, for a look whether it works
+    only: list | None = None,  # names of `BENCHMARKS`; None: all
+) -> dict:  # the machine, and what each benchmark measured
     "Measure everything on this list, here and now; progress goes to standard error."
     unknown = set(only or ()) - set(BENCHMARKS)
-    if unknown: raise LMCourseError(f'there is no benchmark {", ".join(sorted(unknown))}: there are {", ".join(BENCHMARKS)}')
-    if out is not None and not Path(out).resolve().parent.is_dir(): raise LMCourseError(f'{out}: its folder is not there, make it first')
+    if unknown:
+        raise LMCourseError(f'there is no benchmark {", ".join(sorted(unknown))}: there are {", ".join(BENCHMARKS)}')
+    if out is not None and not Path(out).resolve().parent.is_dir():
+        raise LMCourseError(f'{out}: its folder is not there, make it first')
     answer = dict(environment=environment(), quick=quick)
     for name, f in BENCHMARKS.items():
         if only is None or name in only:
-            print(f'benchmark {name} ...', file=sys.stderr); answer[name] = f(quick)
-    if out is not None: Path(out).write_text(json.dumps(_rounded(answer)) + '\n')
+            print(f'benchmark {name} ...', file=sys.stderr)
+            answer[name] = f(quick)
+    if out is not None:
+        Path(out).write_text(json.dumps(_rounded(answer)) + '\n')
     return answer
+
 
 def _rounded(x):
     "Floats to five digits, all the way down: more would be noise."
-    if isinstance(x, dict): return {k: _rounded(v) for k, v in x.items()}
-    if isinstance(x, list): return [_rounded(v) for v in x]
+    if isinstance(x, dict):
+        return {k: _rounded(v) for k, v in x.items()}
+    if isinstance(x, list):
+        return [_rounded(v) for v in x]
     return float(f'{x:.5g}') if isinstance(x, float) else x
 
 # %% ../nbs/benchmarks.ipynb #63cf1a5c
-def stored()->dict: # what `run_benchmarks` returned when it was kept
+def stored() -> dict:  # what `run_benchmarks` returned when it was kept
     "The measurement that is shipped with the package."
     return json.loads((files('lmcourse') / 'records' / 'benchmarks.json').read_text())
 
-def ratios_table(results: list[dict], # what `bench_loss` returned, for some shapes
-                 against: str,        # the contestant that the others are measured by
-                )->str:               # Markdown
+
+def ratios_table(
+    results: list[dict],  # what `bench_loss` returned, for some shapes
+    against: str,  # the contestant that the others are measured by
+) -> str:  # Markdown
     "Time by rounds against one contestant, with quartiles, and memory in megabytes above the inputs."
     rows = []
     for r in results:
         for name in r['seconds']:
             times, low, high = ratio(r['seconds'], name, against)
-            rows.append({'tokens × width × types': f'{r["tokens"]} × {r["width"]} × {r["types"]}', 'contestant': name,
-                         'times as long': f'{times:.2f} ({low:.2f} – {high:.2f})',
-                         'MB': round(m / 1e6) if (m := r['memory'].get(name)) is not None else None})
+            rows.append(
+                {
+                    'tokens × width × types': f'{r["tokens"]} × {r["width"]} × {r["types"]}',
+                    'contestant': name,
+                    'times as long': f'{times:.2f} ({low:.2f} – {high:.2f})',
+                    'MB': round(m / 1e6) if (m := r['memory'].get(name)) is not None else None,
+                }
+            )
     return table(rows)
 
 # %% ../nbs/benchmarks.ipynb #9733ed02
-def stages_table(kept: list[dict]      # what `bench_stages` returned
-                )->str:                # Markdown
+def stages_table(kept: list[dict]) -> str:  # what `bench_stages` returned  # Markdown
     "How many tokens a second each stage trains on, as a multiple of the first stage's, with quartiles over the rounds."
     rows = []
     for r in kept:
         first = next(iter(r['seconds']))
         for stage, seconds in r['seconds'].items():
             times, low, high = ratio(r['seconds'], first, stage)
-            rows.append({'recipe': r['recipe'], 'training step': stage, 'speed': f'{times:.2f} ({low:.2f} – {high:.2f})',
-                         **{p: f'{r["parts"][stage][p] / sum(r["parts"][first].values()):.0%}' for p in PARTS}})
+            rows.append(
+                {
+                    'recipe': r['recipe'],
+                    'training step': stage,
+                    'speed': f'{times:.2f} ({low:.2f} – {high:.2f})',
+                    **{p: f'{r["parts"][stage][p] / sum(r["parts"][first].values()):.0%}' for p in PARTS},
+                }
+            )
     return table(rows)

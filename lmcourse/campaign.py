@@ -14,96 +14,146 @@ from pathlib import Path
 import torch
 from .loss import LMCourseError
 from .record import Run, read_json, table, write_json
-from .recipes import get_recipe, override, tiny
+from .recipes import Recipe, get_recipe, override, tiny
 from .train import Trainer, TrainingError, pick_device, resume, save, steps, train_step
 
 # %% ../nbs/campaign.ipynb #24df1955
 class CampaignError(LMCourseError):
     "A campaign's file that cannot be read, or that asks for what does not exist."
 
+
 @dataclass(frozen=True)
 class CampaignRun:
     "One run of a campaign."
-    recipe: str                  # its name
-    seed: int=0
-    expected: float|None=None    # validation perplexity, written down before
-    corpus: str|None=None        # None: the recipe's own
-    tiny: bool=False             # the small twin
-    fields: dict=field(default_factory=dict) # {'section.field': value}
-    adapt: tuple=()              # kinds of adaptation that are measured afterwards
+
+    recipe: str  # its name
+    seed: int = 0
+    expected: float | None = None  # validation perplexity, written down before
+    corpus: str | None = None  # None: the recipe's own
+    tiny: bool = False  # the small twin
+    fields: dict = field(default_factory=dict)  # {'section.field': value}
+    adapt: tuple = ()  # kinds of adaptation that are measured afterwards
 
     @property
-    def name(self)->str:         # of its folder
+    def name(self) -> str:  # of its folder
         "Recipe and seed."
         return f'{self.recipe}-s{self.seed}'
 
-    def to_recipe(self)->'Recipe':
+    def to_recipe(self) -> Recipe:
         "The recipe with everything that the campaign changes. Raises `RecipeError` for what does not exist."
         recipe = get_recipe(self.recipe)
-        if self.tiny: recipe = tiny(recipe)
+        if self.tiny:
+            recipe = tiny(recipe)
         corpus = {} if self.corpus is None else {'data.corpus': self.corpus}
         return override(recipe, corpus | {'train.seed': self.seed} | self.fields)
 
 # %% ../nbs/campaign.ipynb #99cfdba0
 _FIELDS = ('recipe', 'seeds', 'expected', 'corpus', 'tiny', 'fields', 'adapt')
 
-def load_campaign(path: str|Path    # a TOML file, or the name of one that travels with the course: gpu, rehearsal
-                 )->list[CampaignRun]:
+
+def load_campaign(
+    path: str | Path,  # a TOML file, or the name of one that travels with the course: gpu, rehearsal
+) -> list[CampaignRun]:
     "The runs of a campaign, in their order. Raises `CampaignError` or `RecipeError` before anything is run."
     path = Path(path)
-    inside = Path(str(files('lmcourse')))/'campaigns'/f'{path}.toml'
-    if not path.exists() and inside.exists(): path = inside
-    try: found = tomllib.loads(path.read_text(encoding='utf-8'))
-    except OSError as e: raise CampaignError(f'cannot read {path}: {e.strerror or e}') from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise CampaignError(f'{path} is no TOML: {e}') from None
+    inside = Path(str(files('lmcourse'))) / 'campaigns' / f'{path}.toml'
+    if not path.exists() and inside.exists():
+        path = inside
+    try:
+        found = tomllib.loads(path.read_text(encoding='utf-8'))
+    except OSError as e:
+        raise CampaignError(f'cannot read {path}: {e.strerror or e}') from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise CampaignError(f'{path} is no TOML: {e}') from None
     runs = []
     for n, one in enumerate(found.get('run') or [], 1):
-        if not isinstance(one, dict) or 'recipe' not in one: raise CampaignError(f'{path}: run {n} names no recipe')
-        if unknown := one.keys() - set(_FIELDS): raise CampaignError(f'{path}: run {n} has {", ".join(sorted(unknown))}, and a run has {", ".join(_FIELDS)}')
+        if not isinstance(one, dict) or 'recipe' not in one:
+            raise CampaignError(f'{path}: run {n} names no recipe')
+        if unknown := one.keys() - set(_FIELDS):
+            raise CampaignError(f'{path}: run {n} has {", ".join(sorted(unknown))}, and a run has {", ".join(_FIELDS)}')
         rest = {k: v for k, v in one.items() if k != 'seeds'} | {'adapt': tuple(one.get('adapt', ()))}
         for seed in one.get('seeds', [0]):
             run = CampaignRun(seed=seed, **rest)
             run.to_recipe()
             runs.append(run)
-    if not runs: raise CampaignError(f'{path} has no runs: write [[run]] and recipe = "..." for each')
-    if len({run.name for run in runs}) < len(runs): raise CampaignError(f'{path} names a recipe twice with the same seed: give one of them another seed')
+    if not runs:
+        raise CampaignError(f'{path} has no runs: write [[run]] and recipe = "..." for each')
+    if len({run.name for run in runs}) < len(runs):
+        raise CampaignError(f'{path} names a recipe twice with the same seed: give one of them another seed')
     return runs
 
 # %% ../nbs/campaign.ipynb #eff89f2f
-def run_state(folder: Path      # of one run
-             )->str:            # done, stopped or waiting
+def run_state(folder: Path) -> str:  # of one run  # done, stopped or waiting
     "How far a run has come, by its folder alone."
-    summary = Run.open(folder).summary if (folder/'config.json').exists() else None
-    if summary and summary.get('finished') and summary.get('stopped') != 'max_minutes': return 'done'
-    return 'stopped' if (folder/'state.safetensors').exists() else 'waiting'
+    summary = Run.open(folder).summary if (folder / 'config.json').exists() else None
+    if summary and summary.get('finished') and summary.get('stopped') != 'max_minutes':
+        return 'done'
+    return 'stopped' if (folder / 'state.safetensors').exists() else 'waiting'
 
-def campaign_row(run: CampaignRun,
-                 out: Path,         # the campaign's folder
-                 state: str|None=None, # None: as its folder says
-                )->dict:            # recipe, seed, expected, measured, seconds, steps, tokens_per_second, state
+
+def campaign_row(
+    run: CampaignRun,
+    out: Path,  # the campaign's folder
+    state: str | None = None,  # None: as its folder says
+) -> dict:  # recipe, seed, expected, measured, seconds, steps, tokens_per_second, state
     "What is known of a run, for the table and for the file."
-    folder = out/run.name
-    summary = (Run.open(folder).summary if (folder/'config.json').exists() else None) or {}
+    folder = out / run.name
+    summary = (Run.open(folder).summary if (folder / 'config.json').exists() else None) or {}
     validation = summary.get('validation') or {}
-    return dict(recipe=run.recipe, seed=run.seed, expected=run.expected, measured=validation.get('perplexity'), seconds=summary.get('seconds'), steps=summary.get('steps'),
-                tokens_per_second=summary.get('tokens_per_second'), state=state or run_state(folder))
+    return dict(
+        recipe=run.recipe,
+        seed=run.seed,
+        expected=run.expected,
+        measured=validation.get('perplexity'),
+        seconds=summary.get('seconds'),
+        steps=summary.get('steps'),
+        tokens_per_second=summary.get('tokens_per_second'),
+        state=state or run_state(folder),
+    )
 
-def campaign_table(rows: list[dict] # as `campaign_row` makes them
-                  )->str:           # Markdown
+
+def campaign_table(rows: list[dict]) -> str:  # as `campaign_row` makes them  # Markdown
     "Expectation beside result."
-    return table(rows, dict(recipe='recipe', seed='seed', expected='expected', measured='measured', steps='steps', seconds='seconds', tokens_per_second='tokens per second', state='state'))
+    return table(
+        rows,
+        dict(
+            recipe='recipe',
+            seed='seed',
+            expected='expected',
+            measured='measured',
+            steps='steps',
+            seconds='seconds',
+            tokens_per_second='tokens per second',
+            state='state',
+        ),
+    )
 
 # %% ../nbs/campaign.ipynb #004c6082
-_SMALL = 4 * 2**20            # bytes of best weights that still travel
+_SMALL = 4 * 2**20  # bytes of best weights that still travel
 
-def pack(out: Path              # the campaign's folder
-        )->Path:                # the archive in it
+
+def pack(out: Path) -> Path:  # the campaign's folder  # the archive in it
     "Everything small of every run in one archive."
-    names = ('config.json', 'environment.json', 'metrics.jsonl', 'summary.json', 'tokenizer.json', 'adaptation.json', 'log.txt')
-    path, new = out/'campaign.tar.gz', out/'.campaign.tar.gz.tmp'
+    names = (
+        'config.json',
+        'environment.json',
+        'metrics.jsonl',
+        'summary.json',
+        'tokenizer.json',
+        'adaptation.json',
+        'log.txt',
+    )
+    path, new = out / 'campaign.tar.gz', out / '.campaign.tar.gz.tmp'
     with tarfile.open(new, 'w:gz') as archive:
-        for file in sorted([out/'campaign.json', *(p for n in names for p in out.glob(f'*/{n}')), *(p for p in out.glob('*/best.safetensors') if p.stat().st_size <= _SMALL)]):
-            if file.exists(): archive.add(file, file.relative_to(out))
+        for file in sorted(
+            [
+                out / 'campaign.json',
+                *(p for n in names for p in out.glob(f'*/{n}')),
+                *(p for p in out.glob('*/best.safetensors') if p.stat().st_size <= _SMALL),
+            ]
+        ):
+            if file.exists():
+                archive.add(file, file.relative_to(out))
     os.replace(new, path)
     return path
 
@@ -112,149 +162,262 @@ def _command(run, folder, minutes, device):
     "The words that start a run, or take it up again."
     words = ['run', run.recipe, '--device', device]
     if run_state(folder) == 'stopped':
-        done = (Run.open(folder).summary or {}).get('seconds') or 0.
-        words += ['--resume', str(folder)] + ([] if minutes is None else ['--max-minutes', f'{done / 60 + minutes:.3f}'])
+        done = (Run.open(folder).summary or {}).get('seconds') or 0.0
+        words += ['--resume', str(folder)] + (
+            [] if minutes is None else ['--max-minutes', f'{done / 60 + minutes:.3f}']
+        )
     else:
-        words += ['--out', str(folder), '--seed', str(run.seed)] + (['--tiny'] if run.tiny else []) + (['--corpus', run.corpus] if run.corpus else [])
-        if minutes is not None: words += ['--max-minutes', f'{minutes:.3f}']
-        for name, value in run.fields.items(): words += [f'--{name}', str(value)]
+        words += (
+            ['--out', str(folder), '--seed', str(run.seed)]
+            + (['--tiny'] if run.tiny else [])
+            + (['--corpus', run.corpus] if run.corpus else [])
+        )
+        if minutes is not None:
+            words += ['--max-minutes', f'{minutes:.3f}']
+        for name, value in run.fields.items():
+            words += [f'--{name}', str(value)]
     return [sys.executable, '-m', 'lmcourse.cli', *words]
 
+
 def _adapt_command(folder, kind, device):
-    return [sys.executable, '-m', 'lmcourse.cli', 'eval', str(folder), '--device', device, '--cache' if kind == 'cache' else '--dynamic']
+    return [
+        sys.executable,
+        '-m',
+        'lmcourse.cli',
+        'eval',
+        str(folder),
+        '--device',
+        device,
+        '--cache' if kind == 'cache' else '--dynamic',
+    ]
+
 
 def _spawn(words, log):
     "A process in a session of its own, so that a Ctrl-C reaches it through us."
-    env = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [str(Path(str(files('lmcourse'))).parent), os.environ.get('PYTHONPATH')]))}
-    with open(log, 'ab') as f: return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True, env=env)
+    env = os.environ | {
+        'PYTHONPATH': os.pathsep.join(
+            filter(None, [str(Path(str(files('lmcourse'))).parent), os.environ.get('PYTHONPATH')])
+        )
+    }
+    with open(log, 'ab') as f:
+        return subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True, env=env)
+
 
 def _end(children, patience=60):
     "Ask every process to stop and to save; wait for it; and make an end where it does not."
     for child in children:
-        if child.poll() is None: child.send_signal(signal.SIGTERM)
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + patience
     for child in children:
-        try: child.wait(max(.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired: child.kill(); child.wait()
+        try:
+            child.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
 
 # %% ../nbs/campaign.ipynb #7aeb4c90
-def run_campaign(path: str|Path,             # the campaign's file, or the name of one that travels
-                 out: str|Path='runs/campaign', # its folder; the same one again goes on
-                 max_minutes: float|None=None, # of all; None: until everything is done
-                 jobs: int=1,                # runs at a time
-                 device: str='auto',
-                 tell=print,                 # called with a line when a run starts or ends
-                 pack_every: float=60.,      # seconds between two archives
-                )->list[dict]:               # a row for each run
+def run_campaign(
+    path: str | Path,  # the campaign's file, or the name of one that travels
+    out: str | Path = 'runs/campaign',  # its folder; the same one again goes on
+    max_minutes: float | None = None,  # of all; None: until everything is done
+    jobs: int = 1,  # runs at a time
+    device: str = 'auto',
+    tell=print,  # called with a line when a run starts or ends
+    pack_every: float = 60.0,  # seconds between two archives
+) -> list[dict]:  # a row for each run
     "Run a list of recipes under one clock. Raises `KeyboardInterrupt` after a Ctrl-C, when every run has saved."
-    if jobs < 1: raise CampaignError(f'at least one run goes at a time, got --jobs {jobs}')
-    if max_minutes is not None and not 0 < max_minutes < 1e6: raise CampaignError(f'--max-minutes is above 0, got {max_minutes}')
+    if jobs < 1:
+        raise CampaignError(f'at least one run goes at a time, got --jobs {jobs}')
+    if max_minutes is not None and not 0 < max_minutes < 1e6:
+        raise CampaignError(f'--max-minutes is above 0, got {max_minutes}')
     runs, out, began, packed = load_campaign(path), Path(out), time.monotonic(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     left = lambda: None if max_minutes is None else max_minutes - (time.monotonic() - began) / 60
-    waiting, going, states = [r for r in runs if run_state(out/r.name) != 'done'], {}, {}
+    waiting, going, states = [r for r in runs if run_state(out / r.name) != 'done'], {}, {}
 
     def note():
         rows = [campaign_row(r, out, 'running' if r.name in going else states.get(r.name)) for r in runs]
-        write_json(out/'campaign.json', rows)
+        write_json(out / 'campaign.json', rows)
         return rows
 
     def start(run):
-        folder, minutes = out/run.name, left()
+        folder, minutes = out / run.name, left()
         folder.mkdir(exist_ok=True)
-        going[run.name] = (run, _spawn(_command(run, folder, None if minutes is None else .95 * minutes, device), folder/'log.txt'))
+        going[run.name] = (
+            run,
+            _spawn(_command(run, folder, None if minutes is None else 0.95 * minutes, device), folder / 'log.txt'),
+        )
         tell(f'{run.name}: started')
 
     def finish(name):
         run, child = going.pop(name)
-        if child.returncode not in (0, 130): states[name] = 'failed'
+        if child.returncode not in (0, 130):
+            states[name] = 'failed'
         else:
             for kind in run.adapt:
-                if run_state(out/name) == 'done' and (left() is None or left() > 0): _spawn(_adapt_command(out/name, kind, device), out/name/'log.txt').wait()
+                if run_state(out / name) == 'done' and (left() is None or left() > 0):
+                    _spawn(_adapt_command(out / name, kind, device), out / name / 'log.txt').wait()
         row = campaign_row(run, out, states.get(name))
-        tell(f"{name}: {row['state']}" + (f", perplexity {row['measured']:.2f}" if row['measured'] else f', see {out/name/"log.txt"}'))
+        tell(
+            f"{name}: {row['state']}"
+            + (f", perplexity {row['measured']:.2f}" if row['measured'] else f', see {out / name / "log.txt"}')
+        )
 
-    before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)) if hasattr(signal, 'SIGTERM') and _main_thread() else None
+    before = (
+        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        if hasattr(signal, 'SIGTERM') and _main_thread()
+        else None
+    )
     try:
         while (waiting or going) and (left() is None or left() > 0):
-            while waiting and len(going) < jobs: start(waiting.pop(0)); note()
-            time.sleep(.2)
-            for name in [n for n, (_, child) in going.items() if child.poll() is not None]: finish(name); note()
-            if time.monotonic() - packed > pack_every: pack(out); packed = time.monotonic()
+            while waiting and len(going) < jobs:
+                start(waiting.pop(0))
+                note()
+            time.sleep(0.2)
+            for name in [n for n, (_, child) in going.items() if child.poll() is not None]:
+                finish(name)
+                note()
+            if time.monotonic() - packed > pack_every:
+                pack(out)
+                packed = time.monotonic()
     finally:
         _end([child for _, child in going.values()])
-        for name in list(going): going.pop(name)
-        rows = note(); pack(out)
-        if before is not None: signal.signal(signal.SIGTERM, before)
+        for name in list(going):
+            going.pop(name)
+        rows = note()
+        pack(out)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return rows
+
 
 def _main_thread():
     import threading
+
     return threading.current_thread() is threading.main_thread()
 
 # %% ../nbs/campaign.ipynb #71cb5450
-def ceilings(device: str='auto'   # where to measure
-            )->dict:              # TFLOP/s of matrix products in fp32 and bf16, GB/s of a copy
+def ceilings(
+    device: str = 'auto',  # where to measure
+) -> dict:  # TFLOP/s of matrix products in fp32 and bf16, GB/s of a copy
     "What the device does at most, by its own clock."
-    d = pick_device(device); n, rounds = (8192, 10) if d.type == 'cuda' else (1024, 5)
+    d = pick_device(device)
+    n, rounds = (8192, 10) if d.type == 'cuda' else (1024, 5)
     wait = torch.cuda.synchronize if d.type == 'cuda' else lambda: None
+
     def best(f):
         times = []
-        for _ in range(rounds + 2): wait(); tic = time.perf_counter(); f(); wait(); times.append(time.perf_counter() - tic)
+        for _ in range(rounds + 2):
+            wait()
+            tic = time.perf_counter()
+            f()
+            wait()
+            times.append(time.perf_counter() - tic)
         return min(times[2:])
+
     found = {}
     for name, kind in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
         a, b = (torch.randn(n, n, device=d).to(kind) for _ in range(2))
         found[f'{name}_tflops'] = 2 * n**3 / best(lambda: a @ b) / 1e12
     x = torch.empty(2**28 if d.type == 'cuda' else 2**24, dtype=torch.uint8, device=d)
     y = torch.empty_like(x)
-    return found | dict(copy_gbs=2 * len(x) / best(lambda: y.copy_(x)) / 1e9, device=torch.cuda.get_device_name(d) if d.type == 'cuda' else d.type)
+    return found | dict(
+        copy_gbs=2 * len(x) / best(lambda: y.copy_(x)) / 1e9,
+        device=torch.cuda.get_device_name(d) if d.type == 'cuda' else d.type,
+    )
 
-def check_one(run: CampaignRun,
-              device: str='auto',
-              num_steps: int=20,
-             )->dict:             # tokens_per_second, peak_memory, precision, resumed
+
+def check_one(
+    run: CampaignRun,
+    device: str = 'auto',
+    num_steps: int = 20,
+) -> dict:  # tokens_per_second, peak_memory, precision, resumed
     "Take a run's first steps, keep its state, take it up again, and take one more."
-    recipe = override(run.to_recipe(), {'train.device': device, 'train.max_steps': None, 'train.max_minutes': None, 'train.epochs': 100})
+    recipe = override(
+        run.to_recipe(),
+        {'train.device': device, 'train.max_steps': None, 'train.max_minutes': None, 'train.epochs': 100},
+    )
     with tempfile.TemporaryDirectory() as folder:
-        t = Trainer(recipe, Path(folder)/'run', show=False)
+        t = Trainer(recipe, Path(folder) / 'run', show=False)
         wait = torch.cuda.synchronize if t.device.type == 'cuda' else lambda: None
-        t.model.train(); stream = steps(t)
-        for _ in range(3): train_step(t, next(stream))
-        wait(); before, tic = t.tokens, time.perf_counter()
-        for _ in range(num_steps): train_step(t, next(stream))
-        wait(); seconds = time.perf_counter() - tic
-        speed, t.nats = (t.tokens - before) / seconds, 0.
+        t.model.train()
+        stream = steps(t)
+        for _ in range(3):
+            train_step(t, next(stream))
+        wait()
+        before, tic = t.tokens, time.perf_counter()
+        for _ in range(num_steps):
+            train_step(t, next(stream))
+        wait()
+        seconds = time.perf_counter() - tic
+        speed, t.nats = (t.tokens - before) / seconds, 0.0
         save(t)
-        again = resume(Path(folder)/'run', show=False)
-        again.model.train(); train_step(again, next(steps(again)))
+        again = resume(Path(folder) / 'run', show=False)
+        again.model.train()
+        train_step(again, next(steps(again)))
         memory = torch.cuda.max_memory_allocated(t.device) if t.device.type == 'cuda' else None
-    return dict(recipe=run.recipe, tokens_per_second=speed, peak_memory=memory, precision=t.precision, resumed=again.step == t.step + 1)
+    return dict(
+        recipe=run.recipe,
+        tokens_per_second=speed,
+        peak_memory=memory,
+        precision=t.precision,
+        resumed=again.step == t.step + 1,
+    )
+
 
 def _check_child():
     "One check in a process of its own: the run comes in by the standard input, the row goes out as a line."
     run, device, num_steps = json.loads(sys.stdin.read())
     print(json.dumps(check_one(CampaignRun(**run), device, num_steps)))
 
-def check_campaign(path: str|Path,       # the campaign's file
-                   device: str='auto',
-                   num_steps: int=20,    # of each recipe
-                   seconds: float=100.,  # of all
-                   tell=print,           # called with a line for each
-                  )->dict:               # ceilings, and a row for each recipe
+
+def check_campaign(
+    path: str | Path,  # the campaign's file
+    device: str = 'auto',
+    num_steps: int = 20,  # of each recipe
+    seconds: float = 100.0,  # of all
+    tell=print,  # called with a line for each
+) -> dict:  # ceilings, and a row for each recipe
     "The first minute on a machine. Nothing in it stops the rest."
     runs = list({r.recipe: r for r in load_campaign(path)}.values())
     began, rows = time.monotonic(), []
     top = ceilings(device)
     tell(', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in top.items()))
-    env = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, [str(Path(str(files('lmcourse'))).parent), os.environ.get('PYTHONPATH')]))}
+    env = os.environ | {
+        'PYTHONPATH': os.pathsep.join(
+            filter(None, [str(Path(str(files('lmcourse'))).parent), os.environ.get('PYTHONPATH')])
+        )
+    }
     for n, run in enumerate(runs):
-        share = max(5., (seconds - (time.monotonic() - began)) / (len(runs) - n) * 2)
-        if time.monotonic() - began > seconds: rows.append(dict(recipe=run.recipe, failed='no time was left')); continue
+        share = max(5.0, (seconds - (time.monotonic() - began)) / (len(runs) - n) * 2)
+        if time.monotonic() - began > seconds:
+            rows.append(dict(recipe=run.recipe, failed='no time was left'))
+            continue
         work = json.dumps([vars(run), device, num_steps])
         try:
-            done = subprocess.run([sys.executable, '-c', 'from lmcourse.campaign import _check_child; _check_child()'], input=work, capture_output=True, text=True, timeout=share, env=env)
-            rows.append(json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else dict(recipe=run.recipe, failed=(done.stderr.strip().splitlines() or ['?'])[-1][:200]))
-        except subprocess.TimeoutExpired: rows.append(dict(recipe=run.recipe, failed=f'took longer than {share:.0f} s'))
-        r = rows[-1]; tell(f"{r['recipe']}: " + (f"{r['tokens_per_second']:,.0f} tokens a second, {r['precision']}, resumed: {r['resumed']}" if 'failed' not in r else r['failed']))
+            done = subprocess.run(
+                [sys.executable, '-c', 'from lmcourse.campaign import _check_child; _check_child()'],
+                input=work,
+                capture_output=True,
+                text=True,
+                timeout=share,
+                env=env,
+            )
+            rows.append(
+                json.loads(done.stdout.splitlines()[-1])
+                if done.returncode == 0
+                else dict(recipe=run.recipe, failed=(done.stderr.strip().splitlines() or ['?'])[-1][:200])
+            )
+        except subprocess.TimeoutExpired:
+            rows.append(dict(recipe=run.recipe, failed=f'took longer than {share:.0f} s'))
+        r = rows[-1]
+        tell(
+            f"{r['recipe']}: "
+            + (
+                f"{r['tokens_per_second']:,.0f} tokens a second, {r['precision']}, resumed: {r['resumed']}"
+                if 'failed' not in r
+                else r['failed']
+            )
+        )
     return dict(ceilings=top, rows=rows)

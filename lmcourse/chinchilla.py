@@ -12,20 +12,27 @@ from .transformer import Transformer
 # %% ../nbs/23_chinchilla.ipynb #5378827d
 @recipe
 def chinchilla_small():
-    """The model and the settings of the fourth note's first two experiments on the embedded text, two passes: the place from which its third is reached one change at a time.
+    """The model and the settings of the fourth note's first two experiments on the embedded text, two passes: the place
+    from which its third is reached one change at a time.
 
     `lmcourse run chinchilla-small`."""
-    return Recipe('chinchilla-small', Transformer(16, 2, 64, 2, 128, dropout=.3), Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
-                  Optim(weight_decay=0.1), Train(epochs=2))
+    return Recipe(
+        'chinchilla-small',
+        Transformer(16, 2, 64, 2, 128, dropout=0.3),
+        Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
+        Optim(weight_decay=0.1),
+        Train(epochs=2),
+    )
+
 
 _WIDE, _DEEP = {'model.width': 128, 'model.heads': 8, 'model.hidden': 512}, {'model.layers': 4}
 CONFOUNDS = {
     'as it is': {},
-    'dropout 0.1': {'model.dropout': .1},
+    'dropout 0.1': {'model.dropout': 0.1},
     'learning rate 6e-4': {'optim.lr': 6e-4},
     'four blocks': _DEEP,
     'width 128': _WIDE,
-    'all four, as experiment 3': {'model.dropout': .1, 'optim.lr': 6e-4} | _DEEP | _WIDE,
+    'all four, as experiment 3': {'model.dropout': 0.1, 'optim.lr': 6e-4} | _DEEP | _WIDE,
     'learning rate 1e-2, no dropout': {'optim.lr': 1e-2, 'model.dropout': 0},
     'that, and the rate falls to zero': {'optim.lr': 1e-2, 'model.dropout': 0, 'optim.schedule': 'cosine'},
 }
@@ -33,11 +40,18 @@ CONFOUNDS = {
 # %% ../nbs/23_chinchilla.ipynb #67a5d9e8
 @recipe
 def chinchilla_plateau():
-    """The shape of the fourth note's third experiment, narrow, on the embedded text, ten passes at a constant rate: a curve that flattens.
+    """The shape of the fourth note's third experiment, narrow, on the embedded text, ten passes at a constant rate: a
+    curve that flattens.
 
     `lmcourse run chinchilla-plateau`, two minutes on one core."""
-    return Recipe('chinchilla-plateau', Transformer(32, 4, 128, 4, 128, dropout=.1), Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
-                  Optim(lr=2e-3, weight_decay=0.1, warmup=100), Train(epochs=10))
+    return Recipe(
+        'chinchilla-plateau',
+        Transformer(32, 4, 128, 4, 128, dropout=0.1),
+        Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
+        Optim(lr=2e-3, weight_decay=0.1, warmup=100),
+        Train(epochs=10),
+    )
+
 
 _FALLS, _LARGE, _TWICE = {'optim.schedule': 'cosine'}, {'optim.lr': 6e-3}, {'model.width': 64, 'model.hidden': 256}
 CEILING = {

@@ -26,18 +26,23 @@ from .generate import Sampling, stream
 from .bench import run_benchmarks
 
 # %% ../nbs/command_line.ipynb #428485ae
-def _saw(d: dict)->str:
+def _saw(d: dict) -> str:
     "What the model could look back on when it was measured."
-    if d['stride'] is not None: return f'windows of {d["context"]}' + (f', one every {d["stride"]}' if d['stride'] != d['context'] else '')
+    if d['stride'] is not None:
+        return f'windows of {d["context"]}' + (f', one every {d["stride"]}' if d['stride'] != d['context'] else '')
     return f'state carried, lanes: {d["lanes"]}' if d['context'] is None else f'{d["context"]} tokens before each'
 
-def _show(m: Measurement|dict)->str:
+
+def _show(m: Measurement | dict) -> str:
     "A measurement in one line, with the conditions that it must not travel without."
     d = m if isinstance(m, dict) else m.to_dict()
     bits = f', {d["bits_per_byte"]:.3f} bits per byte' if d['bits_per_byte'] is not None else ''
     low_high = f' (95 %: {d["interval"][0]:.4g} to {d["interval"][1]:.4g})' if d['interval'] else ''
-    return (f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["tokens"]:,} {d["tokenizer"]} tokens, '
-            f'{d["types"]:,} types, {d["unknown"]:,} unknown; {_saw(d)}' + (f'; adapting: {d["adaptation"]}' if d.get('adaptation') else ''))
+    return (
+        f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["tokens"]:,}'
+        f' {d["tokenizer"]} tokens, {d["types"]:,} types, {d["unknown"]:,} unknown; {_saw(d)}'
+        + (f'; adapting: {d["adaptation"]}' if d.get('adaptation') else '')
+    )
 
 # %% ../nbs/command_line.ipynb #197c42c5
 def cmd_list(a):
@@ -48,9 +53,11 @@ def cmd_list(a):
         rows.append(dict(recipe=name, parameters=parameters(r), claimed=r.claimed, summary=r.summary))
     return {'recipes': rows}, table(rows)
 
+
 def cmd_baseline(a):
     "Counting: fit modified Kneser-Ney on a corpus's train split and score the other two."
-    if not 0 <= a.order <= 20: raise LMCourseError(f'--order lies between 0 and 20, got {a.order}')
+    if not 0 <= a.order <= 20:
+        raise LMCourseError(f'--order lies between 0 and 20, got {a.order}')
     tic = time.perf_counter()
     data = tokenize_corpus(a.corpus, a.tokenizer, a.min_count)
     model = (KneserNey(a.order) if a.order else Uniform()).fit(data.train.ids, data.types, data.tokenizer.first_id)
@@ -60,11 +67,18 @@ def cmd_baseline(a):
     return answer, '\n'.join(map(_show, both.values())) + f'\n{answer["seconds"]:.1f} s{memory}'
 
 # %% ../nbs/command_line.ipynb #b30f7cea
-def _latest(recipe: str)->Path:
+def _latest(recipe: str) -> Path:
     "The newest run of a recipe under runs/."
-    found = sorted((p.parent for p in Path('runs').glob(f'{recipe}-s*/config.json')), key=lambda p: (p/'config.json').stat().st_mtime)
-    if not found: raise LMCourseError(f'there is no run of {recipe!r} under runs/ to take up again: name its folder, --resume FOLDER')
+    found = sorted(
+        (p.parent for p in Path('runs').glob(f'{recipe}-s*/config.json')),
+        key=lambda p: (p / 'config.json').stat().st_mtime,
+    )
+    if not found:
+        raise LMCourseError(
+            f'there is no run of {recipe!r} under runs/ to take up again: name its folder, --resume FOLDER'
+        )
     return found[-1]
+
 
 def cmd_run(a):
     "Train a recipe, from its first step or from where a run was last saved; under torchrun, in several processes."
@@ -74,74 +88,116 @@ def cmd_run(a):
     if a.resume is not None:
         get_recipe(a.recipe)
         path = a.resume or a.out or _latest(a.recipe)
-        if (begun := Run.open(path).recipe) != a.recipe: raise LMCourseError(f'{path} is a run of {begun!r}, not of {a.recipe!r}')
+        if (begun := Run.open(path).recipe) != a.recipe:
+            raise LMCourseError(f'{path} is a run of {begun!r}, not of {a.recipe!r}')
         may_change = {f'train.{k}' for k in ('epochs', 'max_steps', 'max_minutes', 'patience', 'device', 'log_every')}
-        if other := changes.keys() - may_change | {o for o, given in (('--corpus', a.corpus), ('--tiny', a.tiny)) if given}:
-            raise LMCourseError(f'a run is taken up again as it was begun; {", ".join(sorted(other))} would make it another: start a new one')
+        if other := changes.keys() - may_change | {
+            o for o, given in (('--corpus', a.corpus), ('--tiny', a.tiny)) if given
+        }:
+            raise LMCourseError(
+                f'a run is taken up again as it was begun; {", ".join(sorted(other))} would make it another: start a'
+                ' new one'
+            )
         trainer = resume(path, kind=kind, **{k.partition('.')[2]: v for k, v in changes.items()})
     else:
         r = get_recipe(a.recipe)
-        if a.tiny: r = tiny(r)
-        if a.corpus: changes = {'data.corpus': a.corpus} | changes
+        if a.tiny:
+            r = tiny(r)
+        if a.corpus:
+            changes = {'data.corpus': a.corpus} | changes
         trainer = kind(override(r, changes), a.out)
-    if (run := fit_team(trainer)) is None: return None, ''    # of several processes, the first answers
+    if (run := fit_team(trainer)) is None:
+        return None, ''  # of several processes, the first answers
     s = run.summary
-    lines = [f'{run.path}: {s["steps"]:,} steps, {s["epochs"]:.2f} epochs, {s["tokens_per_second"]:,.0f} tokens per second; stopped by {s["stopped"]}']
+    lines = [
+        f'{run.path}: {s["steps"]:,} steps, {s["epochs"]:.2f} epochs, {s["tokens_per_second"]:,.0f} tokens per second;'
+        f' stopped by {s["stopped"]}'
+    ]
     return s | {'run': str(run.path)}, '\n'.join(lines + [_show(s[k]) for k in ('validation', 'test') if s[k]])
 
 # %% ../nbs/command_line.ipynb #fee74aed
 def cmd_eval(a):
     "Score a run's best weights on a split, as they are or while they adapt to it."
-    if a.cache and a.dynamic: raise LMCourseError('--cache and --dynamic are two ways to adapt: choose one')
+    if a.cache and a.dynamic:
+        raise LMCourseError('--cache and --dynamic are two ways to adapt: choose one')
     kind = 'cache' if a.cache else 'rms' if a.dynamic else None
-    if kind and a.stride: raise LMCourseError('a model that adapts reads the text once, from its beginning: leave --stride out')
-    m = evaluate_run_adapted(a.run, kind, a.split, a.device, tell=_tell) if kind else evaluate_run(a.run, a.split, a.device, a.stride)
+    if kind and a.stride:
+        raise LMCourseError('a model that adapts reads the text once, from its beginning: leave --stride out')
+    m = (
+        evaluate_run_adapted(a.run, kind, a.split, a.device, tell=_tell)
+        if kind
+        else evaluate_run(a.run, a.split, a.device, a.stride)
+    )
     return m.to_dict(), _show(m)
 
+
 def cmd_results(a):
-    "The published records, and the runs under a folder if one is named, beside what they claim and what counting reaches."
-    if a.runs and not Path(a.runs).is_dir(): raise LMCourseError(f'there is no folder {a.runs!r}')
+    """The published records, and the runs under a folder if one is named, beside what they claim and what counting
+    reaches."""
+    if a.runs and not Path(a.runs).is_dir():
+        raise LMCourseError(f'there is no folder {a.runs!r}')
     runs = records() + (records(a.runs) if a.runs else [])
     runs = [r for r in runs if r.summary]
     return {'results': [r.summary for r in runs]}, results_table(runs, all_baselines())
 
+
 def cmd_compare(a):
     "Where two runs differ, and which was better where that can be said."
     c = compare_runs(Run.open(a.a), Run.open(a.b))
-    rows, names = [dict(field=k, first=str(v[0]), second=str(v[1])) for k, v in c['configuration'].items()], dict(field='field', first=a.a, second=a.b)
+    rows, names = (
+        [dict(field=k, first=str(v[0]), second=str(v[1])) for k, v in c['configuration'].items()],
+        dict(field='field', first=a.a, second=a.b),
+    )
     lines = [table(rows, names)] if rows else ['the same settings']
     for split in ('validation', 'test'):
-        if (m := c[split]) and m['values']: lines.append(f'{split}, {m["unit"].replace("_", " ")}: {m["values"][0]:.4g} and {m["values"][1]:.4g}, ratio {m["ratio"]:.4f}')
-        if m and m['why_not']: lines.append(f'{split}: {m["why_not"]}')
+        if (m := c[split]) and m['values']:
+            lines.append(
+                f'{split}, {m["unit"].replace("_", " ")}: {m["values"][0]:.4g} and {m["values"][1]:.4g}, ratio'
+                f' {m["ratio"]:.4f}'
+            )
+        if m and m['why_not']:
+            lines.append(f'{split}: {m["why_not"]}')
     return c, '\n'.join(lines + c['notes'])
+
 
 def cmd_publish(a):
     "Keep the small parts of a run as a record."
     to = publish(a.run)
     return {'record': str(to)}, f'published as {to}'
 
+
 def cmd_generate(a):
     "Go on with a prompt, a token at a time; the text is shown as it grows."
-    sampling = Sampling(0. if a.greedy else a.temperature, a.top_k, a.top_p, a.min_p, a.penalty)
+    sampling = Sampling(0.0 if a.greedy else a.temperature, a.top_k, a.top_p, a.min_p, a.penalty)
     model, tokenizer, _ = load_model(a.run, a.device)
     shown = ''
     for [w] in stream(model, tokenizer, a.prompt, a.tokens, sampling, a.seed):
-        if w.tokens == 1 and w.unknown: print(f'lmcourse: not in the vocabulary of this run, and read as <unk>: {", ".join(map(repr, w.unknown))}', file=sys.stderr)
-        whole = w.text.rstrip('\ufffd')          # a letter of which some bytes are still to come
-        if not a.json: print(whole[len(shown):], end='', file=a.stdout, flush=True); shown = whole
-    if not a.json: print(w.text[len(shown):], file=a.stdout, flush=True)
+        if w.tokens == 1 and w.unknown:
+            print(
+                f'lmcourse: not in the vocabulary of this run, and read as <unk>: {", ".join(map(repr, w.unknown))}',
+                file=sys.stderr,
+            )
+        whole = w.text.rstrip('\ufffd')  # a letter of which some bytes are still to come
+        if not a.json:
+            print(whole[len(shown) :], end='', file=a.stdout, flush=True)
+            shown = whole
+    if not a.json:
+        print(w.text[len(shown) :], file=a.stdout, flush=True)
     _tell(f'{w.tokens} tokens, perplexity {w.perplexity:.1f}')
     return dict(text=w.text, tokens=w.tokens, perplexity=w.perplexity), None
 
 # %% ../nbs/command_line.ipynb #62e07861
 def _tell(text: str):
     "A line of progress, where somebody is watching."
-    if sys.stderr.isatty(): print(text, file=sys.stderr)
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
+
 
 def cmd_ladder(a):
     "Climb from knowing nothing to trained networks on one text; a table, a figure, and where to go on."
     out = climb(a.corpus, a.tokenizer, a.out, tell=_tell, **({} if a.max_steps is None else {'max_steps': a.max_steps}))
     return out, f'{out["table"]}\n\nfigure: {out["figure"]}\nGo on with the lessons: make lab'
+
 
 def cmd_campaign(a):
     "Run a list of recipes under one clock, several at once; expectation beside result."
@@ -151,7 +207,10 @@ def cmd_campaign(a):
     rows = run_campaign(a.file, a.out, a.max_minutes, a.jobs, a.device, tell=_say)
     return {'runs': rows}, campaign_table(rows)
 
-def _say(line): print(line, file=sys.stderr)
+
+def _say(line):
+    print(line, file=sys.stderr)
+
 
 def cmd_bench(a):
     "Measure our speed against the usual way of writing the same, side by side in one run."
@@ -161,104 +220,213 @@ def cmd_bench(a):
 # %% ../nbs/command_line.ipynb #f0c98812
 class _Fields(argparse.Action):
     "Nothing alone: shows `--section.field value` in the help."
-    def __call__(self, parser, *_): parser.error('--section.field stands for a field of the recipe, as in --optim.lr 1e-3')
 
-def _parser()->argparse.ArgumentParser:
+    def __call__(self, parser, *_):
+        parser.error('--section.field stands for a field of the recipe, as in --optim.lr 1e-3')
+
+
+def _parser() -> argparse.ArgumentParser:
     "All commands and their options."
-    p = argparse.ArgumentParser('lmcourse', description='A course in language modelling whose every number was measured.', allow_abbrev=False)
+    p = argparse.ArgumentParser(
+        'lmcourse', description='A course in language modelling whose every number was measured.', allow_abbrev=False
+    )
     p.add_argument('--version', action='version', version=f'lmcourse {__version__}')
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
     def command(f, name, *arguments):
         c = sub.add_parser(name, help=f.__doc__, description=f.__doc__, allow_abbrev=False)
         c.add_argument('--json', action='store_true', help='one JSON object on standard output')
-        for names, options in arguments: c.add_argument(*names.split(), **options)
+        for names, options in arguments:
+            c.add_argument(*names.split(), **options)
         c.set_defaults(function=f, fields={})
+
     arg = lambda names, **options: (names, options)
-    corpus = arg('corpus', help='stdlib, markov, wikitext-2, wikitext-2-raw, wikitext-103, wikitext-103-raw, or a path to text')
+    corpus = arg(
+        'corpus', help='stdlib, markov, wikitext-2, wikitext-2-raw, wikitext-103, wikitext-103-raw, or a path to text'
+    )
     command(cmd_list, 'list')
-    command(cmd_baseline, 'baseline', corpus, arg('--order', type=int, default=5, help='words in a gram; 0 is uniform'),
-            arg('--tokenizer', default='word', help='word, whitespace, gpt2, gpt2-note or bpe:N'),
-            arg('--min-count', type=int, default=3, help='rarer words become <unk>'))
-    command(cmd_run, 'run', arg('recipe', help='a name that `lmcourse list` shows'), arg('--corpus'), arg('--device', help='auto, cpu, cuda, mps'),
-            arg('--epochs', type=int), arg('--max-steps', type=int), arg('--max-minutes', type=float), arg('--seed', type=int),
-            arg('--out', help='folder of the run'), arg('--tiny', action='store_true', help='the small twin, in seconds'),
-            arg('--resume', nargs='?', const='', metavar='RUN', help='go on with a run: this folder, or --out, or the newest'),
-            arg('--section.field', action=_Fields, metavar='VALUE', dest='section', help='any field of the recipe: --optim.lr 1e-3'))
+    command(
+        cmd_baseline,
+        'baseline',
+        corpus,
+        arg('--order', type=int, default=5, help='words in a gram; 0 is uniform'),
+        arg('--tokenizer', default='word', help='word, whitespace, gpt2, gpt2-note or bpe:N'),
+        arg('--min-count', type=int, default=3, help='rarer words become <unk>'),
+    )
+    command(
+        cmd_run,
+        'run',
+        arg('recipe', help='a name that `lmcourse list` shows'),
+        arg('--corpus'),
+        arg('--device', help='auto, cpu, cuda, mps'),
+        arg('--epochs', type=int),
+        arg('--max-steps', type=int),
+        arg('--max-minutes', type=float),
+        arg('--seed', type=int),
+        arg('--out', help='folder of the run'),
+        arg('--tiny', action='store_true', help='the small twin, in seconds'),
+        arg(
+            '--resume',
+            nargs='?',
+            const='',
+            metavar='RUN',
+            help='go on with a run: this folder, or --out, or the newest',
+        ),
+        arg(
+            '--section.field',
+            action=_Fields,
+            metavar='VALUE',
+            dest='section',
+            help='any field of the recipe: --optim.lr 1e-3',
+        ),
+    )
     run = arg('run', help='folder of a run')
-    command(cmd_eval, 'eval', run, arg('--split', default='test', choices=('train', 'validation', 'test')), arg('--device', default='auto'),
-            arg('--cache', action='store_true', help='mix in a neural cache, tuned on validation'), arg('--dynamic', action='store_true', help='dynamic evaluation, tuned on validation'),
-            arg('--stride', type=int, help='tokens from one window to the next, for a model that carries no state; shorter than the window, each token has more before it'))
+    command(
+        cmd_eval,
+        'eval',
+        run,
+        arg('--split', default='test', choices=('train', 'validation', 'test')),
+        arg('--device', default='auto'),
+        arg('--cache', action='store_true', help='mix in a neural cache, tuned on validation'),
+        arg('--dynamic', action='store_true', help='dynamic evaluation, tuned on validation'),
+        arg(
+            '--stride',
+            type=int,
+            help=(
+                'tokens from one window to the next, for a model that carries no state; shorter than the window, each'
+                ' token has more before it'
+            ),
+        ),
+    )
     command(cmd_results, 'results', arg('--runs', help='a folder of runs, to be shown too'))
-    command(cmd_compare, 'compare', arg('a', metavar='RUN', help='folder of a run'), arg('b', metavar='RUN', help='folder of another'))
+    command(
+        cmd_compare,
+        'compare',
+        arg('a', metavar='RUN', help='folder of a run'),
+        arg('b', metavar='RUN', help='folder of another'),
+    )
     command(cmd_publish, 'publish', run)
-    command(cmd_generate, 'generate', run, arg('prompt', nargs='?', default='', help='the text to go on with; none: one begins'),
-            arg('--tokens', type=int, default=100, help='how many to write'), arg('--temperature', type=float, default=1., help='0: always the likeliest'),
-            arg('--greedy', action='store_true', help='the same as --temperature 0'), arg('--top-k', type=int, metavar='K', help='draw among the K likeliest'),
-            arg('--top-p', type=float, metavar='P', help='draw from the nucleus that has this share of the probability'),
-            arg('--min-p', type=float, metavar='P', help='draw what is at least so likely as this share of the likeliest'),
-            arg('--penalty', type=float, default=1., help='above 1: discourage what the text already has'), arg('--seed', type=int, default=0), arg('--device', default='auto'))
-    command(cmd_ladder, 'ladder', arg('corpus', nargs='?', default='stdlib'), arg('--tokenizer', default='word'),
-            arg('--out', help='folder for the runs and the figure'), arg('--max-steps', type=int, help='stop each training early'))
-    command(cmd_campaign, 'campaign', arg('file', help='a TOML file, or gpu, or rehearsal'), arg('--max-minutes', type=float, help='of all runs together'),
-            arg('--jobs', type=int, default=1, help='runs at a time'), arg('--device', default='auto'), arg('--out', default='runs/campaign', help='its folder; the same one again goes on'),
-            arg('--check', action='store_true', help='only what the device can do, and the first steps of each recipe'))
+    command(
+        cmd_generate,
+        'generate',
+        run,
+        arg('prompt', nargs='?', default='', help='the text to go on with; none: one begins'),
+        arg('--tokens', type=int, default=100, help='how many to write'),
+        arg('--temperature', type=float, default=1.0, help='0: always the likeliest'),
+        arg('--greedy', action='store_true', help='the same as --temperature 0'),
+        arg('--top-k', type=int, metavar='K', help='draw among the K likeliest'),
+        arg('--top-p', type=float, metavar='P', help='draw from the nucleus that has this share of the probability'),
+        arg('--min-p', type=float, metavar='P', help='draw what is at least so likely as this share of the likeliest'),
+        arg('--penalty', type=float, default=1.0, help='above 1: discourage what the text already has'),
+        arg('--seed', type=int, default=0),
+        arg('--device', default='auto'),
+    )
+    command(
+        cmd_ladder,
+        'ladder',
+        arg('corpus', nargs='?', default='stdlib'),
+        arg('--tokenizer', default='word'),
+        arg('--out', help='folder for the runs and the figure'),
+        arg('--max-steps', type=int, help='stop each training early'),
+    )
+    command(
+        cmd_campaign,
+        'campaign',
+        arg('file', help='a TOML file, or gpu, or rehearsal'),
+        arg('--max-minutes', type=float, help='of all runs together'),
+        arg('--jobs', type=int, default=1, help='runs at a time'),
+        arg('--device', default='auto'),
+        arg('--out', default='runs/campaign', help='its folder; the same one again goes on'),
+        arg('--check', action='store_true', help='only what the device can do, and the first steps of each recipe'),
+    )
     command(cmd_bench, 'bench', arg('--out', help='file for the measurement'), arg('--quick', action='store_true'))
     return p
 
 # %% ../nbs/command_line.ipynb #e40c0a0c
-def _read(argv: list[str]|None):
+def _read(argv: list[str] | None):
     "The words as a namespace; `--section.field value` pairs go into `fields`."
     p = _parser()
     a, rest = p.parse_known_args(argv)
-    if rest and a.command != 'run': p.error(f'unknown words: {" ".join(rest)}')
+    if rest and a.command != 'run':
+        p.error(f'unknown words: {" ".join(rest)}')
     rest = [w for r in rest for w in (r.split('=', 1) if r.startswith('--') else [r])]
     for name, value in zip(rest[::2], rest[1::2]):
-        if not name.startswith('--') or '.' not in name: p.error(f'unknown words: {name} {value}; a field of the recipe is written --section.field value')
+        if not name.startswith('--') or '.' not in name:
+            p.error(f'unknown words: {name} {value}; a field of the recipe is written --section.field value')
         a.fields[name[2:].replace('-', '_')] = value
-    if len(rest) % 2: p.error(f'{rest[-1]} stands alone: a field of the recipe is written --section.field value')
+    if len(rest) % 2:
+        p.error(f'{rest[-1]} stands alone: a field of the recipe is written --section.field value')
     return a
 
 # %% ../nbs/command_line.ipynb #1fcc09ed
-def main(argv: list[str]|None=None # words after `lmcourse`; None: those of the command line
-        )->int:                    # the exit status
+def main(
+    argv: list[str] | None = None,  # words after `lmcourse`; None: those of the command line
+) -> int:  # the exit status
     "Run one command."
-    for stream in (sys.stdout, sys.stderr):                # a terminal that lacks a letter shows its number
-        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')
     try:
         status = _carry_out(_read(argv))
         sys.stdout.flush()
         return status
-    except BrokenPipeError:                                # whoever read has had enough
+    except BrokenPipeError:  # whoever read has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
-    except OSError as e:                                   # the answer could not be written
-        try: print(f'lmcourse: the answer could not be written: {e.strerror or e}', file=sys.stderr)
-        except OSError: pass
+    except OSError as e:  # the answer could not be written
+        try:
+            print(f'lmcourse: the answer could not be written: {e.strerror or e}', file=sys.stderr)
+        except OSError:
+            pass
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
 
-def _carry_out(a)->int:
+
+def _carry_out(a) -> int:
     "The command, its answer, and its exit status."
-    try: rank = place()[0]
-    except LMCourseError as e: print(f'lmcourse: {e}', file=sys.stderr); return e.exit_code
+    try:
+        rank = place()[0]
+    except LMCourseError as e:
+        print(f'lmcourse: {e}', file=sys.stderr)
+        return e.exit_code
     a.stdout = sys.stdout
-    if rank and a.function is not cmd_run: return 0     # of the commands, a run alone is shared among processes
+    if rank and a.function is not cmd_run:
+        return 0  # of the commands, a run alone is shared among processes
     say = lambda what: print(f'lmcourse{f", process {rank}" if rank else ""}: {what}', file=sys.stderr)
     try:
-        with redirect_stdout(sys.stderr): answer, text = a.function(a)
+        with redirect_stdout(sys.stderr):
+            answer, text = a.function(a)
     except LMCourseError as e:
-        if rank: return 0               # the first process has the same to say, and answers for all
-        say(e); return e.exit_code
-    except KeyboardInterrupt: say('interrupted'); return 130
-    except MemoryError: say('there is not enough memory for this: take a smaller model, batch or corpus'); return 1
-    except RuntimeError as e: say(str(e).splitlines()[0] if str(e) else type(e).__name__); return 1
-    except BrokenPipeError: raise
-    except OSError as e: say(f'{e.filename or "the system"}: {e.strerror or e}'); return 1
-    if answer is None: return 0
-    if a.json or text is not None: print(json.dumps(plain(answer)) if a.json else text)      # what was streamed is printed already
+        if rank:
+            return 0  # the first process has the same to say, and answers for all
+        say(e)
+        return e.exit_code
+    except KeyboardInterrupt:
+        say('interrupted')
+        return 130
+    except MemoryError:
+        say('there is not enough memory for this: take a smaller model, batch or corpus')
+        return 1
+    except RuntimeError as e:
+        say(str(e).splitlines()[0] if str(e) else type(e).__name__)
+        return 1
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        say(f'{e.filename or "the system"}: {e.strerror or e}')
+        return 1
+    if answer is None:
+        return 0
+    if a.json or text is not None:
+        print(json.dumps(plain(answer)) if a.json else text)  # what was streamed is printed already
     if answer.get('stopped') == 'interrupted':
-        print(f'lmcourse: interrupted; go on with: lmcourse run {answer["recipe"]} --resume {answer["run"]}', file=sys.stderr); return 130
+        print(
+            f'lmcourse: interrupted; go on with: lmcourse run {answer["recipe"]} --resume {answer["run"]}',
+            file=sys.stderr,
+        )
+        return 130
     return 0
 
 # %% ../nbs/command_line.ipynb #94819320
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(main())

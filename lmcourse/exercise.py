@@ -12,17 +12,21 @@ from collections.abc import Callable
 # %% ../nbs/00_how_to_read.ipynb #3c171515
 def _agree(a, b, tol):
     "Whether two answers are the same, numbers within `tol` relative to `b`."
-    if isinstance(a, bool) or isinstance(b, (bool, str)) or b is None: return type(a) is type(b) and a == b
-    if hasattr(a, 'tolist'): a = a.tolist()
-    if hasattr(b, 'tolist'): b = b.tolist()
+    if isinstance(a, bool) or isinstance(b, (bool, str)) or b is None:
+        return type(a) is type(b) and a == b
+    if hasattr(a, 'tolist'):
+        a = a.tolist()
+    if hasattr(b, 'tolist'):
+        b = b.tolist()
     if isinstance(b, (list, tuple)):
         return isinstance(a, (list, tuple)) and len(a) == len(b) and all(_agree(x, y, tol) for x, y in zip(a, b))
     if not isinstance(a, (int, float)):
         return False
     try:
         return math.isclose(a, b, rel_tol=tol, abs_tol=1e-9 if b else tol)
-    except OverflowError:       # a whole number too large for a float
+    except OverflowError:  # a whole number too large for a float
         return a == b
+
 
 def _is_mistake(guess, wrong, tol):
     "Whether a guess is a mistake that a hint was written for; a test that cannot be made of this guess does not apply."
@@ -33,12 +37,14 @@ def _is_mistake(guess, wrong, tol):
     except Exception:
         return False
 
+
 def _is_quoted_number(guess):
     "Whether a guess is text that reads as a number."
     try:
         return isinstance(guess, str) and float(guess) is not None
     except ValueError:
         return False
+
 
 def _shown(x):
     "A value in a reply, cut short; what cannot be written out is named by its type."
@@ -51,36 +57,52 @@ def _shown(x):
 # %% ../nbs/00_how_to_read.ipynb #e57639f6
 class Exercise:
     "An exercise that checks itself: a right answer, and a hint for each mistake that people make."
-    def __init__(self,
-                 answer,               # the right answer: a number, a string, a sequence, or a function
-                 right: str,           # what a right answer is told
-                 hints: dict|None=None,# {a wrong answer, or a test of one: what it is told}
-                 otherwise: str='Look again at the cell above.', # what any other wrong answer is told
-                 tol: float=0.02,      # numbers count as right within this share
-                 cases: tuple=()):     # for a function: the arguments to try it with, as tuples
+
+    def __init__(
+        self,
+        answer,  # the right answer: a number, a string, a sequence, or a function
+        right: str,  # what a right answer is told
+        hints: dict | None = None,  # {a wrong answer, or a test of one: what it is told}
+        otherwise: str = 'Look again at the cell above.',  # what any other wrong answer is told
+        tol: float = 0.02,  # numbers count as right within this share
+        cases: tuple = (),  # for a function: the arguments to try it with, as tuples
+    ):
         self.answer, self.right, self.hints, self.otherwise = answer, right, hints or {}, otherwise
         self.tol, self.cases = tol, cases
 
-    def says(self, guess)->str:        # the reply: begins with 'Right:' or 'Not yet:'
+    def says(self, guess) -> str:  # the reply: begins with 'Right:' or 'Not yet:'
         "The reply to a guess."
-        if guess is None or guess is ...: return 'Write down a guess first.'
-        if isinstance(self.answer, Callable): return self._of_function(guess)
-        if _agree(guess, self.answer, self.tol): return f'Right: {self.right}'
+        if guess is None or guess is ...:
+            return 'Write down a guess first.'
+        if isinstance(self.answer, Callable):
+            return self._of_function(guess)
+        if _agree(guess, self.answer, self.tol):
+            return f'Right: {self.right}'
         for wrong, hint in self.hints.items():
-            if _is_mistake(guess, wrong, self.tol): return f'Not yet: {hint}'
+            if _is_mistake(guess, wrong, self.tol):
+                return f'Not yet: {hint}'
         if isinstance(self.answer, (int, float)) and _is_quoted_number(guess):
             return 'Not yet: this is text; write a number without the quotation marks (infinity is `math.inf`).'
         return f'Not yet: {self.otherwise}'
 
-    def _of_function(self, f)->str:
+    def _of_function(self, f) -> str:
         "The reply to a function: the first case in which it differs from the answer's."
-        if not isinstance(f, Callable): return f'Not yet: a function is wanted here, this is {type(f).__name__}.'
+        if not isinstance(f, Callable):
+            return f'Not yet: a function is wanted here, this is {type(f).__name__}.'
         for args in self.cases:
             want = self.answer(*args)
-            try: got = f(*args)
-            except Exception as e: return f'Not yet: with {_shown(args)} it stops with {type(e).__name__}: {_shown(e)}'
-            if got is None: return f'Not yet: with {_shown(args)} it gives None; is there a `return`?'
-            if not _agree(got, want, self.tol): return f'Not yet: with {_shown(args)} it gives {_shown(got)}, and {_shown(want)} is wanted. {self.otherwise}'
+            try:
+                got = f(*args)
+            except Exception as e:
+                return f'Not yet: with {_shown(args)} it stops with {type(e).__name__}: {_shown(e)}'
+            if got is None:
+                return f'Not yet: with {_shown(args)} it gives None; is there a `return`?'
+            if not _agree(got, want, self.tol):
+                return (
+                    f'Not yet: with {_shown(args)} it gives {_shown(got)}, and {_shown(want)} is wanted.'
+                    f' {self.otherwise}'
+                )
         return f'Right: {self.right}'
 
-    def __call__(self, guess): print(self.says(guess))
+    def __call__(self, guess):
+        print(self.says(guess))

@@ -19,18 +19,26 @@ from .train import Trainer, evaluate, fit, steps, train_step
 @recipe
 def lstm_small():
     "Two LSTM layers of 64 on the embedded text, windows of 35: the place from which one factor at a time is changed."
-    return Recipe('lstm-small', Recurrent(cell='lstm', embedding=64, hidden=64, layers=2, dropout=0.3),
-                  Data(corpus='stdlib', batches='windows', length=35, batch=32),
-                  Optim(lr=3e-3, weight_decay=1e-4, clip=1.0), Train(epochs=2, log_every=10, evaluate_every=55))
+    return Recipe(
+        'lstm-small',
+        Recurrent(cell='lstm', embedding=64, hidden=64, layers=2, dropout=0.3),
+        Data(corpus='stdlib', batches='windows', length=35, batch=32),
+        Optim(lr=3e-3, weight_decay=1e-4, clip=1.0),
+        Train(epochs=2, log_every=10, evaluate_every=55),
+    )
 
 # %% ../nbs/14_lstm_vs_gru.ipynb #30f3669f
-def step_seconds(base: Recipe,         # where to start
-                 changes: dict,        # {what it is called: {'section.field': value}}
-                 rounds: int=100,      # steps of each
-                )->dict:               # {what it is called: seconds of each step}
+def step_seconds(
+    base: Recipe,  # where to start
+    changes: dict,  # {what it is called: {'section.field': value}}
+    rounds: int = 100,  # steps of each
+) -> dict:  # {what it is called: seconds of each step}
     "Time the training steps of several settings in turns; three steps of each, which warm things up, are not counted."
     with tempfile.TemporaryDirectory() as folder:
-        trainers = {s: Trainer(override(base, change), Path(folder)/str(i), show=False) for i, (s, change) in enumerate(changes.items())}
+        trainers = {
+            s: Trainer(override(base, change), Path(folder) / str(i), show=False)
+            for i, (s, change) in enumerate(changes.items())
+        }
         groups, seconds = {s: steps(t) for s, t in trainers.items()}, {s: [] for s in trainers}
         for _ in range(rounds + 3):
             for s, t in trainers.items():
@@ -57,80 +65,126 @@ CHANGES = {
 }
 
 # %% ../nbs/14_lstm_vs_gru.ipynb #c42d8e15
-def one_run(base: Recipe,      # where to start
-            setting: str,      # what the change is called
-            changes: dict,     # {'section.field': value}
-            seed: int,
-            max_steps: int|None=None, # stop earlier
-           )->dict:            # a row: setting, seed, counts, measurements of validation (also with the state reset) and train, two curves
+def one_run(
+    base: Recipe,  # where to start
+    setting: str,  # what the change is called
+    changes: dict,  # {'section.field': value}
+    seed: int,
+    max_steps: int | None = None,  # stop earlier
+) -> dict:  # a row: setting, seed, counts, measurements of validation (also with the state reset) and train, two curves
     "Train with one thing changed; measure the best weights on validation, and on the text they were trained on."
     with tempfile.TemporaryDirectory() as folder:
-        t = Trainer(override(base, changes | {'train.seed': seed} | ({'train.max_steps': max_steps} if max_steps else {})), Path(folder)/'run', show=False)
+        t = Trainer(
+            override(base, changes | {'train.seed': seed} | ({'train.max_steps': max_steps} if max_steps else {})),
+            Path(folder) / 'run',
+            show=False,
+        )
         run = fit(t)
-        if not run.summary['finished']: raise KeyboardInterrupt      # a run cut short is no row of a table
+        if not run.summary['finished']:
+            raise KeyboardInterrupt  # a run cut short is no row of a table
         how = dict(lanes=t.recipe.train.lanes, length=t.recipe.data.length)
         seen = evaluate(t.model, t.data.train, t.data.tokenizer.first_id, **how)
         s, log = run.summary, run.metrics()
-    return dict(setting=setting, changes=changes, seed=seed, parameters=s['parameters'], steps=s['steps'], tokens_seen=s['tokens_seen'], seconds=s['seconds'],
-                validation=s['validation'], reset=s['as_noted'] and s['as_noted']['validation'], train=seen.to_dict(),
-                curve=[(m['tokens_seen'], m['nats_per_token']) for m in log if 'split' in m], learnt=[(m['tokens_seen'], m['train_nats']) for m in log if 'split' not in m])
+    return dict(
+        setting=setting,
+        changes=changes,
+        seed=seed,
+        parameters=s['parameters'],
+        steps=s['steps'],
+        tokens_seen=s['tokens_seen'],
+        seconds=s['seconds'],
+        validation=s['validation'],
+        reset=s['as_noted'] and s['as_noted']['validation'],
+        train=seen.to_dict(),
+        curve=[(m['tokens_seen'], m['nats_per_token']) for m in log if 'split' in m],
+        learnt=[(m['tokens_seen'], m['train_nats']) for m in log if 'split' not in m],
+    )
 
 # %% ../nbs/14_lstm_vs_gru.ipynb #69395b1b
-def one_factor(base: Recipe,           # where to start; its training budget is everybody's
-               changes: dict,          # {what it is called: {'section.field': value}}
-               seeds: int,             # how many runs of each
-               out: str|Path,          # a JSON file of rows; those already there are not run again
-               tell=None,              # called with a line when a run is done
-               max_steps: int|None=None,
-              )->list[dict]:           # the rows
+def one_factor(
+    base: Recipe,  # where to start; its training budget is everybody's
+    changes: dict,  # {what it is called: {'section.field': value}}
+    seeds: int,  # how many runs of each
+    out: str | Path,  # a JSON file of rows; those already there are not run again
+    tell=None,  # called with a line when a run is done
+    max_steps: int | None = None,
+) -> list[dict]:  # the rows
     "Run every change under every seed, one file for all; stopped, it goes on where it was."
     out = Path(out)
     rows = read_json(out) if out.exists() else []
     done = {(r['setting'], r['seed']) for r in rows}
     for seed in range(seeds):
         for setting, change in changes.items():
-            if (setting, seed) in done: continue
-            rows.append(one_run(base, setting, change, seed, max_steps)); write_json(out, rows)
-            if tell: tell(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
+            if (setting, seed) in done:
+                continue
+            rows.append(one_run(base, setting, change, seed, max_steps))
+            write_json(out, rows)
+            if tell:
+                tell(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
     return rows
 
 # %% ../nbs/14_lstm_vs_gru.ipynb #9b2f1dfe
-def effects(rows: list[dict],          # what `one_factor` returned
-            against: str='as it is',   # the setting to compare with
-           )->list[dict]:              # setting, parameters, seeds, perplexity, difference with low, high (nats per token) and p, gap
-    "What each change does to the validation nats per token: the seeds' spread pooled over all settings, the intervals corrected for the number of comparisons (Dunnett, 1955); and the gap between validation and train."
-    mine = {setting: [r for r in rows if r['setting'] == setting] for setting in dict.fromkeys(r['setting'] for r in rows)}
+def effects(
+    rows: list[dict],  # what `one_factor` returned
+    against: str = 'as it is',  # the setting to compare with
+) -> list[dict]:  # setting, parameters, seeds, perplexity, difference with low, high (nats per token) and p, gap
+    """What each change does to the validation nats per token: the seeds' spread pooled over all settings, the intervals
+    corrected for the number of comparisons (Dunnett, 1955); and the gap between validation and train."""
+    mine = {
+        setting: [r for r in rows if r['setting'] == setting] for setting in dict.fromkeys(r['setting'] for r in rows)
+    }
     nats = {setting: [r['validation']['nats_per_token'] for r in some] for setting, some in mine.items()}
     compared = {r['setting']: r for r in dunnett_differences(nats, against)} if len(nats[against]) > 1 else {}
     found = []
     for setting, some in mine.items():
         mean = mean_ci(nats[setting])[0]
-        none = dict(difference=mean - mean_ci(nats[against])[0], low=-math.inf, high=math.inf, p=None) if setting != against else dict(difference=0., low=0., high=0., p=None)
+        none = (
+            dict(difference=mean - mean_ci(nats[against])[0], low=-math.inf, high=math.inf, p=None)
+            if setting != against
+            else dict(difference=0.0, low=0.0, high=0.0, p=None)
+        )
         gap = mean_ci(r['validation']['nats_per_token'] - r['train']['nats_per_token'] for r in some)[0]
-        row = dict(setting=setting, parameters=some[0]['parameters'], seeds=len(some), perplexity=math.exp(mean), gap=gap)
+        row = dict(
+            setting=setting, parameters=some[0]['parameters'], seeds=len(some), perplexity=math.exp(mean), gap=gap
+        )
         found.append(row | {k: compared.get(setting, none)[k] for k in ('difference', 'low', 'high', 'p')})
     return found
 
 # %% ../nbs/14_lstm_vs_gru.ipynb #7d46d7ce
-def subset_corpus(folder: str|Path, # made if it is not there
-          words: int=25_000,     # about how many to learn from
-          corpus: str='stdlib',  # whose beginning
-         )->str:                 # the folder: a corpus by path
+def subset_corpus(
+    folder: str | Path,  # made if it is not there
+    words: int = 25_000,  # about how many to learn from
+    corpus: str = 'stdlib',  # whose beginning
+) -> str:  # the folder: a corpus by path
     "The beginning of a text as a corpus of its own, with the same validation and test."
     folder, text, kept = Path(folder), load_corpus(corpus), []
     for row in text['train']:
-        if words <= 0: break
-        kept.append(row); words -= len(row.split()) + 1
+        if words <= 0:
+            break
+        kept.append(row)
+        words -= len(row.split()) + 1
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (('train', kept), ('valid', text['validation']), ('test', text['test'])):
-        (folder/f'{name}.txt').write_text(''.join(row or '\n' for row in rows), encoding='utf-8')      # a blank row is a row
+        (folder / f'{name}.txt').write_text(
+            ''.join(row or '\n' for row in rows), encoding='utf-8'
+        )  # a blank row is a row
     return str(folder)
 
-OVERFIT = {f'width {w}': {'model.embedding': w, 'model.hidden': w} for w in (16, 32, 64, 128)}
-OVERFIT |= {'width 64, windows at every token': {'data.stride': 1}, 'width 64, length 18': {'data.length': 18, 'data.batch': 62}, 'width 64, length 70': {'data.length': 70, 'data.batch': 16},
-            'width 64, two layers': {'model.layers': 2}, 'width 64, three layers': {'model.layers': 3}}
 
-def by_heart(folder: str|Path)->Recipe: # where the text goes
+OVERFIT = {f'width {w}': {'model.embedding': w, 'model.hidden': w} for w in (16, 32, 64, 128)}
+OVERFIT |= {
+    'width 64, windows at every token': {'data.stride': 1},
+    'width 64, length 18': {'data.length': 18, 'data.batch': 62},
+    'width 64, length 70': {'data.length': 70, 'data.batch': 16},
+    'width 64, two layers': {'model.layers': 2},
+    'width 64, three layers': {'model.layers': 3},
+}
+
+
+def by_heart(folder: str | Path) -> Recipe:  # where the text goes
     "One layer, a small text, and forty times as many steps as one pass over it has."
-    base = override(get_recipe('lstm-small'), {'model.layers': 1, 'data.corpus': subset_corpus(folder), 'train.log_every': 46, 'train.evaluate_every': 46})
+    base = override(
+        get_recipe('lstm-small'),
+        {'model.layers': 1, 'data.corpus': subset_corpus(folder), 'train.log_every': 46, 'train.evaluate_every': 46},
+    )
     return override(base, {'train.max_steps': 920, 'train.epochs': 40})

@@ -12,13 +12,16 @@ import torch, torch.nn.functional as F
 from .loss import LMCourseError, Tally, to_device
 
 # %% ../nbs/08_fused_loss.ipynb #14acaf02
-def has_bf16(device: torch.device|str='cpu', # where the products would be made
-            )->bool:                         # whether that processor has bfloat16 products of its own
+def has_bf16(
+    device: torch.device | str = 'cpu',  # where the products would be made
+) -> bool:  # whether that processor has bfloat16 products of its own
     "Ask the processor; one that cannot be asked has none."
     kind = torch.device(device).type
-    if kind == 'cuda': return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != 'cpu' or not torch.backends.mkldnn.is_available(): return False
-    can = getattr(torch.cpu, 'get_capabilities', dict)()       # newer torch tells; an older one is asked feature by feature
+    if kind == 'cuda':
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != 'cpu' or not torch.backends.mkldnn.is_available():
+        return False
+    can = getattr(torch.cpu, 'get_capabilities', dict)()  # newer torch tells; an older one is asked feature by feature
     older = (getattr(torch.cpu, name, bool) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
     return bool(can.get('avx512_bf16') or can.get('amx_bf16') or any(ask() for ask in older))
 
@@ -28,57 +31,72 @@ def _seconds(dtype, tries=7):
     a, b, times = torch.ones(512, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype), []
     with torch.autocast('cpu', enabled=False):
         for _ in range(tries):
-            tic = time.perf_counter(); a @ b
+            tic = time.perf_counter()
+            a @ b
             times.append(time.perf_counter() - tic)
     return min(times)
+
 
 @functools.cache
 def _clocked(kind, index):
     "Whether bfloat16 pays on the device of that kind and number."
-    if not has_bf16(kind): return False
+    if not has_bf16(kind):
+        return False
     return kind != 'cpu' or _seconds(torch.float32) > 1.25 * _seconds(torch.bfloat16)
 
-def bf16_pays(device: torch.device|str='cpu', # where the products would be made
-             )->bool:                         # whether they are clearly faster in bfloat16
-    "Ask the processor, and where it is no GPU, the clock: a quarter faster at least. Asked once a device, however it is written."
+
+def bf16_pays(
+    device: torch.device | str = 'cpu',  # where the products would be made
+) -> bool:  # whether they are clearly faster in bfloat16
+    """Ask the processor, and where it is no GPU, the clock: a quarter faster at least. Asked once a device, however it
+    is written."""
     device = torch.device(device)
     return _clocked(device.type, 0 if device.index is None else device.index)
 
 # %% ../nbs/08_fused_loss.ipynb #d488b1a9
-_WORTH_ROUNDING = 2**26     # multiplications in one product; with fewer, rounding costs accuracy and saves nothing
+_WORTH_ROUNDING = 2**26  # multiplications in one product; with fewer, rounding costs accuracy and saves nothing
 
-def resolve_precision(precision: str,               # 'auto', 'fp32' or 'bf16'
-                      device: torch.device|str,     # where the products are made
-                      multiplies: int|None=None,    # multiplications in one product; None: many
-                     )->str:                        # 'fp32' or 'bf16'
+
+def resolve_precision(
+    precision: str,  # 'auto', 'fp32' or 'bf16'
+    device: torch.device | str,  # where the products are made
+    multiplies: int | None = None,  # multiplications in one product; None: many
+) -> str:  # 'fp32' or 'bf16'
     """What a run's precision is on this device: asked once, at its start, and written down.
 
-    'auto' is 'bf16' where the device is clearly faster at it and the products are large enough. Raises `LMCourseError` for another
-    name, and for 'bf16' where the device has no such products."""
+    'auto' is 'bf16' where the device is clearly faster at it and the products are large enough. Raises `LMCourseError`
+    for another name, and for 'bf16' where the device has no such products."""
     if precision not in ('auto', 'fp32', 'bf16'):
         raise LMCourseError(f"precision is 'auto', 'fp32' or 'bf16', not {precision!r}")
     if precision == 'bf16' and not has_bf16(device):
-        raise LMCourseError(f"precision is 'bf16', and this {torch.device(device).type} makes no products in bfloat16: take 'auto' or 'fp32'")
+        raise LMCourseError(
+            f"precision is 'bf16', and this {torch.device(device).type} makes no products in bfloat16: take 'auto' or"
+            " 'fp32'"
+        )
     if precision != 'auto':
         return precision
     large = multiplies is None or multiplies >= _WORTH_ROUNDING
     return 'bf16' if large and bf16_pays(device) else 'fp32'
 
+
 def _product_type(precision, hidden_ND, weight_VD):
     "The type of the products' operands: float64, float32 or bfloat16."
-    if precision not in (None, 'fp32', 'bf16'): raise LMCourseError(f"precision is None (choose), 'fp32' or 'bf16', not {precision!r}")
+    if precision not in (None, 'fp32', 'bf16'):
+        raise LMCourseError(f"precision is None (choose), 'fp32' or 'bf16', not {precision!r}")
     if torch.float64 in (hidden_ND.dtype, weight_VD.dtype):
-        if precision == 'bf16': raise LMCourseError("double-precision tensors are not rounded to 'bf16': leave precision out, or convert")
+        if precision == 'bf16':
+            raise LMCourseError("double-precision tensors are not rounded to 'bf16': leave precision out, or convert")
         return torch.float64
     wanted = precision == 'bf16' or precision is None and bf16_pays(hidden_ND.device)
     return torch.bfloat16 if wanted and hidden_ND.numel() * len(weight_VD) >= _WORTH_ROUNDING else torch.float32
 
 # %% ../nbs/08_fused_loss.ipynb #c824a3e6
-def chunk_size(tokens: int,                  # how many there are in all
-               types: int,                   # logits per token
-               itemsize: int=4,              # bytes of a logit
-               device: torch.device|str='cpu',
-              )->int:                        # tokens per chunk
+def chunk_size(
+    tokens: int,  # how many there are in all
+    types: int,  # logits per token
+    itemsize: int = 4,  # bytes of a logit
+    device: torch.device | str = 'cpu',
+) -> int:  # tokens per chunk
     "As many tokens as 30 MB of logits hold (on a GPU 256 MB), at least 64, in parts of about equal size."
     megabytes = 30 if torch.device(device).type == 'cpu' else 256
     fit = max(64, megabytes * 2**20 // (types * itemsize))
@@ -86,13 +104,18 @@ def chunk_size(tokens: int,                  # how many there are in all
 
 # %% ../nbs/08_fused_loss.ipynb #4cecb12b
 def _operands(hidden_ND, weight_VD, bias_V, dtype):
-    "Hidden states, head and bias in the type of the products; in bfloat16 the bias is inside, and a column waits for the zero."
-    if dtype is not torch.bfloat16: return hidden_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
+    """Hidden states, head and bias in the type of the products; in bfloat16 the bias is inside, and a column waits for
+    the zero."""
+    if dtype is not torch.bfloat16:
+        return hidden_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype)
     D = weight_VD.shape[1]
     h, w = (t.new_zeros(len(t), D + 4, dtype=dtype) for t in (hidden_ND, weight_VD))
-    h[:, :D], h[:, D:D+2], w[:, :D], w[:, D+2] = hidden_ND, 1, weight_VD, -1
-    if bias_V is not None: w[:, D] = bias_V; w[:, D+1] = bias_V - w[:, D]
+    h[:, :D], h[:, D : D + 2], w[:, :D], w[:, D + 2] = hidden_ND, 1, weight_VD, -1
+    if bias_V is not None:
+        w[:, D] = bias_V
+        w[:, D + 1] = bias_V - w[:, D]
     return h, w, None
+
 
 def _move_zero_(h_CK, w_VK):
     "Set the third of the extra columns to about the logarithm of the softmax's sum, guessed from one type in sixteen."
@@ -101,24 +124,30 @@ def _move_zero_(h_CK, w_VK):
 # %% ../nbs/08_fused_loss.ipynb #47b2610c
 def _blocks(x_VD, size):
     "The rows in slices of that size; on a GPU in one."
-    V = len(x_VD); size = size if x_VD.device.type == 'cpu' else V
+    V = len(x_VD)
+    size = size if x_VD.device.type == 'cpu' else V
     return [slice(i, min(i + size, V)) for i in range(0, V, size)]
+
 
 def _logits_(out_CV, h_CK, w_VK, bias_V):
     "The logits of a chunk, written into `out_CV`."
     for s in _blocks(w_VK, len(w_VK) if w_VK.dtype is torch.bfloat16 else 1024):
-        if bias_V is None: torch.mm(h_CK, w_VK[s].T, out=out_CV[:, s])
-        else: torch.addmm(bias_V[s], h_CK, w_VK[s].T, out=out_CV[:, s])
+        if bias_V is None:
+            torch.mm(h_CK, w_VK[s].T, out=out_CV[:, s])
+        else:
+            torch.addmm(bias_V[s], h_CK, w_VK[s].T, out=out_CV[:, s])
 
 # %% ../nbs/08_fused_loss.ipynb #be73bc41
 def _softmax_(logits_CV):
     "Probabilities, in the place of the logits."
     return torch.softmax(logits_CV, 1, out=logits_CV if logits_CV.device.type == 'cpu' else None)
 
+
 def _nats(p_CV, targets_C, h_CK, w_VK, bias_V):
     "Nats of each token of a chunk, in single precision or double."
     p_C = p_CV.gather(1, targets_C[:, None])[:, 0]
-    if p_C.dtype is torch.bfloat16: p_C = p_C.float()
+    if p_C.dtype is torch.bfloat16:
+        p_C = p_C.float()
     nats_C, lost_C = -p_C.log(), p_C < 1e-30
     if lost_C.any():
         logits = F.linear(h_CK[lost_C], w_VK, bias_V).to(p_C.dtype)
@@ -139,20 +168,28 @@ def _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
     N, D = hidden_ND.shape
     room = h_NK.new_empty(min(chunk, N), len(w_VK))
     for i in range(0, N, chunk):
-        s = slice(i, min(i + chunk, N)); h_CK, p_CV = h_NK[s], room[:s.stop - i]
-        if dtype is torch.bfloat16: _move_zero_(h_CK, w_VK)
+        s = slice(i, min(i + chunk, N))
+        h_CK, p_CV = h_NK[s], room[: s.stop - i]
+        if dtype is torch.bfloat16:
+            _move_zero_(h_CK, w_VK)
         _logits_(p_CV, h_CK, w_VK, b_V)
         logits_CV, p_CV = p_CV, _softmax_(p_CV)
-        nats_C = (_nats(p_CV, targets_N[s], h_CK, w_VK, b_V) if p_CV.device.type == 'cpu'
-                  else _nats_unasked(logits_CV, p_CV, targets_N[s]))
+        nats_C = (
+            _nats(p_CV, targets_N[s], h_CK, w_VK, b_V)
+            if p_CV.device.type == 'cpu'
+            else _nats_unasked(logits_CV, p_CV, targets_N[s])
+        )
         yield s, p_CV, nats_C, h_CK[:, :D], w_VK[:, :D]
 
 # %% ../nbs/08_fused_loss.ipynb #1e336c49
 def _add_product_(total_VD, p_CV, h_CD):
     "total += p.T @ h, so many rows at a time that the product stays in the cache; the sum keeps its own precision."
     for s in _blocks(total_VD, max(1, 2**22 // total_VD.shape[1])):
-        if total_VD.dtype == p_CV.dtype: total_VD[s].addmm_(p_CV[:, s].T, h_CD)
-        else: total_VD[s].add_(p_CV[:, s].T @ h_CD)
+        if total_VD.dtype == p_CV.dtype:
+            total_VD[s].addmm_(p_CV[:, s].T, h_CD)
+        else:
+            total_VD[s].add_(p_CV[:, s].T @ h_CD)
+
 
 def _without_autocast(device):
     "A context in which autocast changes no type; on a device that has none, nothing."
@@ -160,24 +197,31 @@ def _without_autocast(device):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
+
 def _nats_and_slopes(hidden_ND, weight_VD, bias_V, targets_N, wanted, dtype, chunk):
     "Summed nats, and the slopes for hidden states, head and bias: those that are wanted, None for the others."
     total = torch.float64 if dtype is torch.float64 else torch.float32
     nats = hidden_ND.new_zeros((), dtype=total)
-    dh, dw, db = (t.new_zeros(t.shape, dtype=d) if want else None
-                  for t, d, want in zip((hidden_ND, weight_VD, bias_V), (hidden_ND.dtype, total, total), wanted))
+    dh, dw, db = (
+        t.new_zeros(t.shape, dtype=d) if want else None
+        for t, d, want in zip((hidden_ND, weight_VD, bias_V), (hidden_ND.dtype, total, total), wanted)
+    )
     with _without_autocast(hidden_ND.device):
         for s, p_CV, nats_C, h_CD, w_VD in _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
             nats += nats_C.sum()
             p_CV[torch.arange(len(p_CV), device=p_CV.device), targets_N[s]] -= 1
-            if dh is not None: dh[s] = p_CV @ w_VD
-            if dw is not None: _add_product_(dw, p_CV, h_CD)
-            if db is not None: db += (p_CV.new_ones(1, len(p_CV)) @ p_CV)[0]
+            if dh is not None:
+                dh[s] = p_CV @ w_VD
+            if dw is not None:
+                _add_product_(dw, p_CV, h_CD)
+            if db is not None:
+                db += (p_CV.new_ones(1, len(p_CV)) @ p_CV)[0]
     return nats, dh, None if dw is None else dw.to(weight_VD.dtype), None if db is None else db.to(bias_V.dtype)
 
 # %% ../nbs/08_fused_loss.ipynb #4a6311f7
 class _FusedCrossEntropy(torch.autograd.Function):
     "Summed nats whose slopes are made on the way forward."
+
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, *settings):
         ctx.settings = settings
@@ -188,10 +232,13 @@ class _FusedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope):
         if torch.is_grad_enabled():
-            raise LMCourseError('fused_cross_entropy has no second derivatives: take lmcourse.loss.cross_entropy of full logits, '
-                                'or leave create_graph out')
+            raise LMCourseError(
+                'fused_cross_entropy has no second derivatives: take lmcourse.loss.cross_entropy of full logits, '
+                'or leave create_graph out'
+            )
         slopes, ctx.slopes = ctx.slopes, None
-        if slopes is None: slopes = _nats_and_slopes(*ctx.saved_tensors, *ctx.settings)[1:]
+        if slopes is None:
+            slopes = _nats_and_slopes(*ctx.saved_tensors, *ctx.settings)[1:]
         return *(None if s is None else s.mul_(slope) for s in slopes), None, None, None, None
 
 # %% ../nbs/08_fused_loss.ipynb #21816644
@@ -199,64 +246,91 @@ def _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk=None):
     "Hidden states and targets of the tokens that are scored, in one row, and where they stood (None: all are scored)."
     V, D = weight_VD.shape
     if hidden.shape[-1] != D:
-        raise LMCourseError(f'hidden states are {hidden.shape[-1]} wide and the rows of the head {D}: they must be equal')
+        raise LMCourseError(
+            f'hidden states are {hidden.shape[-1]} wide and the rows of the head {D}: they must be equal'
+        )
     if targets.shape != hidden.shape[:-1]:
-        raise LMCourseError(f'one target for each hidden state is wanted: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}')
-    if bias_V is not None and bias_V.shape != (V,): raise LMCourseError(f'the bias has shape {tuple(bias_V.shape)}, and the head {V} types')
-    if chunk is not None and chunk < 1: raise LMCourseError(f'a chunk has at least one token, got {chunk}')
+        raise LMCourseError(
+            f'one target for each hidden state is wanted: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}'
+        )
+    if bias_V is not None and bias_V.shape != (V,):
+        raise LMCourseError(f'the bias has shape {tuple(bias_V.shape)}, and the head {V} types')
+    if chunk is not None and chunk < 1:
+        raise LMCourseError(f'a chunk has at least one token, got {chunk}')
     hidden_ND, targets_N, at = hidden.reshape(-1, D), targets.reshape(-1).long(), None
     if (targets_N == ignore_index).any():
         at = (targets_N != ignore_index).nonzero()[:, 0]
         hidden_ND, targets_N = hidden_ND.index_select(0, to_device(at, hidden.device)), targets_N[at]
     wrong = (targets_N < 0) | (targets_N >= V)
     if wrong.any():
-        raise LMCourseError(f'target {int(targets_N[wrong][0])} is no type: the head has {V}, so targets go from 0 to {V - 1} '
-                            f'(or {ignore_index}: not scored); do the tokenizer and the model belong together?')
+        raise LMCourseError(
+            f'target {int(targets_N[wrong][0])} is no type: the head has {V}, so targets go from 0 to {V - 1} '
+            f'(or {ignore_index}: not scored); do the tokenizer and the model belong together?'
+        )
     return hidden_ND, to_device(targets_N, hidden.device), at
 
 # %% ../nbs/08_fused_loss.ipynb #7b4d389d
-_FEW = 2**17               # logits; for so few the bookkeeping costs more than it saves
+_FEW = 2**17  # logits; for so few the bookkeeping costs more than it saves
 
-def fused_cross_entropy(hidden: torch.Tensor,        # hidden states (..., D)
-                        weight_VD: torch.Tensor,     # the head: one row per type; may be the embedding's matrix, or frozen
-                        bias_V: torch.Tensor|None,   # the head's bias, or None
-                        targets: torch.Tensor,       # ids (...) of the tokens that came
-                        ignore_index: int=-100,      # targets with this id are not scored
-                        chunk: int|None=None,        # tokens whose logits exist at once; None: `chunk_size`
-                        precision: str|None=None,    # of the products: 'fp32', 'bf16' (small ones stay in fp32), or None: whichever is faster here
-                       )->Tally:                     # summed nats, which autograd can walk back from, and the number of tokens scored
+
+def fused_cross_entropy(
+    hidden: torch.Tensor,  # hidden states (..., D)
+    weight_VD: torch.Tensor,  # the head: one row per type; may be the embedding's matrix, or frozen
+    bias_V: torch.Tensor | None,  # the head's bias, or None
+    targets: torch.Tensor,  # ids (...) of the tokens that came
+    ignore_index: int = -100,  # targets with this id are not scored
+    chunk: int | None = None,  # tokens whose logits exist at once; None: `chunk_size`
+    precision: (
+        str | None
+    ) = None,  # of the products: 'fp32', 'bf16' (small ones stay in fp32), or None: whichever is faster here
+) -> Tally:  # summed nats, which autograd can walk back from, and the number of tokens scored
     """The cross-entropy of `F.linear(hidden, weight_VD, bias_V)` and its slopes, without ever holding all those logits.
 
-    Value and slopes are within 1e-5 of those of full logits (relative, in norm) in 'fp32', and in 'bf16' within 5e-3 for logits whose
-    standard deviation is at most 4 in models at least 32 wide; products of fewer than 2^26 multiplications stay in 'fp32'. Targets may
-    lie on the CPU while the rest is on a GPU, which then need not wait for their check. Raises `LMCourseError` for shapes that do not
-    fit, targets that do not exist, and second derivatives."""
+    Value and slopes are within 1e-5 of those of full logits (relative, in norm) in 'fp32', and in 'bf16' within 5e-3
+    for logits whose standard deviation is at most 4 in models at least 32 wide; products of fewer than 2^26
+    multiplications stay in 'fp32'. Targets may lie on the CPU while the rest is on a GPU, which then need not wait for
+    their check. Raises `LMCourseError` for shapes that do not fit, targets that do not exist, and second derivatives.
+    """
     h_ND, y_N, _ = _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk)
-    N, V, inputs, dtype = len(h_ND), len(weight_VD), (h_ND, weight_VD, bias_V), _product_type(precision, h_ND, weight_VD)
+    N, V, inputs, dtype = (
+        len(h_ND),
+        len(weight_VD),
+        (h_ND, weight_VD, bias_V),
+        _product_type(precision, h_ND, weight_VD),
+    )
     if chunk is None and N * V <= _FEW and dtype is not torch.bfloat16:
         with _without_autocast(h_ND.device):
             logits_NV = F.linear(*(None if t is None else t.to(dtype) for t in inputs))
             return Tally(F.cross_entropy(logits_NV, y_N, reduction='sum'), N)
     wanted = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs)
-    return Tally(_FusedCrossEntropy.apply(*inputs, y_N, wanted, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)), N)
+    return Tally(
+        _FusedCrossEntropy.apply(*inputs, y_N, wanted, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)), N
+    )
 
 # %% ../nbs/08_fused_loss.ipynb #f3987e77
 @torch.no_grad()
-def fused_nats(hidden: torch.Tensor,        # hidden states (..., D)
-               weight_VD: torch.Tensor,     # the head: one row per type
-               bias_V: torch.Tensor|None,   # its bias, or None
-               targets: torch.Tensor,       # ids (...) of the tokens that came
-               ignore_index: int=-100,      # targets with this id are not scored
-               chunk: int|None=None,        # tokens whose logits exist at once; None: `chunk_size`
-               precision: str|None='fp32',  # of the products: 'fp32', 'bf16', or None: choose
-              )->tuple[torch.Tensor, int]:  # nats of each token, shaped like targets, 0 where not scored; how many first guesses were right
+def fused_nats(
+    hidden: torch.Tensor,  # hidden states (..., D)
+    weight_VD: torch.Tensor,  # the head: one row per type
+    bias_V: torch.Tensor | None,  # its bias, or None
+    targets: torch.Tensor,  # ids (...) of the tokens that came
+    ignore_index: int = -100,  # targets with this id are not scored
+    chunk: int | None = None,  # tokens whose logits exist at once; None: `chunk_size`
+    precision: str | None = 'fp32',  # of the products: 'fp32', 'bf16', or None: choose
+) -> tuple[
+    torch.Tensor, int
+]:  # nats of each token, shaped like targets, 0 where not scored; how many first guesses were right
     "Score a batch token by token in one pass, without slopes and without holding all logits."
     h_ND, y_N, at = _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk)
     N, V, dtype = len(h_ND), len(weight_VD), _product_type(precision, h_ND, weight_VD)
     nats_N = h_ND.new_zeros(N, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
     right = y_N.new_zeros(())
     with _without_autocast(h_ND.device):
-        for s, p_CV, nats_C, *_ in _chunks(h_ND, weight_VD, bias_V, y_N, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)):
-            nats_N[s] = nats_C; right += (p_CV.max(1).indices == y_N[s]).sum()
-    if at is not None: nats_N = nats_N.new_zeros(targets.numel()).index_copy(0, to_device(at, nats_N.device), nats_N)
+        for s, p_CV, nats_C, *_ in _chunks(
+            h_ND, weight_VD, bias_V, y_N, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)
+        ):
+            nats_N[s] = nats_C
+            right += (p_CV.max(1).indices == y_N[s]).sum()
+    if at is not None:
+        nats_N = nats_N.new_zeros(targets.numel()).index_copy(0, to_device(at, nats_N.device), nats_N)
     return nats_N.view(targets.shape), int(right)

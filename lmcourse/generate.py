@@ -22,104 +22,152 @@ from .train import evaluating
 class GenerateError(LMCourseError):
     "A rule that cannot be followed, or a text that cannot be written as asked."
 
+
 def _refuse(wrong, message):
-    if wrong: raise GenerateError(message)
+    if wrong:
+        raise GenerateError(message)
 
 # %% ../nbs/21_generation.ipynb #0c64fb89
-def draw(logits: torch.Tensor,  # (..., V), scores; a type with -inf is never drawn
-         u: torch.Tensor,       # (...), for each row a throw in [0, 1)
-        )->torch.Tensor:        # (...), ids
+def draw(
+    logits: torch.Tensor,  # (..., V), scores; a type with -inf is never drawn
+    u: torch.Tensor,  # (...), for each row a throw in [0, 1)
+) -> torch.Tensor:  # (...), ids
     "Lay the probabilities end to end, and see which type the throw hits."
-    _refuse(bool(logits.isnan().any()), 'there are scores that are not numbers: the model has diverged, or its weights are damaged')
+    _refuse(
+        bool(logits.isnan().any()),
+        'there are scores that are not numbers: the model has diverged, or its weights are damaged',
+    )
     end = logits.double().softmax(-1).cumsum(-1)
-    return torch.searchsorted(end, u.to(end).unsqueeze(-1) * end[..., -1:], right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    return (
+        torch.searchsorted(end, u.to(end).unsqueeze(-1) * end[..., -1:], right=True)
+        .squeeze(-1)
+        .clamp(max=logits.shape[-1] - 1)
+    )
 
 # %% ../nbs/21_generation.ipynb #24e01564
-def greedy(logits: torch.Tensor # (..., V)
-          )->torch.Tensor:      # (...), ids
+def greedy(logits: torch.Tensor) -> torch.Tensor:  # (..., V)  # (...), ids
     "The likeliest type; the first of those that are equal."
     return logits.argmax(-1)
 
-def temperature(logits: torch.Tensor, # (..., V)
-                t: float              # 0 or more; 1 changes nothing, 0 leaves the likeliest alone
-               )->torch.Tensor:       # (..., V)
+
+def temperature(
+    logits: torch.Tensor,
+    t: float,  # (..., V)  # 0 or more; 1 changes nothing, 0 leaves the likeliest alone
+) -> torch.Tensor:  # (..., V)
     "Scores divided by the temperature, the best score taken away first, so that nothing overflows."
     _refuse(not 0 <= t < math.inf, f'a temperature is 0 or more, got {t}')
-    if t: return (logits - logits.amax(-1, keepdim=True)) / t
-    return logits.masked_fill(torch.arange(logits.shape[-1], device=logits.device) != greedy(logits).unsqueeze(-1), -math.inf)
+    if t:
+        return (logits - logits.amax(-1, keepdim=True)) / t
+    return logits.masked_fill(
+        torch.arange(logits.shape[-1], device=logits.device) != greedy(logits).unsqueeze(-1), -math.inf
+    )
 
 # %% ../nbs/21_generation.ipynb #54ab345b
-def top_k(logits: torch.Tensor, # (..., V)
-          k: int                # types that stay, at least 1
-         )->torch.Tensor:       # (..., V), -inf elsewhere
-    "Keep the k likeliest types, and whatever is as likely as the last of them ([Fan et al., 2018](../docs/bibliography.md#fan2018))."
+def top_k(
+    logits: torch.Tensor,
+    k: int,  # (..., V)  # types that stay, at least 1
+) -> torch.Tensor:  # (..., V), -inf elsewhere
+    """Keep the k likeliest types, and whatever is as likely as the last of them ([Fan et al.,
+    2018](../docs/bibliography.md#fan2018))."""
     _refuse(k < 1, f'top-k keeps at least one type, got {k}')
     least = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < least, -math.inf)
 
 # %% ../nbs/21_generation.ipynb #989e6405
-def top_p(logits: torch.Tensor, # (..., V)
-          p: float              # probability that is to be reached, in (0, 1]
-         )->torch.Tensor:       # (..., V), -inf elsewhere
-    "Keep the nucleus: the fewest types that have a share p of the probability ([Holtzman et al., 2020](../docs/bibliography.md#holtzman2020), section 3.1)."
+def top_p(
+    logits: torch.Tensor,
+    p: float,  # (..., V)  # probability that is to be reached, in (0, 1]
+) -> torch.Tensor:  # (..., V), -inf elsewhere
+    """Keep the nucleus: the fewest types that have a share p of the probability ([Holtzman et al.,
+    2020](../docs/bibliography.md#holtzman2020), section 3.1)."""
     _refuse(not 0 < p <= 1, f'top-p lies in (0, 1], got {p}')
-    if p == 1: return logits
+    if p == 1:
+        return logits
     p_V, at_V = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    out_V = p_V.cumsum(-1) - p_V >= p                # what stands before it is enough already
+    out_V = p_V.cumsum(-1) - p_V >= p  # what stands before it is enough already
     return logits.masked_fill(torch.empty_like(out_V).scatter(-1, at_V, out_V), -math.inf)
 
 # %% ../nbs/21_generation.ipynb #59689562
-def min_p(logits: torch.Tensor, # (..., V)
-          p: float              # share of the largest probability, in (0, 1]
-         )->torch.Tensor:       # (..., V), -inf elsewhere
-    "Keep what is at least p times as likely as the likeliest type ([Nguyen et al., 2025](../docs/bibliography.md#nguyen2025))."
+def min_p(
+    logits: torch.Tensor,
+    p: float,  # (..., V)  # share of the largest probability, in (0, 1]
+) -> torch.Tensor:  # (..., V), -inf elsewhere
+    """Keep what is at least p times as likely as the likeliest type ([Nguyen et al.,
+    2025](../docs/bibliography.md#nguyen2025))."""
     _refuse(not 0 < p <= 1, f'min-p lies in (0, 1], got {p}')
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
 
 # %% ../nbs/21_generation.ipynb #3f1f72ff
-def repetition_penalty(logits_V: torch.Tensor, # scores of one place
-                       seen: Sequence,         # ids that the text has, in any order, as often as you like
-                       penalty: float          # above 0; 1 changes nothing, more discourages
-                      )->torch.Tensor:         # logits_V
-    "Scores of tokens that were there before: divided where positive ([Keskar et al., 2019](../docs/bibliography.md#keskar2019), section 4.1), multiplied where negative."
+def repetition_penalty(
+    logits_V: torch.Tensor,  # scores of one place
+    seen: Sequence,  # ids that the text has, in any order, as often as you like
+    penalty: float,  # above 0; 1 changes nothing, more discourages
+) -> torch.Tensor:  # logits_V
+    """Scores of tokens that were there before: divided where positive ([Keskar et al.,
+    2019](../docs/bibliography.md#keskar2019), section 4.1), multiplied where negative."""
     _refuse(not 0 < penalty < math.inf, f'a repetition penalty is above 0, got {penalty}')
-    at_N = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits_V.device); x_N = logits_V[at_N]
+    at_N = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits_V.device)
+    x_N = logits_V[at_N]
     return logits_V.scatter(-1, at_N, torch.where(x_N > 0, x_N / penalty, x_N * penalty))
 
 # %% ../nbs/21_generation.ipynb #60937f1b
 @dataclass(frozen=True)
 class Sampling:
     "How the next token is chosen. Raises `GenerateError` for a number that its rule cannot follow."
-    temperature: float=1.    # 0: always the likeliest
-    top_k: int|None=None     # keep so many types
-    top_p: float|None=None   # keep the fewest with this share of the probability
-    min_p: float|None=None   # keep those with this share of the largest probability
-    penalty: float=1.        # on what the text already has
 
-    def __post_init__(self): self(torch.zeros(1, 2), [[0]])
-    def __call__(self,
-                 logits_BV: torch.Tensor, # a model's scores
-                 texts: Sequence,         # for each row the ids that the text has
-                )->torch.Tensor:          # logits_BV
+    temperature: float = 1.0  # 0: always the likeliest
+    top_k: int | None = None  # keep so many types
+    top_p: float | None = None  # keep the fewest with this share of the probability
+    min_p: float | None = None  # keep those with this share of the largest probability
+    penalty: float = 1.0  # on what the text already has
+
+    def __post_init__(self):
+        self(torch.zeros(1, 2), [[0]])
+
+    def __call__(
+        self,
+        logits_BV: torch.Tensor,  # a model's scores
+        texts: Sequence,  # for each row the ids that the text has
+    ) -> torch.Tensor:  # logits_BV
         "Penalty, temperature, top-k, top-p, min-p, each on what the one before has left."
         x_BV = logits_BV.double()
-        if self.penalty != 1: x_BV = torch.stack([repetition_penalty(x_V, text, self.penalty) for x_V, text in zip(x_BV, texts)])
+        if self.penalty != 1:
+            x_BV = torch.stack([repetition_penalty(x_V, text, self.penalty) for x_V, text in zip(x_BV, texts)])
         x_BV = temperature(x_BV, self.temperature)
         for rule, value in ((top_k, self.top_k), (top_p, self.top_p), (min_p, self.min_p)):
-            if value is not None: x_BV = rule(x_BV, value)
+            if value is not None:
+                x_BV = rule(x_BV, value)
         return x_BV
 
     def __str__(self):
-        cuts = [f'{name} {v:g}' for name, v, idle in (('top-k', self.top_k, None), ('top-p', self.top_p, None), ('min-p', self.min_p, None), ('penalty', self.penalty, 1)) if v != idle]
-        warm = ['greedy'] if not self.temperature else [f'temperature {self.temperature:g}'] if self.temperature != 1 or not cuts else []
+        cuts = [
+            f'{name} {v:g}'
+            for name, v, idle in (
+                ('top-k', self.top_k, None),
+                ('top-p', self.top_p, None),
+                ('min-p', self.min_p, None),
+                ('penalty', self.penalty, 1),
+            )
+            if v != idle
+        ]
+        warm = (
+            ['greedy']
+            if not self.temperature
+            else [f'temperature {self.temperature:g}']
+            if self.temperature != 1 or not cuts
+            else []
+        )
         return ', '.join(warm + cuts)
 
 # %% ../nbs/21_generation.ipynb #df3471d3
-def window_start(read: int,         # tokens that stand before the one to be guessed
-                 context: int|None, # tokens that fit; None: any number
-                )->int:             # the first that is looked at
-    "Where the model begins to look. While the context holds everything, at the start; each time that it is full, the newest half of it is read anew."
-    if context is None or read <= context: return 0
+def window_start(
+    read: int,  # tokens that stand before the one to be guessed
+    context: int | None,  # tokens that fit; None: any number
+) -> int:  # the first that is looked at
+    """Where the model begins to look. While the context holds everything, at the start; each time that it is full, the
+    newest half of it is read anew."""
+    if context is None or read <= context:
+        return 0
     hop = context + 1 - max(1, context // 2)
     return -(-(read - context) // hop) * hop
 
@@ -128,126 +176,166 @@ def _nats(logits, ids):
     "The surprise of each id, under scores that no rule has touched."
     return -logits.double().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
+
 def _throwers(seed, rows):
     "A generator of random numbers for each row."
     seeds = [seed] * rows if isinstance(seed, int) else list(seed)
     _refuse(len(seeds) != rows, f'{len(seeds)} seeds for {rows} prompts: give one for all, or one for each')
-    _refuse(not all(0 <= s < 2**63 for s in seeds), f'a seed is a whole number from 0 on, below 2 to the 63rd, got {seed}')
+    _refuse(
+        not all(0 <= s < 2**63 for s in seeds), f'a seed is a whole number from 0 on, below 2 to the 63rd, got {seed}'
+    )
     return [torch.Generator().manual_seed(s) for s in seeds]
 
+
 @torch.no_grad()
-def draws(model: nn.Module,        # returns (h_BTD, state) for (x_BT, state); has `head` and `context`
-          prompts: Sequence,       # for each row ids; none: the text begins here
-          first_id: int,           # what stands before a text
-          sampling: Sampling=Sampling(),
-          seed: int|Sequence=0,    # of every row, or one for each
-         )->Iterator[list]:        # without end: for each row (id, nats under the model itself), or None while its prompt is read
-    "Write on, all rows one token at a time; whoever asks decides when it is enough. A context that is full is handled as `window_start` says."
+def draws(
+    model: nn.Module,  # returns (h_BTD, state) for (x_BT, state); has `head` and `context`
+    prompts: Sequence,  # for each row ids; none: the text begins here
+    first_id: int,  # what stands before a text
+    sampling: Sampling = Sampling(),
+    seed: int | Sequence = 0,  # of every row, or one for each
+) -> Iterator[list]:  # without end: for each row (id, nats under the model itself), or None while its prompt is read
+    """Write on, all rows one token at a time; whoever asks decides when it is enough. A context that is full is handled
+    as `window_start` says."""
     _refuse(not len(prompts), 'there is no prompt: to begin a text, give one that is empty')
     texts, throwers = [[first_id, *ids] for ids in prompts], _throwers(seed, len(prompts))
     at, start, state = min(map(len, texts)), 0, None
     with evaluating(model):
         while True:
             new = window_start(at, model.context)
-            if new != start or state is None: read, start, state = new, new, None          # read anew
-            h_BTD, state = model(torch.tensor([text[read:at] for text in texts], device=model.head.weight.device), state)
+            if new != start or state is None:
+                read, start, state = new, new, None  # read anew
+            h_BTD, state = model(
+                torch.tensor([text[read:at] for text in texts], device=model.head.weight.device), state
+            )
             logits_BV, read = model.head(h_BTD[:, -1]).float().cpu(), at
-            free = [len(text) == at for text in texts]                                     # whose prompt is at its end
-            u_B = torch.tensor([torch.rand((), generator=g, dtype=torch.float64).item() if f else 0. for g, f in zip(throwers, free)])
+            free = [len(text) == at for text in texts]  # whose prompt is at its end
+            u_B = torch.tensor(
+                [torch.rand((), generator=g, dtype=torch.float64).item() if f else 0.0 for g, f in zip(throwers, free)]
+            )
             id_B = draw(sampling(logits_BV, [text[1:] for text in texts]), u_B)
             step = [(i, n) if f else None for i, n, f in zip(id_B.tolist(), _nats(logits_BV, id_B).tolist(), free)]
-            for text, one in zip(texts, step): text += [one[0]] if one else []
+            for text, one in zip(texts, step):
+                text += [one[0]] if one else []
             at += 1
             yield step
 
 # %% ../nbs/21_generation.ipynb #75177704
-def prompt_ids(tokenizer: Tokenizer, prompt: str)->list[int]: # ids
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:  # ids
     "A prompt as its tokenizer cuts a corpus, row by row; the end of its last row is left open."
     ids = []
-    for row in re.findall('[^\n]*\n|[^\n]+', prompt): ids += tokenizer.encode(row) + [tokenizer.first_id] * bool(tokenizer.eos and row[-1] == '\n')
+    for row in re.findall('[^\n]*\n|[^\n]+', prompt):
+        ids += tokenizer.encode(row) + [tokenizer.first_id] * bool(tokenizer.eos and row[-1] == '\n')
     return ids
+
 
 @dataclass(eq=False)
 class Writing:
     "A prompt, and what a model has written after it so far."
+
     tokenizer: Tokenizer
     prompt: str
-    ids: list = field(default_factory=list)   # of the tokens written
+    ids: list = field(default_factory=list)  # of the tokens written
     nats: list = field(default_factory=list)  # the surprise of each to the model itself, before any rule
 
     @property
-    def tokens(self)->int: return len(self.ids)
+    def tokens(self) -> int:
+        return len(self.ids)
+
     @property
-    def perplexity(self)->float:
+    def perplexity(self) -> float:
         "Of what was written, after the prompt, under the model that wrote it."
         return perplexity(sum(self.nats), self.tokens)
+
     @property
-    def unknown(self)->list[str]:
+    def unknown(self) -> list[str]:
         "The prompt's words that are not in the vocabulary."
         t = self.tokenizer
         return [] if t.unk_id is None else [w for w in self.prompt.split() if w != '<unk>' and t.unk_id in t.encode(w)]
+
     @property
-    def text(self)->str:
+    def text(self) -> str:
         "The prompt and what came after it."
         written = self.tokenizer.decode(self.ids)
-        apart = self.tokenizer.unk_id is not None and self.prompt and written and not (self.prompt[-1].isspace() or written[0] == '\n')
+        apart = (
+            self.tokenizer.unk_id is not None
+            and self.prompt
+            and written
+            and not (self.prompt[-1].isspace() or written[0] == '\n')
+        )
         return self.prompt + ' ' * bool(apart) + written
 
 # %% ../nbs/21_generation.ipynb #a8bcc48b
-def stream(model: nn.Module,
-           tokenizer: Tokenizer,
-           prompts: str|Sequence='',  # one, or several; an empty one: a text begins
-           tokens: int=100,           # to write for each, at most
-           sampling: Sampling=Sampling(),
-           seed: int|Sequence=0,      # of every row, or one for each
-           end: int|None=None,        # id of a token after which a text is over
-          )->Iterator[list[Writing]]: # the same list after each token, a token longer
+def stream(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence = '',  # one, or several; an empty one: a text begins
+    tokens: int = 100,  # to write for each, at most
+    sampling: Sampling = Sampling(),
+    seed: int | Sequence = 0,  # of every row, or one for each
+    end: int | None = None,  # id of a token after which a text is over
+) -> Iterator[list[Writing]]:  # the same list after each token, a token longer
     "Texts as they grow. Raises `GenerateError` where nothing could be written."
     _refuse(tokens < 1, f'at least one token is written, got {tokens}')
     rows = [Writing(tokenizer, p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
     over = lambda row: row.tokens >= tokens or row.ids[-1:] == [end]
-    with closing(draws(model, [prompt_ids(tokenizer, row.prompt) for row in rows], tokenizer.first_id, sampling, seed)) as steps:
+    with closing(
+        draws(model, [prompt_ids(tokenizer, row.prompt) for row in rows], tokenizer.first_id, sampling, seed)
+    ) as steps:
         for step in steps:
             for row, one in zip(rows, step):
-                if one and not over(row): row.ids.append(one[0]); row.nats.append(one[1])
+                if one and not over(row):
+                    row.ids.append(one[0])
+                    row.nats.append(one[1])
             yield rows
-            if all(map(over, rows)): return
+            if all(map(over, rows)):
+                return
 
-def generate(model: nn.Module,
-             tokenizer: Tokenizer,
-             prompts: str|Sequence='',  # one, or several
-             *args, **kwargs            # tokens, sampling, seed, end: as for `stream`
-            )->list[Writing]:           # one for each prompt
+
+def generate(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: str | Sequence = '',  # one, or several
+    *args,
+    **kwargs,  # tokens, sampling, seed, end: as for `stream`
+) -> list[Writing]:  # one for each prompt
     "The texts when they are done."
-    for rows in stream(model, tokenizer, prompts, *args, **kwargs): pass
+    for rows in stream(model, tokenizer, prompts, *args, **kwargs):
+        pass
     return rows
 
 # %% ../nbs/21_generation.ipynb #663df4b0
-def repetition(tokens: Sequence, # ids or words
-               n: int=4,         # length of a gram
-              )->float:          # in [0, 1)
-    "The share of a text's n-grams that stood in it before: seq-rep-n of [Welleck et al., 2020](../docs/bibliography.md#welleck2020)."
+def repetition(
+    tokens: Sequence,  # ids or words
+    n: int = 4,  # length of a gram
+) -> float:  # in [0, 1)
+    """The share of a text's n-grams that stood in it before: seq-rep-n of [Welleck et al.,
+    2020](../docs/bibliography.md#welleck2020)."""
     grams = list(zip(*(tokens[i:] for i in range(n))))
     _refuse(not grams, f'a text of {len(tokens)} tokens has no {n}-grams')
     return (len(grams) - len(set(grams))) / len(grams)
 
-def distinct(tokens: Sequence    # ids or words, not empty
-            )->float:            # in (0, 1]
+
+def distinct(tokens: Sequence) -> float:  # ids or words, not empty  # in (0, 1]
     "The share of different types among a text's tokens."
     return len(set(tokens)) / len(tokens)
 
 # %% ../nbs/21_generation.ipynb #7359b2ef
 @torch.no_grad()
-def surprise(model: nn.Module,
-             ids: Sequence,     # a text, short enough to be read at once
-             first_id: int,     # what stands before it
-            )->list[float]:     # nats of each token
+def surprise(
+    model: nn.Module,
+    ids: Sequence,  # a text, short enough to be read at once
+    first_id: int,  # what stands before it
+) -> list[float]:  # nats of each token
     "What each token of a text costs a model that looks at as much as it does while it writes."
     text, at, nats = [first_id, *map(int, ids)], 1, []
     with evaluating(model):
         while at < len(text):
             start = window_start(at, model.context)
-            stop = min(len(text), start + (model.context or len(text)) + 1)  # the last token that is guessed from this window, and one
-            h_BTD, _ = model(torch.tensor([text[start:stop - 1]], device=model.head.weight.device), None)
-            nats += _nats(model.head(h_BTD[0, at - start - 1:]).float().cpu(), torch.tensor(text[at:stop])).tolist(); at = stop
+            stop = min(
+                len(text), start + (model.context or len(text)) + 1
+            )  # the last token that is guessed from this window, and one
+            h_BTD, _ = model(torch.tensor([text[start : stop - 1]], device=model.head.weight.device), None)
+            nats += _nats(model.head(h_BTD[0, at - start - 1 :]).float().cpu(), torch.tensor(text[at:stop])).tolist()
+            at = stop
     return nats

@@ -32,44 +32,57 @@ class GuesserError(LMCourseError):
     "A text that cannot be read, or a model that is not there."
 
 # %% ../nbs/29_guessers.ipynb #dd031f11
-def cut(tokenizer: Tokenizer, text: str)->tuple[list, list]: # ids, and for each the first character of the text that it stands for and the one after its last
+def cut(
+    tokenizer: Tokenizer, text: str
+) -> tuple[
+    list, list
+]:  # ids, and for each the first character of the text that it stands for and the one after its last
     "A text as its tokenizer cuts a corpus, row by row, and where each token lies."
     ids, spans, at = [], [], 0
     for row in re.findall('[^\n]*\n|[^\n]+', text):
         if hasattr(tokenizer, 'backend'):
             e = tokenizer.backend.encode(row, add_special_tokens=False)
             found = list(zip(e.ids, e.offsets))
-        else: found = [(tokenizer.id_of.get(m[0], tokenizer.unk_id), m.span()) for m in re.finditer(r'\S+', row)]
-        if tokenizer.eos and row[-1] == '\n': found.append((tokenizer.id_of[tokenizer.eos], (len(row) - 1, len(row))))
-        ids += [i for i, _ in found]; spans += [(at + a, at + b) for _, (a, b) in found]; at += len(row)
+        else:
+            found = [(tokenizer.id_of.get(m[0], tokenizer.unk_id), m.span()) for m in re.finditer(r'\S+', row)]
+        if tokenizer.eos and row[-1] == '\n':
+            found.append((tokenizer.id_of[tokenizer.eos], (len(row) - 1, len(row))))
+        ids += [i for i, _ in found]
+        spans += [(at + a, at + b) for _, (a, b) in found]
+        at += len(row)
     return ids, spans
 
 # %% ../nbs/29_guessers.ipynb #283e0f18
 @dataclass(frozen=True, eq=False)
 class Reading:
     "One text, read by one guesser."
-    text: str                 # what was to be read
-    pieces: list              # its tokens, as strings
-    spans: list               # for each token, the characters of the text that it stands for: (first, one after the last)
-    nats_N: np.ndarray        # surprise of each token
-    rank_N: np.ndarray        # its place among the guesser's guesses, from 1
-    top: list                 # for each token, the likeliest: [(piece, probability), …]; empty where all are alike
-    types: int                # V, how many there were to choose from
-    unknown: int              # tokens that are <unk>
-    keeps_text: bool=True     # whether the tokens give the text back, and so pay for all of it
+
+    text: str  # what was to be read
+    pieces: list  # its tokens, as strings
+    spans: list  # for each token, the characters of the text that it stands for: (first, one after the last)
+    nats_N: np.ndarray  # surprise of each token
+    rank_N: np.ndarray  # its place among the guesser's guesses, from 1
+    top: list  # for each token, the likeliest: [(piece, probability), …]; empty where all are alike
+    types: int  # V, how many there were to choose from
+    unknown: int  # tokens that are <unk>
+    keeps_text: bool = True  # whether the tokens give the text back, and so pay for all of it
 
     @property
-    def tokens(self)->int: return len(self.pieces)
+    def tokens(self) -> int:
+        return len(self.pieces)
+
     @property
-    def nats(self)->float:
+    def nats(self) -> float:
         "What the whole text cost."
         return float(sum(self.nats_N.tolist()))
+
     @property
-    def perplexity(self)->float:
+    def perplexity(self) -> float:
         "Of this text; compares only with readings that cut it alike."
         return perplexity(self.nats, self.tokens)
+
     @property
-    def bits_per_byte(self)->float|None:
+    def bits_per_byte(self) -> float | None:
         "Of this text; None where a token is <unk>, which hides what was written, and where the tokenizer loses text."
         return None if self.unknown or not self.keeps_text else bits_per_byte(self.nats, len(self.text.encode()))
 
@@ -79,99 +92,142 @@ def _likeliest(log_V, k):
     some = np.argpartition(-log_V, min(k, len(log_V) - 1))[:k]
     return [(int(i), float(np.exp(log_V[i]))) for i in some[np.lexsort((some, -log_V[some]))]]
 
-def passport(m: Measurement|None)->str:
+
+def passport(m: Measurement | None) -> str:
     "Where a number comes from, in a line."
-    if m is None: return 'never measured'
+    if m is None:
+        return 'never measured'
     bits = f', {m.bits_per_byte:.3f} bits per byte' if m.bits_per_byte is not None and not m.unknown else ''
     more = f'; adapted by {m.adaptation}' if m.adaptation else ''
     return f'{m.corpus} {m.split}: perplexity {m.perplexity:,.1f}{bits} ({m.tokens:,} {m.tokenizer} tokens{more})'
 
 # %% ../nbs/29_guessers.ipynb #12acf8d5
-LONGEST = 4000                # tokens that are read at once
+LONGEST = 4000  # tokens that are read at once
+
 
 def _keeps_text(tokenizer):
     "Whether a tokenizer's tokens give the text back."
     return getattr(tokenizer, 'keeps_text', tokenizer.name != 'whitespace')
 
+
 class Guesser(ABC):
     "Anything that guesses the next token: it reads a text and says what each token cost, and it writes."
-    def __init__(self,
-                 name: str,                      # as it is shown
-                 tokenizer: Tokenizer,           # how it cuts
-                 measured: Measurement|None=None,# its passport: what it scored on the text it was validated on
-                 parameters: int|None=None):     # numbers that it has learnt, or counts
+
+    def __init__(
+        self,
+        name: str,  # as it is shown
+        tokenizer: Tokenizer,  # how it cuts
+        measured: Measurement | None = None,  # its passport: what it scored on the text it was validated on
+        parameters: int | None = None,  # numbers that it has learnt, or counts
+    ):
         self.name, self.tokenizer, self.measured, self.parameters = name, tokenizer, measured, parameters
         self.spaced = bool(measured and measured.corpus.startswith('wikitext') and not tokenizer.eos)
         ends = cut(tokenizer, ' \n' if self.spaced else '\n')[0]
         self.before = ends[0] if len(ends) == 1 else tokenizer.first_id
 
-    def __repr__(self): return f'{type(self).__name__} {self.name!r}: {passport(self.measured)}'
+    def __repr__(self):
+        return f'{type(self).__name__} {self.name!r}: {passport(self.measured)}'
+
     @abstractmethod
-    def log_probs(self, ids: Sequence)->Iterator[np.ndarray]: # some rows (n, V) at a time
+    def log_probs(self, ids: Sequence) -> Iterator[np.ndarray]:  # some rows (n, V) at a time
         "Row i: the logarithms of all types' probabilities, given the line's end and ids[:i]."
+
     @abstractmethod
-    def listen(self)->Callable:   # a function: the next id -> the logarithms (V,) of what may follow it
+    def listen(self) -> Callable:  # a function: the next id -> the logarithms (V,) of what may follow it
         "For writing: tell it a token, and it says what it expects then."
 
-    def line(self, text: str)->str:
+    def line(self, text: str) -> str:
         "The text as a line of the corpus would be."
         return ' ' + text if self.spaced and text[:1].strip() else text
 
     def _cut(self, text):
         "The text's ids, and where each lies in it; refuses nothing at all, and too much."
-        line = self.line(text); ids, spans = cut(self.tokenizer, line); shift = len(line) - len(text)
-        if not ids: raise GuesserError(f'there is nothing to read in {text[:20]!r}: give it a word at least')
-        if len(ids) > LONGEST: raise GuesserError(f'this text has {len(ids):,} tokens, and at most {LONGEST:,} are read at once; take a piece of it, or `evaluate` and `score` for whole texts')
+        line = self.line(text)
+        ids, spans = cut(self.tokenizer, line)
+        shift = len(line) - len(text)
+        if not ids:
+            raise GuesserError(f'there is nothing to read in {text[:20]!r}: give it a word at least')
+        if len(ids) > LONGEST:
+            raise GuesserError(
+                f'this text has {len(ids):,} tokens, and at most {LONGEST:,} are read at once; take a piece of it, or'
+                ' `evaluate` and `score` for whole texts'
+            )
         return ids, [(max(0, a - shift), max(0, b - shift)) for a, b in spans]
 
     def _costs(self, ids, top):
         "What each token costs, its place among the guesses, and the likeliest in its stead."
         nats, ranks, tops = [], [], []
         for i, row_V in zip(ids, (row_V for block in self.log_probs(ids) for row_V in block), strict=True):
-            nats.append(-float(row_V[i])); ranks.append(1 + int((row_V > row_V[i]).sum()))
+            nats.append(-float(row_V[i]))
+            ranks.append(1 + int((row_V > row_V[i]).sum()))
             tops.append([] if row_V.max() - row_V.min() < 1e-12 else _likeliest(row_V, top))
         return np.array(nats), np.array(ranks), tops
 
-    def read(self,
-             text: str,       # any text of at least one token, at most `LONGEST`
-             top: int=6,      # how many of the likeliest tokens are kept at each place
-            )->Reading:
-        "What each token of a text costs, and what was expected there. Raises `GuesserError` for a text with nothing in it, or too much."
+    def read(
+        self,
+        text: str,  # any text of at least one token, at most `LONGEST`
+        top: int = 6,  # how many of the likeliest tokens are kept at each place
+    ) -> Reading:
+        """What each token of a text costs, and what was expected there. Raises `GuesserError` for a text with nothing
+        in it, or too much."""
         ids, spans = self._cut(text)
         nats_N, rank_N, tops = self._costs(ids, top)
-        seen = sorted({i for t in tops for i, _ in t} | set(ids)); piece = dict(zip(seen, self.tokenizer.tokens(seen)))
-        return Reading(text, [piece[i] for i in ids], spans, nats_N, rank_N, [[(piece[i], p) for i, p in t] for t in tops],
-                       self.tokenizer.types, ids.count(self.tokenizer.unk_id), _keeps_text(self.tokenizer))
+        seen = sorted({i for t in tops for i, _ in t} | set(ids))
+        piece = dict(zip(seen, self.tokenizer.tokens(seen)))
+        return Reading(
+            text,
+            [piece[i] for i in ids],
+            spans,
+            nats_N,
+            rank_N,
+            [[(piece[i], p) for i, p in t] for t in tops],
+            self.tokenizer.types,
+            ids.count(self.tokenizer.unk_id),
+            _keeps_text(self.tokenizer),
+        )
 
-    def write(self,
-              prompt: str='',        # what it goes on from; nothing: a new line
-              n: int=40,             # tokens to write
-              seed: int=0,           # the same seed, the same text
-              temperature: float=1., # divides the logarithms: below one bolder, above one wilder; 0: always the likeliest
-             )->str:                 # what was added to the prompt
-        "Go on with a text, each token drawn from what the model expects. Raises `GuesserError` for a temperature below 0."
-        if not 0 <= temperature < math.inf: raise GuesserError(f'a temperature is 0 or more, got {temperature}')
+    def write(
+        self,
+        prompt: str = '',  # what it goes on from; nothing: a new line
+        n: int = 40,  # tokens to write
+        seed: int = 0,  # the same seed, the same text
+        temperature: float = 1.0,  # divides the logarithms: below one bolder, above one wilder; 0: always the likeliest
+    ) -> str:  # what was added to the prompt
+        """Go on with a text, each token drawn from what the model expects. Raises `GuesserError` for a temperature
+        below 0."""
+        if not 0 <= temperature < math.inf:
+            raise GuesserError(f'a temperature is 0 or more, got {temperature}')
         rng, hear, out = np.random.default_rng(seed), self.listen(), []
-        for i in [self.before, *cut(self.tokenizer, self.line(prompt))[0]]: log_V = hear(i)
+        for i in [self.before, *cut(self.tokenizer, self.line(prompt))[0]]:
+            log_V = hear(i)
         for k in range(n):
             out.append(int(draw(tempered(torch.from_numpy(log_V), temperature), torch.tensor(rng.random()))))
-            if k < n - 1: log_V = hear(out[-1])
+            if k < n - 1:
+                log_V = hear(out[-1])
         return self.tokenizer.decode(out)
 
 # %% ../nbs/29_guessers.ipynb #894a7c78
 class CountingGuesser(Guesser):
     "A counting model that reads and writes."
-    def __init__(self,
-                 name: str,
-                 tokenizer: Tokenizer,
-                 model: CountingModel,           # fitted on tokens of this tokenizer
-                 measured: Measurement|None=None):
-        super().__init__(name, tokenizer, measured, model.parameters); self.model = model
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        model: CountingModel,  # fitted on tokens of this tokenizer
+        measured: Measurement | None = None,
+    ):
+        super().__init__(name, tokenizer, measured, model.parameters)
+        self.model = model
 
     def _log(self, before):
-        with np.errstate(divide='ignore'): return np.log(self.model.next_probs(before[-self.model.order:]))
+        with np.errstate(divide='ignore'):
+            return np.log(self.model.next_probs(before[-self.model.order :]))
+
     def log_probs(self, ids):
-        for i in range(len(ids)): yield self._log([self.before, *ids[:i]])[None]
+        for i in range(len(ids)):
+            yield self._log([self.before, *ids[:i]])[None]
+
     def listen(self):
         heard = []
         return lambda i: (heard.append(i), self._log(heard))[1]
@@ -179,43 +235,62 @@ class CountingGuesser(Guesser):
 # %% ../nbs/29_guessers.ipynb #4bc493fd
 class NetworkGuesser(Guesser):
     "A trained network that reads and writes."
-    def __init__(self,
-                 name: str,
-                 tokenizer: Tokenizer,
-                 model: torch.nn.Module,         # with `logits(x_BT, state)`
-                 measured: Measurement|None=None):
-        super().__init__(name, tokenizer, measured, sum(p.numel() for p in model.parameters())); self.model = model.eval()
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        model: torch.nn.Module,  # with `logits(x_BT, state)`
+        measured: Measurement | None = None,
+    ):
+        super().__init__(name, tokenizer, measured, sum(p.numel() for p in model.parameters()))
+        self.model = model.eval()
 
     @torch.no_grad()
     def _log(self, ids, state):
         device = next(self.model.parameters()).device
         logits_1TV, state = self.model.logits(torch.tensor([ids], device=device), state)
         return logits_1TV[0].double().log_softmax(-1).cpu().numpy(), state
+
     def log_probs(self, ids):
         x, at, start, state = [self.before, *ids[:-1]], 0, 0, None
         while at < len(x):
             new = window_start(at + 1, self.model.context)
-            first, state = (at, state) if new == start else (new, None)       # a context that is full: its newest half is read anew
+            first, state = (
+                (at, state) if new == start else (new, None)
+            )  # a context that is full: its newest half is read anew
             start, stop = new, min(len(x), at + 128, new + (self.model.context or len(x)))
-            log_TV, state = self._log(x[first:stop], state); yield log_TV[at - first:]; at = stop
+            log_TV, state = self._log(x[first:stop], state)
+            yield log_TV[at - first :]
+            at = stop
+
     def listen(self):
         heard, start, state = [], 0, None
+
         def hear(i):
             nonlocal start, state
-            heard.append(i); new = window_start(len(heard), self.model.context)
+            heard.append(i)
+            new = window_start(len(heard), self.model.context)
             log_TV, state = self._log([i], state) if new == start else self._log(heard[new:], None)
-            start = new; return log_TV[-1]
+            start = new
+            return log_TV[-1]
+
         return hear
 
 # %% ../nbs/29_guessers.ipynb #12e693e9
 @recipe
 def playground_lstm():
-    """Two LSTM layers of 256 and 144 over 2,048 byte pieces, tied, eight passes: small enough to travel with the course.
+    """Two LSTM layers of 256 and 144 over 2,048 byte pieces, tied, eight passes: small enough to travel with the
+    course.
 
     `lmcourse run playground-lstm`."""
-    return Recipe('playground-lstm', Tuned(embedding=144, hidden=256, inputs=.1, between=.1, outputs=.1, others=0, zipf=False),
-                  Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='lanes', length=70, batch=32, shift=True),
-                  Optim(lr=4e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)), Train(epochs=8))
+    return Recipe(
+        'playground-lstm',
+        Tuned(embedding=144, hidden=256, inputs=0.1, between=0.1, outputs=0.1, others=0, zipf=False),
+        Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='lanes', length=70, batch=32, shift=True),
+        Optim(lr=4e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)),
+        Train(epochs=8),
+    )
 
 # %% ../nbs/29_guessers.ipynb #9ab9eabc
 @recipe
@@ -227,36 +302,68 @@ def playground_transformer():
     return replace(r, name='playground-transformer')
 
 # %% ../nbs/29_guessers.ipynb #8d7f3240
-_TOO_LARGE = {'trigram': 3, '5-gram': 5}        # counted where the corpus is, with these orders
+_TOO_LARGE = {'trigram': 3, '5-gram': 5}  # counted where the corpus is, with these orders
 _NETWORKS = ('lstm', 'transformer')
 RUNGS = ('uniform', 'unigram', 'bigram', *_TOO_LARGE, *_NETWORKS)
-_CHECK = 20_000               # tokens of the validation text whose nats are kept by themselves: a short test that a file is what was measured
+_CHECK = 20_000  # tokens of the validation text whose nats are kept by themselves: a short test that a file is what was measured
+
 
 def _first(split, n):
     "The first n tokens of a split; what else is known of the text no longer holds for them."
     return replace(split, ids=split.ids[:n], words=n, bytes=None, fingerprint=f'first {n} of {split.fingerprint}')
 
+
 def _size(guesser):
     "Bytes of a guesser's file: counts compressed, weights in half precision."
-    if isinstance(guesser, NetworkGuesser): return 2 * guesser.parameters
-    file = io.BytesIO(); np.savez_compressed(file, **to_arrays(guesser.model)) if guesser.parameters else None
+    if isinstance(guesser, NetworkGuesser):
+        return 2 * guesser.parameters
+    file = io.BytesIO()
+    np.savez_compressed(file, **to_arrays(guesser.model)) if guesser.parameters else None
     return file.tell()
 
+
 def _scored(guesser, split, interval=False):
-    "A split's score: of counts, of a network that carries its state in ten lanes, of one that does not in windows of its context."
-    if isinstance(guesser, CountingGuesser): return score(guesser.model, split)
-    return evaluate(guesser.model, split, guesser.tokenizer.first_id, lanes=10, length=guesser.model.context or 70, interval=interval)
+    """A split's score: of counts, of a network that carries its state in ten lanes, of one that does not in windows of
+    its context."""
+    if isinstance(guesser, CountingGuesser):
+        return score(guesser.model, split)
+    return evaluate(
+        guesser.model,
+        split,
+        guesser.tokenizer.first_id,
+        lanes=10,
+        length=guesser.model.context or 70,
+        interval=interval,
+    )
+
 
 def _measured(guesser, data):
     "What a guesser scores on validation and test, and on the short test."
-    def on(split): return _scored(guesser, split, interval=True)
-    return dict(parameters=guesser.parameters, size=_size(guesser), **{s: on(getattr(data, s)).to_dict() for s in ('validation', 'test')},
-                check=dict(tokens=_CHECK, nats=on(_first(data.validation, _CHECK)).nats))
+
+    def on(split):
+        return _scored(guesser, split, interval=True)
+
+    return dict(
+        parameters=guesser.parameters,
+        size=_size(guesser),
+        **{s: on(getattr(data, s)).to_dict() for s in ('validation', 'test')},
+        check=dict(tokens=_CHECK, nats=on(_first(data.validation, _CHECK)).nats),
+    )
+
 
 def _counted(data):
     "The counting rungs of a corpus, by name."
-    make = {'uniform': Uniform(), 'unigram': KneserNey(1), 'bigram': KneserNey(2), 'trigram': KneserNey(3), '5-gram': KneserNey(5)}
-    return {name: CountingGuesser(name, data.tokenizer, m.fit(data.train.ids, data.types, data.tokenizer.first_id)) for name, m in make.items()}
+    make = {
+        'uniform': Uniform(),
+        'unigram': KneserNey(1),
+        'bigram': KneserNey(2),
+        'trigram': KneserNey(3),
+        '5-gram': KneserNey(5),
+    }
+    return {
+        name: CountingGuesser(name, data.tokenizer, m.fit(data.train.ids, data.types, data.tokenizer.first_id))
+        for name, m in make.items()
+    }
 
 # %% ../nbs/29_guessers.ipynb #371d0110
 def _halved(path):
@@ -265,56 +372,120 @@ def _halved(path):
     load_weights(model, {k: w.half().float() for k, w in weights(model).items()}, str(path))
     return model, tokenizer, r
 
+
 def _same_text(run, data):
     "Refuse a corpus that is another text now than when the run was trained on it."
     for split in ('validation', 'test'):
         then = ((run.summary or {}).get(split) or {}).get('fingerprint')
         now = getattr(data, split).fingerprint
         if then not in (None, now):
-            raise GuesserError(f'the run {run.name} was measured on another {split} text than {data.corpus} holds now ({then}, and now {now}): put the text back as it was, or train again')
+            raise GuesserError(
+                f'the run {run.name} was measured on another {split} text than {data.corpus} holds now ({then}, and now'
+                f' {now}): put the text back as it was, or train again'
+            )
+
 
 def _beside(out, data):
-    "What was measured of the models that a folder holds already; nothing in an empty one. Refuses other tokens or another text than theirs."
-    if not (out/'measurements.json').is_file(): return {}
-    found, splits = read_json(out/'measurements.json'), ('validation', 'test')
-    theirs, ours = {tuple(f[s]['fingerprint'] for s in splits) for f in found.values()}, tuple(getattr(data, s).fingerprint for s in splits)
-    if theirs != {ours} or read_json(out/'tokenizer.json') != data.tokenizer.to_dict():
-        raise GuesserError(f'the models in {out} were measured on other tokens than this run reads ({data.corpus}, {data.tokenizer.name}), and would not compare: name an empty folder with `out`')
+    """What was measured of the models that a folder holds already; nothing in an empty one. Refuses other tokens or
+    another text than theirs."""
+    if not (out / 'measurements.json').is_file():
+        return {}
+    found, splits = read_json(out / 'measurements.json'), ('validation', 'test')
+    theirs, ours = (
+        {tuple(f[s]['fingerprint'] for s in splits) for f in found.values()},
+        tuple(getattr(data, s).fingerprint for s in splits),
+    )
+    if theirs != {ours} or read_json(out / 'tokenizer.json') != data.tokenizer.to_dict():
+        raise GuesserError(
+            f'the models in {out} were measured on other tokens than this run reads ({data.corpus},'
+            f' {data.tokenizer.name}), and would not compare: name an empty folder with `out`'
+        )
     return found
 
-def ship(path: str|Path,              # the folder of a finished run
-         rung: str='lstm',            # what it becomes: lstm or transformer
-         out: str|Path|None=None,     # where to; None: beside the package's own models
-        )->dict:                      # {rung: parameters, size, validation, test, check}: what is in its measurements.json
-    """Round a run's weights to half precision, measure that, and write it with its card; in an empty folder, count the lower rungs on the same tokens too.
 
-    Raises `GuesserError` for a rung that is no network, where the models that the folder holds were measured on other tokens, and where
-    the corpus is another text now than the run was measured on."""
-    if rung not in _NETWORKS: raise GuesserError(f'a run becomes one of the rungs {" or ".join(_NETWORKS)}, got {rung!r}')
-    run = Run.open(path); model, tokenizer, r = _halved(path)
-    if not re.fullmatch(r'[\w.:+-]{1,100}', r.name): raise GuesserError(f'the recipe of {path} has no name that a card can carry: letters, digits and . : + - are, got {r.name[:100]!r}')
-    out = Path(out or str(_MODELS)); out.mkdir(parents=True, exist_ok=True)
-    data = tokenize_corpus(r.data.corpus, tokenizer); _same_text(run, data); r = override(r, {'data.corpus': data.corpus})     # its name, and not where it lies
+def ship(
+    path: str | Path,  # the folder of a finished run
+    rung: str = 'lstm',  # what it becomes: lstm or transformer
+    out: str | Path | None = None,  # where to; None: beside the package's own models
+) -> dict:  # {rung: parameters, size, validation, test, check}: what is in its measurements.json
+    """Round a run's weights to half precision, measure that, and write it with its card; in an empty folder, count the
+    lower rungs on the same tokens too.
+
+    Raises `GuesserError` for a rung that is no network, where the models that the folder holds were measured on other
+    tokens, and where the corpus is another text now than the run was measured on."""
+    if rung not in _NETWORKS:
+        raise GuesserError(f'a run becomes one of the rungs {" or ".join(_NETWORKS)}, got {rung!r}')
+    run = Run.open(path)
+    model, tokenizer, r = _halved(path)
+    if not re.fullmatch(r'[\w.:+-]{1,100}', r.name):
+        raise GuesserError(
+            f'the recipe of {path} has no name that a card can carry: letters, digits and . : + - are, got'
+            f' {r.name[:100]!r}'
+        )
+    out = Path(out or str(_MODELS))
+    out.mkdir(parents=True, exist_ok=True)
+    data = tokenize_corpus(r.data.corpus, tokenizer)
+    _same_text(run, data)
+    r = override(r, {'data.corpus': data.corpus})  # its name, and not where it lies
     if not (found := _beside(out, data)):
-        rungs = _counted(data); found = {name: _measured(g, data) for name, g in rungs.items()}
-        np.savez_compressed(out/'counts.npz', **{f'{name}/{k}': v for name in ('unigram', 'bigram') for k, v in to_arrays(rungs[name].model).items()})
-        write_json(out/'tokenizer.json', tokenizer.to_dict())
-    found |= {rung: _measured(NetworkGuesser(rung, tokenizer, model), data)}; found = {n: found[n] for n in RUNGS if n in found}
-    save_tensors(out/f'{rung}.safetensors', {k: w.half() for k, w in weights(model).items()}, dict(recipe=r.to_dict(), record=run.name, step=run.load('best')[1]['step']))
-    write_json(out/'measurements.json', found); (out/'README.md').write_text(_card(found, out), encoding='utf-8')
+        rungs = _counted(data)
+        found = {name: _measured(g, data) for name, g in rungs.items()}
+        np.savez_compressed(
+            out / 'counts.npz',
+            **{f'{name}/{k}': v for name in ('unigram', 'bigram') for k, v in to_arrays(rungs[name].model).items()},
+        )
+        write_json(out / 'tokenizer.json', tokenizer.to_dict())
+    found |= {rung: _measured(NetworkGuesser(rung, tokenizer, model), data)}
+    found = {n: found[n] for n in RUNGS if n in found}
+    save_tensors(
+        out / f'{rung}.safetensors',
+        {k: w.half() for k, w in weights(model).items()},
+        dict(recipe=r.to_dict(), record=run.name, step=run.load('best')[1]['step']),
+    )
+    write_json(out / 'measurements.json', found)
+    (out / 'README.md').write_text(_card(found, out), encoding='utf-8')
     return found
 
 # %% ../nbs/29_guessers.ipynb #eb2f27e1
 def _card(found, folder):
     "The model card."
-    networks = {name: load_tensors(folder/f'{name}.safetensors')[1] for name in _NETWORKS if name in found}
-    rows = [dict(rung=name, parameters=f['parameters'], shipped='no' if name in _TOO_LARGE else 'yes', **{s: f[s]['perplexity'] for s in ('validation', 'test')},
-                 bits=f['validation']['bits_per_byte'], size=round(f['size'] / 1e6, 2)) for name, f in found.items()]
-    columns = dict(rung='rung', parameters='parameters or counts', validation='validation perplexity', test='test perplexity', bits='bits per byte, validation', size='megabytes', shipped='in these files')
+    networks = {name: load_tensors(folder / f'{name}.safetensors')[1] for name in _NETWORKS if name in found}
+    rows = [
+        dict(
+            rung=name,
+            parameters=f['parameters'],
+            shipped='no' if name in _TOO_LARGE else 'yes',
+            **{s: f[s]['perplexity'] for s in ('validation', 'test')},
+            bits=f['validation']['bits_per_byte'],
+            size=round(f['size'] / 1e6, 2),
+        )
+        for name, f in found.items()
+    ]
+    columns = dict(
+        rung='rung',
+        parameters='parameters or counts',
+        validation='validation perplexity',
+        test='test perplexity',
+        bits='bits per byte, validation',
+        size='megabytes',
+        shipped='in these files',
+    )
     v, t = (found['uniform'][s] for s in ('validation', 'test'))
-    def seen(f): return f'with its state carried in {f["lanes"]} lanes' if f['carried'] else f'in windows of {f["context"]} tokens'
-    each = '\n'.join(f'- `{n}`, {found[n]["parameters"]:,} parameters, recipe `{a["recipe"]["name"]}`: {a["recipe"]["summary"]} Measured {seen(found[n]["validation"])}.' for n, a in networks.items())
-    again = '; '.join(f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.guessers.ship(folder, {n!r})`, record `{a["record"]}`' for n, a in networks.items())
+
+    def seen(f):
+        return (
+            f'with its state carried in {f["lanes"]} lanes' if f['carried'] else f'in windows of {f["context"]} tokens'
+        )
+
+    each = '\n'.join(
+        f'- `{n}`, {found[n]["parameters"]:,} parameters, recipe `{a["recipe"]["name"]}`: {a["recipe"]["summary"]}'
+        f' Measured {seen(found[n]["validation"])}.'
+        for n, a in networks.items()
+    )
+    again = '; '.join(
+        f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.guessers.ship(folder, {n!r})`, record `{a["record"]}`'
+        for n, a in networks.items()
+    )
     return f'''# The models that travel with the course
 
 **What they are.** Networks over {v["types"]:,} byte-level BPE pieces, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
@@ -341,59 +512,86 @@ should read as true, languages other than English, code. They know the Wikipedia
 '''
 
 # %% ../nbs/29_guessers.ipynb #74ce1947
-_MODELS = Path(str(files('lmcourse')))/'models'
+_MODELS = Path(str(files('lmcourse'))) / 'models'
+
 
 @functools.cache
-def measurements()->dict:            # {rung: {'parameters', 'validation', 'test', 'check'}}
+def measurements() -> dict:  # {rung: {'parameters', 'validation', 'test', 'check'}}
     "What each rung scored when the models were shipped."
-    return read_json(_MODELS/'measurements.json')
+    return read_json(_MODELS / 'measurements.json')
+
 
 @functools.cache
-def _tokenizer(): return Tokenizer.from_dict(read_json(_MODELS/'tokenizer.json'))
+def _tokenizer():
+    return Tokenizer.from_dict(read_json(_MODELS / 'tokenizer.json'))
+
 
 def _counts(name):
     "A counting model out of the shipped file."
     try:
-        with np.load(_MODELS/'counts.npz') as kept: return from_arrays({k.partition('/')[2]: kept[k] for k in kept if k.startswith(f'{name}/')})
-    except (OSError, ValueError, KeyError) as e: raise GuesserError(f'the shipped counts cannot be read ({e}): install the package again') from None
+        with np.load(_MODELS / 'counts.npz') as kept:
+            return from_arrays({k.partition('/')[2]: kept[k] for k in kept if k.startswith(f'{name}/')})
+    except (OSError, ValueError, KeyError) as e:
+        raise GuesserError(f'the shipped counts cannot be read ({e}): install the package again') from None
+
 
 def _network(name):
     "A shipped network, its weights widened again."
-    tensors, about = load_tensors(_MODELS/f'{name}.safetensors')
+    tensors, about = load_tensors(_MODELS / f'{name}.safetensors')
     model = recipe_from_dict(about['recipe']).model.build(_tokenizer().types)
     load_weights(model, {k: w.float() for k, w in tensors.items()}, f'{name}.safetensors')
     return model
 
+
 def _count_here(name, corpus):
     "A counting model too large to travel, counted where its corpus is at hand."
-    if not have_corpus(corpus): raise GuesserError(f'the {name} is too large to travel, and {corpus}, from which it is counted, is not on this machine; lesson 4 says how to fetch it')
+    if not have_corpus(corpus):
+        raise GuesserError(
+            f'the {name} is too large to travel, and {corpus}, from which it is counted, is not on this machine; lesson'
+            ' 4 says how to fetch it'
+        )
     train, t = tokenize_corpus(corpus, _tokenizer()).train, _tokenizer()
     return KneserNey(_TOO_LARGE[name]).fit(train.ids, t.types, t.first_id)
 
 # %% ../nbs/29_guessers.ipynb #17893c01
 @functools.cache
-def load_guesser(name: str=RUNGS[-1], # one of `RUNGS`; unnamed: the best that travels
-                )->Guesser:
-    "A rung that travels with the course. Trigram and 5-gram are counted on the spot where wikitext-2-raw is at hand; elsewhere `GuesserError` says so."
-    if name not in RUNGS: raise GuesserError(f'there is no rung {name!r}, only {", ".join(RUNGS)}; for a run of yours there is guesser_from_run')
+def load_guesser(
+    name: str = RUNGS[-1],  # one of `RUNGS`; unnamed: the best that travels
+) -> Guesser:
+    """A rung that travels with the course. Trigram and 5-gram are counted on the spot where wikitext-2-raw is at hand;
+    elsewhere `GuesserError` says so."""
+    if name not in RUNGS:
+        raise GuesserError(
+            f'there is no rung {name!r}, only {", ".join(RUNGS)}; for a run of yours there is guesser_from_run'
+        )
     m, t = Measurement.from_dict(measurements()[name]['validation']), _tokenizer()
-    if name in _NETWORKS: return NetworkGuesser(name, t, _network(name), m)
-    model = Uniform(t.types) if name == 'uniform' else _count_here(name, m.corpus) if name in _TOO_LARGE else _counts(name)
+    if name in _NETWORKS:
+        return NetworkGuesser(name, t, _network(name), m)
+    model = (
+        Uniform(t.types) if name == 'uniform' else _count_here(name, m.corpus) if name in _TOO_LARGE else _counts(name)
+    )
     return CountingGuesser(name, t, model, m)
 
-def load_guessers(*names: str)->list[Guesser]: # of `RUNGS`; none named: all that need no corpus, from the worst to the best
+
+def load_guessers(
+    *names: str,
+) -> list[Guesser]:  # of `RUNGS`; none named: all that need no corpus, from the worst to the best
     "Rungs of the ladder, ready to read and write."
     return [load_guesser(n) for n in names or [n for n in RUNGS if n not in _TOO_LARGE]]
 
 # %% ../nbs/29_guessers.ipynb #af9205a3
-def guesser_from_run(path: str|Path,      # a run's folder
-                     name: str|None=None, # as it is shown; None: the folder's name
-                    )->NetworkGuesser:
+def guesser_from_run(
+    path: str | Path,  # a run's folder
+    name: str | None = None,  # as it is shown; None: the folder's name
+) -> NetworkGuesser:
     "A run of your own, with its best weights and whatever tokenizer it was trained on; its corpus is not asked for."
-    run = Run.open(path); model, tokenizer, _ = load_model(path, 'cpu')
+    run = Run.open(path)
+    model, tokenizer, _ = load_model(path, 'cpu')
     measured = (run.summary or {}).get('validation')
     measured = Measurement.from_dict(measured) if measured else None
     if measured and (measured.tokenizer, measured.types) != (tokenizer.name, tokenizer.types):
-        raise GuesserError(f'the score in {path} was made with {measured.tokenizer} ({measured.types:,} types), and its tokenizer is {tokenizer.name} '
-                           f'({tokenizer.types:,}): these files are not of one run')
+        raise GuesserError(
+            f'the score in {path} was made with {measured.tokenizer} ({measured.types:,} types), and its tokenizer is'
+            f' {tokenizer.name} ({tokenizer.types:,}): these files are not of one run'
+        )
     return NetworkGuesser(name or run.name, tokenizer, model, measured)

@@ -16,14 +16,23 @@ from .recurrent import Recurrent
 from .train import fit, resume, train
 
 # %% ../nbs/13_ladder.ipynb #527b8d3b
-def _rung(name: str, parameters: int, validation, test, seconds: float)->dict:
+def _rung(name: str, parameters: int, validation, test, seconds: float) -> dict:
     "One row of the ladder's table."
-    return dict(rung=name, parameters=parameters, tokens=validation.tokens, types=validation.types, validation=validation.to_dict(),
-                test=test.to_dict(), seconds=seconds)
+    return dict(
+        rung=name,
+        parameters=parameters,
+        tokens=validation.tokens,
+        types=validation.types,
+        validation=validation.to_dict(),
+        test=test.to_dict(),
+        seconds=seconds,
+    )
 
-def counting_rungs(data: TokenizedCorpus,  # the text as ids
-                   orders: tuple=(1, 2, 5),# Kneser-Ney models of these orders
-                  ):                       # yields rows: rung, parameters, tokens, types, validation, test, seconds
+
+def counting_rungs(
+    data: TokenizedCorpus,  # the text as ids
+    orders: tuple = (1, 2, 5),  # Kneser-Ney models of these orders
+):  # yields rows: rung, parameters, tokens, types, validation, test, seconds
     "The rungs that only count: uniform, then modified Kneser-Ney."
     names = {1: 'unigram', 2: 'bigram', 3: 'trigram'}
     for order in (0, *orders):
@@ -35,11 +44,16 @@ def counting_rungs(data: TokenizedCorpus,  # the text as ids
         yield _rung(name, model.parameters, *both, time.perf_counter() - tic)
 
 # %% ../nbs/13_ladder.ipynb #19e42dd3
-def _ladder_recipe(name: str, cell: str)->Recipe:
+def _ladder_recipe(name: str, cell: str) -> Recipe:
     "Settings that bring a small recurrent network as far as a minute on two cores allows."
-    return Recipe(name, Recurrent(cell=cell, embedding=160, hidden=160, layers=1, dropout=0., around=0.3, tied=True),
-                  Data(corpus='stdlib', batches='lanes', length=35, batch=16),
-                  Optim(lr=6e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup=40), Train(epochs=3, log_every=20))
+    return Recipe(
+        name,
+        Recurrent(cell=cell, embedding=160, hidden=160, layers=1, dropout=0.0, around=0.3, tied=True),
+        Data(corpus='stdlib', batches='lanes', length=35, batch=16),
+        Optim(lr=6e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup=40),
+        Train(epochs=3, log_every=20),
+    )
+
 
 @recipe
 def ladder_lstm():
@@ -47,6 +61,7 @@ def ladder_lstm():
 
     `lmcourse run ladder-lstm`."""
     return _ladder_recipe('ladder-lstm', 'lstm')
+
 
 @recipe
 def ladder_gru():
@@ -56,70 +71,132 @@ def ladder_gru():
     return _ladder_recipe('ladder-gru', 'gru')
 
 # %% ../nbs/13_ladder.ipynb #808ae21a
-def trained_rungs(corpus: str='stdlib',        # a corpus by name, or a path
-                  tokenizer: str='word',
-                  recipes: tuple=('ladder-lstm', 'ladder-gru'), # what is trained, in order
-                  out: str|Path|None=None,     # a folder for the runs; None: each its own under runs/
-                  show: bool|None=None,        # a progress bar; None: where somebody is watching
-                  **changes):                  # fields of their train section: max_steps=20, ...
+def trained_rungs(
+    corpus: str = 'stdlib',  # a corpus by name, or a path
+    tokenizer: str = 'word',
+    recipes: tuple = ('ladder-lstm', 'ladder-gru'),  # what is trained, in order
+    out: str | Path | None = None,  # a folder for the runs; None: each its own under runs/
+    show: bool | None = None,  # a progress bar; None: where somebody is watching
+    **changes,  # fields of their train section: max_steps=20, ...
+):
     "The rungs that learn: each recipe trained on the corpus."
     for name in recipes:
-        r = override(get_recipe(name), {'data.corpus': corpus, 'data.tokenizer': tokenizer} | {f'train.{k}': v for k, v in changes.items()})
-        folder = Path(out)/name if out else None
-        begun = folder is not None and (folder/'state.safetensors').exists()
+        r = override(
+            get_recipe(name),
+            {'data.corpus': corpus, 'data.tokenizer': tokenizer} | {f'train.{k}': v for k, v in changes.items()},
+        )
+        folder = Path(out) / name if out else None
+        begun = folder is not None and (folder / 'state.safetensors').exists()
         run = fit(resume(folder, show, **changes)) if begun else train(r, folder, show)
-        if run.summary['stopped'] == 'interrupted': raise KeyboardInterrupt
+        if run.summary['stopped'] == 'interrupted':
+            raise KeyboardInterrupt
         s = run.summary
-        yield dict(rung=getattr(r.model, 'cell', type(r.model).__name__).upper(), parameters=s['parameters'], tokens=s['validation']['tokens'], types=s['validation']['types'],
-                   validation=s['validation'], test=s['test'], seconds=s['seconds'])
+        yield dict(
+            rung=getattr(r.model, 'cell', type(r.model).__name__).upper(),
+            parameters=s['parameters'],
+            tokens=s['validation']['tokens'],
+            types=s['validation']['types'],
+            validation=s['validation'],
+            test=s['test'],
+            seconds=s['seconds'],
+        )
 
 # %% ../nbs/13_ladder.ipynb #15864b7f
-def ladder_table(rungs: list[dict])->str: # Markdown
+def ladder_table(rungs: list[dict]) -> str:  # Markdown
     "The ladder as a table."
-    return table([dict(rung=r['rung'], tokens=r['tokens'], types=r['types'], parameters=r['parameters'], validation=r['validation']['perplexity'],
-                       test=r['test']['perplexity'], bits=r['validation']['bits_per_byte'], seconds=r['seconds'] and round(r['seconds'], 1)) for r in rungs],
-                 dict(rung='rung', tokens='tokens', types='types', parameters='parameters', validation='validation perplexity',
-                      test='test perplexity', bits='bits per byte', seconds='seconds'))
+    return table(
+        [
+            dict(
+                rung=r['rung'],
+                tokens=r['tokens'],
+                types=r['types'],
+                parameters=r['parameters'],
+                validation=r['validation']['perplexity'],
+                test=r['test']['perplexity'],
+                bits=r['validation']['bits_per_byte'],
+                seconds=r['seconds'] and round(r['seconds'], 1),
+            )
+            for r in rungs
+        ],
+        dict(
+            rung='rung',
+            tokens='tokens',
+            types='types',
+            parameters='parameters',
+            validation='validation perplexity',
+            test='test perplexity',
+            bits='bits per byte',
+            seconds='seconds',
+        ),
+    )
 
 # %% ../nbs/13_ladder.ipynb #b92b385b
-def plot_ladder(rungs: list[dict],
-                title: str='Each rung is a better guesser', # what there is to see
-                floor: float|None=None,   # perplexity of the source itself, where it is known
-                ax=None):                 # axes to draw on; None: new ones
+def plot_ladder(
+    rungs: list[dict],
+    title: str = 'Each rung is a better guesser',  # what there is to see
+    floor: float | None = None,  # perplexity of the source itself, where it is known
+    ax=None,  # axes to draw on; None: new ones
+):
     "Validation perplexity rung by rung, from the most doors to the fewest, on a logarithmic scale."
     import matplotlib.pyplot as plt
-    if ax is None: ax = plt.figure(figsize=(6.2, .6 + .36 * len(rungs))).subplots()
+
+    if ax is None:
+        ax = plt.figure(figsize=(6.2, 0.6 + 0.36 * len(rungs))).subplots()
     names, values = [r['rung'] for r in rungs], [r['validation']['perplexity'] for r in rungs]
-    ax.barh(names, values, color='C0'); ax.invert_yaxis(); ax.set_xscale('log'); ax.grid(axis='y', visible=False)
+    ax.barh(names, values, color='C0')
+    ax.invert_yaxis()
+    ax.set_xscale('log')
+    ax.grid(axis='y', visible=False)
     ax.set_xlim(1, max(values) * 2.5)
-    for y, v in enumerate(values): ax.annotate(f'{v:,.0f}' if v >= 100 else f'{v:.1f}', (v, y), xytext=(4, 0), textcoords='offset points', va='center')
-    if floor: ax.axvline(floor, color='C1', label=f'the source itself, {floor:.2f}'); ax.legend(loc='lower right')
-    ax.set_xlabel('validation perplexity, logarithmic'); ax.set_title(title)
+    for y, v in enumerate(values):
+        ax.annotate(
+            f'{v:,.0f}' if v >= 100 else f'{v:.1f}', (v, y), xytext=(4, 0), textcoords='offset points', va='center'
+        )
+    if floor:
+        ax.axvline(floor, color='C1', label=f'the source itself, {floor:.2f}')
+        ax.legend(loc='lower right')
+    ax.set_xlabel('validation perplexity, logarithmic')
+    ax.set_title(title)
     return ax
 
 # %% ../nbs/13_ladder.ipynb #03de4f03
-def climb(corpus: str='stdlib',        # a corpus by name, or a path
-          tokenizer: str='word',
-          out: str|Path|None=None,     # a folder for the runs and the figure; None: a new one under runs/
-          show: bool|None=None,        # a progress bar; None: where somebody is watching
-          tell=print,                  # called with a line when a rung is reached
-          **changes)->dict:            # rungs, table (Markdown) and figure (its file)
-    "The whole ladder on one text: counting, then networks trained on the spot; a figure and ladder.json go into the folder."
+def climb(
+    corpus: str = 'stdlib',  # a corpus by name, or a path
+    tokenizer: str = 'word',
+    out: str | Path | None = None,  # a folder for the runs and the figure; None: a new one under runs/
+    show: bool | None = None,  # a progress bar; None: where somebody is watching
+    tell=print,  # called with a line when a rung is reached
+    **changes,  # rungs, table (Markdown) and figure (its file)
+) -> dict:
+    """The whole ladder on one text: counting, then networks trained on the spot; a figure and ladder.json go into the
+    folder."""
     out = Path(out or time.strftime('runs/ladder-%Y%m%d-%H%M%S'))
-    try: return _climb(corpus, tokenizer, out, show, tell, changes)
+    try:
+        return _climb(corpus, tokenizer, out, show, tell, changes)
     except KeyboardInterrupt:
-        print(f'lmcourse: stopped; what was reached is in {out}. To go on: lmcourse ladder {corpus} --out {out}', file=sys.stderr)
+        print(
+            f'lmcourse: stopped; what was reached is in {out}. To go on: lmcourse ladder {corpus} --out {out}',
+            file=sys.stderr,
+        )
         raise
+
 
 def _climb(corpus, tokenizer, out, show, tell, changes):
     data, rungs = tokenize_corpus(corpus, tokenizer), []
     out.mkdir(parents=True, exist_ok=True)
-    tell(f'{corpus}: {data.train.tokens:,} tokens to learn from, {data.validation.tokens:,} to validate on, {data.types:,} types')
+    tell(
+        f'{corpus}: {data.train.tokens:,} tokens to learn from, {data.validation.tokens:,} to validate on,'
+        f' {data.types:,} types'
+    )
     for r in itertools.chain(counting_rungs(data), trained_rungs(corpus, tokenizer, out=out, show=show, **changes)):
-        rungs.append(r); write_json(out/'ladder.json', rungs); tell(f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)')
+        rungs.append(r)
+        write_json(out / 'ladder.json', rungs)
+        tell(f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)')
     import matplotlib.style
     from matplotlib.figure import Figure
+
     with matplotlib.style.context('lmcourse.lmcourse'):
-        figure = Figure(figsize=(6.2, .6 + .36 * len(rungs)), layout='constrained')
-        plot_ladder(rungs, ax=figure.subplots()); figure.savefig(out/'ladder.png', dpi=150)
-    return dict(rungs=rungs, table=ladder_table(rungs), figure=str(out/'ladder.png'))
+        figure = Figure(figsize=(6.2, 0.6 + 0.36 * len(rungs)), layout='constrained')
+        plot_ladder(rungs, ax=figure.subplots())
+        figure.savefig(out / 'ladder.png', dpi=150)
+    return dict(rungs=rungs, table=ladder_table(rungs), figure=str(out / 'ladder.png'))

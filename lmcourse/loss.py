@@ -15,26 +15,32 @@ import torch, torch.nn.functional as F
 # %% ../nbs/01_cross_entropy.ipynb #00b6e719
 class LMCourseError(ValueError):
     "A request that cannot be met: its message says what was wrong, where, and what to do."
-    exit_code = 2             # of the command line; 1 where the request was good and something failed on the way
+
+    exit_code = 2  # of the command line; 1 where the request was good and something failed on the way
 
 # %% ../nbs/01_cross_entropy.ipynb #e0b89a07
-def softmax(logits: torch.Tensor, # scores, any shape, unnormalised
-            dim: int=-1,          # the axis of the types, whose probabilities sum to one
-           )->torch.Tensor:       # probabilities, same shape
-    "Scores to probabilities: exponentiate, divide by the sum; the largest score is taken away first, so that nothing overflows."
+def softmax(
+    logits: torch.Tensor,  # scores, any shape, unnormalised
+    dim: int = -1,  # the axis of the types, whose probabilities sum to one
+) -> torch.Tensor:  # probabilities, same shape
+    """Scores to probabilities: exponentiate, divide by the sum; the largest score is taken away first, so that nothing
+    overflows."""
     e = (logits - logits.amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
 
 # %% ../nbs/01_cross_entropy.ipynb #06f82535
-def logsumexp(logits: torch.Tensor, # scores, any shape
-              dim: int=-1,          # the axis to sum over
-             )->torch.Tensor:       # that axis is gone
-    "$\\ln \\sum_j e^{x_j}$ with the largest score taken out first, minus infinity where every score is: $m + \\ln \\sum_j e^{x_j - m}$."
+def logsumexp(
+    logits: torch.Tensor,  # scores, any shape
+    dim: int = -1,  # the axis to sum over
+) -> torch.Tensor:  # that axis is gone
+    """$\\ln \\sum_j e^{x_j}$ with the largest score taken out first, minus infinity where every score is: $m + \\ln
+    \\sum_j e^{x_j - m}$."""
     m = logits.amax(dim, keepdim=True)
-    m = m.where(m.isfinite(), 0)      # with every score at minus infinity there is nothing to take out
+    m = m.where(m.isfinite(), 0)  # with every score at minus infinity there is nothing to take out
     return (m + (logits - m).exp().sum(dim, keepdim=True).log()).squeeze(dim)
 
-def log_softmax(logits: torch.Tensor, dim: int=-1)->torch.Tensor: # logarithms of probabilities, same shape
+
+def log_softmax(logits: torch.Tensor, dim: int = -1) -> torch.Tensor:  # logarithms of probabilities, same shape
     "Logarithms of the softmax's probabilities, without a detour through the probabilities."
     return logits - logsumexp(logits, dim).unsqueeze(dim)
 
@@ -42,63 +48,79 @@ def log_softmax(logits: torch.Tensor, dim: int=-1)->torch.Tensor: # logarithms o
 @dataclass(frozen=True)
 class Tally:
     "Summed surprise and the number of tokens that caused it; tallies add, and divide once at the end."
-    nats: torch.Tensor|float  # sum of -ln p over the scored tokens
-    count: int                # number of scored tokens
 
-    def __add__(self, other): return Tally(self.nats + other.nats, self.count + other.count)
-    def __radd__(self, other): return self if other == 0 else NotImplemented
+    nats: torch.Tensor | float  # sum of -ln p over the scored tokens
+    count: int  # number of scored tokens
+
+    def __add__(self, other):
+        return Tally(self.nats + other.nats, self.count + other.count)
+
+    def __radd__(self, other):
+        return self if other == 0 else NotImplemented
 
     @property
-    def mean(self):           # nats per token
+    def mean(self):  # nats per token
         "Nats per token, the one division; raises `LMCourseError` where nothing was scored."
-        if not self.count: raise LMCourseError('no tokens were scored, so they have no mean: is every target ignored?')
+        if not self.count:
+            raise LMCourseError('no tokens were scored, so they have no mean: is every target ignored?')
         return self.nats / self.count
 
 # %% ../nbs/01_cross_entropy.ipynb #f9aed63a
-def to_device(t: torch.Tensor,           # ids or targets
-              device: torch.device,      # where the weights lie
-             )->torch.Tensor:            # the same numbers there
+def to_device(
+    t: torch.Tensor,  # ids or targets
+    device: torch.device,  # where the weights lie
+) -> torch.Tensor:  # the same numbers there
     "Move a small tensor; from the CPU to a GPU without waiting for what the GPU is doing."
     return t.to(device, non_blocking=t.device.type == 'cpu' and device.type == 'cuda')
 
-def cross_entropy_by_hand(logits: torch.Tensor,   # scores (..., V), the types last
-                          targets: torch.Tensor,  # ids (...) of the tokens that came, int64; may lie on the CPU
-                          ignore_index: int=-100, # targets with this id are not scored
-                          label_smoothing: float=0., # share of each target spread evenly over all V types, in [0, 1]
-                         )->Tally:                # summed nats, and how many tokens they are from
+
+def cross_entropy_by_hand(
+    logits: torch.Tensor,  # scores (..., V), the types last
+    targets: torch.Tensor,  # ids (...) of the tokens that came, int64; may lie on the CPU
+    ignore_index: int = -100,  # targets with this id are not scored
+    label_smoothing: float = 0.0,  # share of each target spread evenly over all V types, in [0, 1]
+) -> Tally:  # summed nats, and how many tokens they are from
     "The six steps, with safe logarithms: for reading. Training uses `cross_entropy`, which is torch's."
-    count = int((targets != ignore_index).sum())      # counted where the targets lie, so that a GPU need not be waited for
+    count = int((targets != ignore_index).sum())  # counted where the targets lie, so that a GPU need not be waited for
     targets = to_device(targets, logits.device)
     valid = targets != ignore_index
     log_p = log_softmax(logits)
     target_log_prob = log_p.gather(-1, targets.where(valid, 0).unsqueeze(-1)).squeeze(-1)
     nats = -target_log_prob
-    if label_smoothing:                               # 0 times minus infinity is not a number, so nothing is multiplied by 0
+    if label_smoothing:  # 0 times minus infinity is not a number, so nothing is multiplied by 0
         nats = -label_smoothing * log_p.mean(-1)
-        if label_smoothing < 1: nats = nats - (1 - label_smoothing) * target_log_prob
+        if label_smoothing < 1:
+            nats = nats - (1 - label_smoothing) * target_log_prob
     return Tally(nats.where(valid, 0).sum(), count)
 
 # %% ../nbs/01_cross_entropy.ipynb #f40a7775
-def cross_entropy(logits: torch.Tensor,   # scores (..., V), the types last
-                  targets: torch.Tensor,  # ids (...) of the tokens that came, int64
-                  ignore_index: int=-100, # targets with this id are not scored
-                  label_smoothing: float=0., # share of each target spread evenly over all V types, in [0, 1]
-                 )->Tally:                # summed nats, and how many tokens they are from
+def cross_entropy(
+    logits: torch.Tensor,  # scores (..., V), the types last
+    targets: torch.Tensor,  # ids (...) of the tokens that came, int64
+    ignore_index: int = -100,  # targets with this id are not scored
+    label_smoothing: float = 0.0,  # share of each target spread evenly over all V types, in [0, 1]
+) -> Tally:  # summed nats, and how many tokens they are from
     "Summed nats and the number of tokens that they were summed over, by torch."
     flat_N = to_device(targets.flatten(), logits.device)
-    nats = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), flat_N, ignore_index=ignore_index,
-                           label_smoothing=label_smoothing, reduction='sum')
+    nats = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]),
+        flat_N,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction='sum',
+    )
     return Tally(nats, int((targets != ignore_index).sum()))
 
 # %% ../nbs/01_cross_entropy.ipynb #6117e38f
-def nats_to_bits(nats: float)->float: # the same surprise, in bits
+def nats_to_bits(nats: float) -> float:  # the same surprise, in bits
     "Nats to bits: divide by ln 2."
     return nats / math.log(2)
 
 # %% ../nbs/01_cross_entropy.ipynb #719f5df2
-def cross_entropy_grad(logits: torch.Tensor,   # scores (..., V)
-                       targets: torch.Tensor,  # ids (...) of the tokens that came; -100 is not scored
-                      )->torch.Tensor:         # slope of the summed nats, same shape as logits
+def cross_entropy_grad(
+    logits: torch.Tensor,  # scores (..., V)
+    targets: torch.Tensor,  # ids (...) of the tokens that came; -100 is not scored
+) -> torch.Tensor:  # slope of the summed nats, same shape as logits
     "The gradient of the summed cross-entropy with respect to the logits: $p - y$, and zero where nothing is scored."
     targets = to_device(targets, logits.device)
     g = softmax(logits)
@@ -106,14 +128,19 @@ def cross_entropy_grad(logits: torch.Tensor,   # scores (..., V)
     return (g.scatter_add(-1, targets.clamp(min=0).unsqueeze(-1), -torch.ones_like(g[..., :1]))) * scored
 
 # %% ../nbs/01_cross_entropy.ipynb #07e9acc6
-def entropy(q: torch.Tensor,  # probabilities, types last, summing to one
-           )->torch.Tensor:   # nats
-    "The surprise that is left to somebody who knows the probabilities: $-\\sum q \\ln q$ ([Shannon, 1948](../docs/bibliography.md#shannon1948))."
+def entropy(
+    q: torch.Tensor,  # probabilities, types last, summing to one
+) -> torch.Tensor:  # nats
+    """The surprise that is left to somebody who knows the probabilities: $-\\sum q \\ln q$ ([Shannon,
+    1948](../docs/bibliography.md#shannon1948))."""
     return -torch.xlogy(q, q).sum(-1)
 
-def kl_divergence(q: torch.Tensor, # the true probabilities, types last
-                  p: torch.Tensor, # the believed ones
-                 )->torch.Tensor:  # nats, never negative; infinite where something that happens was ruled out
-    "What believing p costs where q is true: $\\sum q \\ln (q / p)$ ([Kullback & Leibler, 1951](../docs/bibliography.md#kullback1951))."
+
+def kl_divergence(
+    q: torch.Tensor,  # the true probabilities, types last
+    p: torch.Tensor,  # the believed ones
+) -> torch.Tensor:  # nats, never negative; infinite where something that happens was ruled out
+    """What believing p costs where q is true: $\\sum q \\ln (q / p)$ ([Kullback & Leibler,
+    1951](../docs/bibliography.md#kullback1951))."""
     q = to_device(q, p.device)
     return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)

@@ -21,73 +21,92 @@ class NgramError(LMCourseError):
 def _checked(ids, types, what):
     "`ids` as a flat integer array, each in 0 … types-1; NgramError says which one is not."
     ids_N = np.asarray(ids)
-    if not ids_N.size: return np.zeros(0, np.int64)
+    if not ids_N.size:
+        return np.zeros(0, np.int64)
     if ids_N.ndim != 1 or ids_N.dtype.kind not in 'iu':
-        raise NgramError(f'{what}: token ids are a flat array of whole numbers, this is {ids_N.dtype} of shape {ids_N.shape}')
+        raise NgramError(
+            f'{what}: token ids are a flat array of whole numbers, this is {ids_N.dtype} of shape {ids_N.shape}'
+        )
     if ids_N.min() < 0 or ids_N.max() >= types:
         at = int(((ids_N < 0) | (ids_N >= types)).argmax())
-        raise NgramError(f'{what}: the id at position {at} is {ids_N[at]}, but a vocabulary of {types} types has ids 0 to {types - 1}; '
-                         'were text and vocabulary made by the same tokenizer?')
+        raise NgramError(
+            f'{what}: the id at position {at} is {ids_N[at]}, but a vocabulary of {types} types has ids 0 to'
+            f' {types - 1}; were text and vocabulary made by the same tokenizer?'
+        )
     return ids_N
 
 # %% ../nbs/07_ngrams.ipynb #e985b9df
 class CountingModel:
     "What all rungs share: checked ids, the first id before the text, and drawing text a token at a time."
+
     order, types, first_id, parameters = 1, None, None, 0
 
-    def fit(self,
-            ids,           # (N,) training token ids, each in 0 … types-1
-            types: int,    # V, the size of the vocabulary
-            first_id: int, # the id that stands before the text, as often as the order needs
-           )->'CountingModel': # the model itself, so that calls chain
+    def fit(
+        self,
+        ids,  # (N,) training token ids, each in 0 … types-1
+        types: int,  # V, the size of the vocabulary
+        first_id: int,  # the id that stands before the text, as often as the order needs
+    ) -> 'CountingModel':  # the model itself, so that calls chain
         "Count the training text. Raises NgramError where there is no text, or an id outside the vocabulary."
-        if types < 1: raise NgramError(f'a vocabulary has at least one type, got types={types}')
+        if types < 1:
+            raise NgramError(f'a vocabulary has at least one type, got types={types}')
         _checked([first_id], types, 'first_id')
         ids_N = _checked(ids, types, 'the training text')
-        if not len(ids_N): raise NgramError('the training text is empty: there is nothing to count')
+        if not len(ids_N):
+            raise NgramError('the training text is empty: there is nothing to count')
         self.types, self.first_id = int(types), int(first_id)
         self._count(ids_N)
         return self
 
-    def _count(self, ids_N): "Nothing to count."
+    def _count(self, ids_N):
+        "Nothing to count."
 
     def _after_first(self, ids, first_id, what):
         "The checked ids with the first id put before them: (N + 1,), int64."
-        if self.types is None: raise NgramError(f'{type(self).__name__} has counted nothing yet: call fit(ids, types, first_id) first')
+        if self.types is None:
+            raise NgramError(f'{type(self).__name__} has counted nothing yet: call fit(ids, types, first_id) first')
         first_id = self.first_id if first_id is None else first_id
-        return np.concatenate([_checked([first_id], self.types, 'first_id'), _checked(ids, self.types, what)]).astype(np.int64)
+        return np.concatenate([_checked([first_id], self.types, 'first_id'), _checked(ids, self.types, what)]).astype(
+            np.int64
+        )
 
     def _to_score(self, ids, first_id):
         "As `_after_first`, but a text to score holds at least one token."
         word_N = self._after_first(ids, first_id, 'the text to score')
-        if len(word_N) == 1: raise NgramError('the text to score is empty: it has no perplexity')
+        if len(word_N) == 1:
+            raise NgramError('the text to score is empty: it has no perplexity')
         return word_N
 
-    def sample(self,
-               n: int,      # how many tokens to draw
-               rng=0,       # numpy Generator, or a seed for one
-               context=(),  # ids to go on from; none: the beginning of a text
-              )->np.ndarray:# (n,) int64 ids
+    def sample(
+        self,
+        n: int,  # how many tokens to draw
+        rng=0,  # numpy Generator, or a seed for one
+        context=(),  # ids to go on from; none: the beginning of a text
+    ) -> np.ndarray:  # (n,) int64 ids
         "Draw `n` tokens, each from `next_probs` of all that stands before it."
         rng, ids = np.random.default_rng(rng), list(context)
         for _ in range(n):
-            below_V = self.next_probs(ids[-self.order:]).cumsum()
+            below_V = self.next_probs(ids[-self.order :]).cumsum()
             ids.append(int(np.searchsorted(below_V, rng.random() * below_V[-1], side='right')))
-        return np.array(ids[len(ids) - n:], np.int64)
+        return np.array(ids[len(ids) - n :], np.int64)
 
 # %% ../nbs/07_ngrams.ipynb #f964f116
 class Uniform(CountingModel):
     "The ground: every type is as likely as any other, whatever stands before it."
-    def __init__(self,
-                 types: int|None=None): # V; `fit` may set it instead
-        if types is not None and types < 1: raise NgramError(f'a vocabulary has at least one type, got types={types}')
+
+    def __init__(
+        self,
+        types: int | None = None,  # V; `fit` may set it instead
+    ):
+        if types is not None and types < 1:
+            raise NgramError(f'a vocabulary has at least one type, got types={types}')
         self.types, self.first_id = types, 0
 
-    def nats(self, ids, first_id=None)->np.ndarray: # (N,) float64
+    def nats(self, ids, first_id=None) -> np.ndarray:  # (N,) float64
         "ln V for every token. Raises NgramError as all rungs do: no tokens, or an id outside the vocabulary."
         return np.full(len(self._to_score(ids, first_id)) - 1, np.log(self.types))
 
-    def next_probs(self, context_ids=())->np.ndarray: # (V,) float64, sums to one
+    def next_probs(self, context_ids=()) -> np.ndarray:  # (V,) float64, sums to one
         "1/V for every type."
         self._after_first(context_ids, None, 'the context')
         return np.full(self.types, 1 / self.types)
@@ -99,59 +118,71 @@ def _compact(array, limit):
 
 # %% ../nbs/07_ngrams.ipynb #8ee5adbf
 class Grams:
-    "The distinct grams of one length as one sorted array of keys: (row of the context) * types + (id of the last token)."
-    def __init__(self,
-                 keys,         # (G,) ascending keys
-                 counts,       # (G,) how often each gram was seen
-                 contexts: int,# C, how many grams one token shorter there are: the possible contexts
-                 types: int):  # V
+    """The distinct grams of one length as one sorted array of keys: (row of the context) * types + (id of the last
+    token)."""
+
+    def __init__(
+        self,
+        keys,  # (G,) ascending keys
+        counts,  # (G,) how often each gram was seen
+        contexts: int,  # C, how many grams one token shorter there are: the possible contexts
+        types: int,  # V
+    ):
         self.keys, self.counts = _compact(keys, contexts * types), _compact(counts, 2**32)
         self.contexts, self.types = contexts, types
 
-    def __len__(self): return len(self.keys)
+    def __len__(self):
+        return len(self.keys)
 
     @property
-    def context_G(self)->np.ndarray: # (G,) int64, ascending
+    def context_G(self) -> np.ndarray:  # (G,) int64, ascending
         "The row of each gram's context."
         return (self.keys // self.types).astype(np.int64)
 
     @property
-    def word_G(self)->np.ndarray:    # (G,) int64
+    def word_G(self) -> np.ndarray:  # (G,) int64
         "The id of each gram's last token."
         return (self.keys % self.types).astype(np.int64)
 
-    def find(self,
-             context_N,      # (N,) rows of contexts, -1 for one that was never seen
-             word_N,         # (N,) ids
-            )->np.ndarray:   # (N,) rows of the grams, -1 for one that was never seen
+    def find(
+        self,
+        context_N,  # (N,) rows of contexts, -1 for one that was never seen
+        word_N,  # (N,) ids
+    ) -> np.ndarray:  # (N,) rows of the grams, -1 for one that was never seen
         "Look up many grams at once, by binary search."
         key_N = (np.maximum(context_N, 0) * self.types + word_N).astype(self.keys.dtype)
         row_N = np.minimum(np.searchsorted(self.keys, key_N), len(self) - 1)
         return np.where((self.keys[row_N] == key_N) & (context_N >= 0), row_N, -1)
 
-    def after(self,
-              context: int   # row of a context
-             )->np.ndarray:  # (any,) rows of the grams that begin with it: they stand side by side
+    def after(
+        self,
+        context: int,  # row of a context
+    ) -> np.ndarray:  # (any,) rows of the grams that begin with it: they stand side by side
         "Everything that was seen after one context."
         first, last = (np.array([0, self.types - 1]) + context * self.types).astype(self.keys.dtype)
         return np.arange(np.searchsorted(self.keys, first), np.searchsorted(self.keys, last, side='right'))
 
-    def per_context(self, value_G)->np.ndarray: # (C,) float64
+    def per_context(self, value_G) -> np.ndarray:  # (C,) float64
         "A value summed over the grams of each context."
         return np.bincount(self.context_G, weights=value_G, minlength=self.contexts)
 
 # %% ../nbs/07_ngrams.ipynb #49e0c4ff
-def grams_by_length(ids,          # (N,) token ids
-                    types: int,   # V
-                    first_id: int,# the id that stands before the text, as often as needed
-                    order: int):  # the greatest length wanted
-    "For length 1, 2, … order, yield its Grams, the row of the gram that ends at each token (N + 1,), and one such place per gram (G,)."
+def grams_by_length(
+    ids,  # (N,) token ids
+    types: int,  # V
+    first_id: int,  # the id that stands before the text, as often as needed
+    order: int,  # the greatest length wanted
+):
+    """For length 1, 2, … order, yield its Grams, the row of the gram that ends at each token (N + 1,), and one such
+    place per gram (G,)."""
     word_N = np.concatenate([[first_id], ids]).astype(np.int64)
     row_N, contexts = np.zeros_like(word_N), 1
     for length in range(1, order + 1):
         key_N = _compact(np.concatenate([row_N[:1], row_N[:-1]]) * types + word_N, contexts * types)
-        if length == 1: keys, at_G, row_N = np.arange(types), np.zeros(types, np.int64), word_N
-        else: keys, at_G, row_N = np.unique(key_N, return_index=True, return_inverse=True)
+        if length == 1:
+            keys, at_G, row_N = np.arange(types), np.zeros(types, np.int64), word_N
+        else:
+            keys, at_G, row_N = np.unique(key_N, return_index=True, return_inverse=True)
         yield Grams(keys, np.bincount(row_N[1:], minlength=len(keys)), contexts, types), row_N, at_G
         contexts = len(keys)
 
@@ -164,20 +195,27 @@ def _walk(levels, word_N):
         row_N = grams.find(context_N, word_N)
         yield grams, context_N, row_N
 
+
 def _contexts(model, context_ids):
     "For each level the row of the context that these ids end in, -1 where it was never seen."
     word_N = model._after_first(context_ids, None, 'the context')
-    word_N = np.concatenate([np.full(model.order, model.first_id), word_N])[-model.order:]
+    word_N = np.concatenate([np.full(model.order, model.first_id), word_N])[-model.order :]
     return [0] + [int(row_N[-1]) for *_, row_N in _walk(model.levels[:-1], word_N)]
 
 # %% ../nbs/07_ngrams.ipynb #a36a051c
 class Additive(CountingModel):
-    "Counts with `alpha` added to each: (c + alpha) / (total + alpha V). With alpha = 0 it is maximum likelihood, and zeros are possible."
-    def __init__(self,
-                 order: int=1,     # how many tokens a gram has: 1 unigram, 2 bigram
-                 alpha: float=1.): # added to every count; 1 is Laplace's rule
-        if order < 1: raise NgramError(f'an order is 1 or more, got {order}')
-        if not 0 <= alpha < math.inf: raise NgramError(f'alpha is added to a count, so it is 0 or more, got {alpha}')
+    """Counts with `alpha` added to each: (c + alpha) / (total + alpha V). With alpha = 0 it is maximum likelihood, and
+    zeros are possible."""
+
+    def __init__(
+        self,
+        order: int = 1,  # how many tokens a gram has: 1 unigram, 2 bigram
+        alpha: float = 1.0,  # added to every count; 1 is Laplace's rule
+    ):
+        if order < 1:
+            raise NgramError(f'an order is 1 or more, got {order}')
+        if not 0 <= alpha < math.inf:
+            raise NgramError(f'alpha is added to a count, so it is 0 or more, got {alpha}')
         self.order, self.alpha = order, alpha
 
     def _count(self, ids_N):
@@ -190,89 +228,109 @@ class Additive(CountingModel):
         over = total + self.alpha * self.types
         return np.where(over > 0, (count + self.alpha) / np.where(over > 0, over, 1), 1 / self.types)
 
-    def nats(self,
-             ids,           # (N,) the text to score
-             first_id=None, # the id that stands before it; that of `fit` where not given
-            )->np.ndarray:  # (N,) float64, infinite where the probability is zero
+    def nats(
+        self,
+        ids,  # (N,) the text to score
+        first_id=None,  # the id that stands before it; that of `fit` where not given
+    ) -> np.ndarray:  # (N,) float64, infinite where the probability is zero
         "Surprise of each token given the order - 1 tokens before it."
         word_N = self._to_score(ids, first_id)
         *_, (grams, context_N, row_N) = _walk(self.levels, word_N)
         count_N = np.where(row_N >= 0, grams.counts[row_N], 0)
         total_N = np.where(context_N >= 0, self.total_C[context_N], 0)
-        with np.errstate(divide='ignore'): return -np.log(self._share(count_N, total_N))[1:]
+        with np.errstate(divide='ignore'):
+            return -np.log(self._share(count_N, total_N))[1:]
 
-    def next_probs(self,
-                   context_ids=(), # (any,) ids of what stands before, the latest last
-                  )->np.ndarray:   # (V,) float64, sums to one
+    def next_probs(
+        self,
+        context_ids=(),  # (any,) ids of what stands before, the latest last
+    ) -> np.ndarray:  # (V,) float64, sums to one
         "The probability of every type as the next token."
         context, grams, count_V = _contexts(self, context_ids)[-1], self.levels[-1], np.zeros(self.types)
-        if context < 0: return self._share(count_V, 0.)
+        if context < 0:
+            return self._share(count_V, 0.0)
         rows = grams.after(context)
         count_V[grams.word_G[rows]] = grams.counts[rows]
         return self._share(count_V, self.total_C[context])
 
 # %% ../nbs/07_ngrams.ipynb #5b925ca3
-def discounts(counts,       # (G,) how often each gram of one length was seen
-             )->np.ndarray: # (4,) what is taken from a count of 0, 1, 2, and 3 or more
-    """The three discounts of modified Kneser-Ney, from how many grams were seen 1, 2, 3 and 4 times (Chen & Goodman, 1999, section 3).
-    Where one of these numbers is zero, or a discount is not above zero, as happens on tiny texts and wherever rare types became <unk>,
-    they are 0.5, 1 and 1.5, the fall-back of the KenLM program (Heafield et al., 2013)."""
+def discounts(
+    counts,  # (G,) how often each gram of one length was seen
+) -> np.ndarray:  # (4,) what is taken from a count of 0, 1, 2, and 3 or more
+    """The three discounts of modified Kneser-Ney, from how many grams were seen 1, 2, 3 and 4 times (Chen & Goodman,
+    1999, section 3). Where one of these numbers is zero, or a discount is not above zero, as happens on tiny texts
+    and wherever rare types became <unk>, they are 0.5, 1 and 1.5, the fall-back of the KenLM program (Heafield et
+    al., 2013)."""
     n_5 = np.bincount(np.minimum(counts, 5).astype(np.int64), minlength=6)[:5].astype(float)
     if (n_5[1:] > 0).all():
         y = n_5[1] / (n_5[1] + 2 * n_5[2])
-        d_4 = np.array([0.] + [c - (c + 1) * y * n_5[c + 1] / n_5[c] for c in (1, 2, 3)])
-        if (d_4[1:] > 0).all(): return d_4
-    return np.array([0., 0.5, 1., 1.5])
+        d_4 = np.array([0.0] + [c - (c + 1) * y * n_5[c + 1] / n_5[c] for c in (1, 2, 3)])
+        if (d_4[1:] > 0).all():
+            return d_4
+    return np.array([0.0, 0.5, 1.0, 1.5])
 
 # %% ../nbs/07_ngrams.ipynb #0074618c
-def continuation_counts(grams: Grams, # those that are one token longer, with their counts
-                        at_G,         # (G,) a place in the text for each of them
-                        row_N,        # (N + 1,) at each place the row of the shorter gram that ends there
-                        shorter: int, # how many shorter grams there are
-                       )->np.ndarray: # (shorter,) how many different tokens each was seen after
+def continuation_counts(
+    grams: Grams,  # those that are one token longer, with their counts
+    at_G,  # (G,) a place in the text for each of them
+    row_N,  # (N + 1,) at each place the row of the shorter gram that ends there
+    shorter: int,  # how many shorter grams there are
+) -> np.ndarray:  # (shorter,) how many different tokens each was seen after
     "Count each distinct longer gram once, at the gram that is left when its first token is dropped."
     return np.bincount(row_N[at_G[grams.counts > 0]], minlength=shorter)
 
 # %% ../nbs/07_ngrams.ipynb #1644a3bd
 class Discounted(Grams):
     "Grams with their discounts, and for each context its total and the share that the discounts set free."
-    def __init__(self,
-                 grams: Grams): # with plain or continuation counts
+
+    def __init__(
+        self,
+        grams: Grams,  # with plain or continuation counts
+    ):
         super().__init__(grams.keys, grams.counts, grams.contexts, grams.types)
         self.discount_4 = discounts(self.counts)
         total_C, freed_C = self.per_context(self.counts), self.per_context(self.discount_4[np.minimum(self.counts, 3)])
         self.total_C = _compact(np.maximum(total_C, 1), 2**32)
         self.spare_C = np.where(total_C > 0, freed_C / self.total_C, 1)
 
-    def kept(self,
-             row_N,       # (N,) rows of grams, -1 where never seen
-             context_N,   # (N,) rows of their contexts
-            )->np.ndarray:# (N,) float64
+    def kept(
+        self,
+        row_N,  # (N,) rows of grams, -1 where never seen
+        context_N,  # (N,) rows of their contexts
+    ) -> np.ndarray:  # (N,) float64
         "(c - D(c)) / total: what this level itself gives to each gram."
         count_N = np.where(row_N >= 0, self.counts[row_N], 0)
         return (count_N - self.discount_4[np.minimum(count_N, 3)]) / self.total_C[context_N]
 
-    def mix(self,
-            p_N,          # (N,) probabilities given the shorter contexts
-            row_N,        # (N,) rows of grams, -1 where never seen
-            context_N,    # (N,) rows of their contexts, -1 where never seen
-           )->np.ndarray: # (N,) float64, probabilities given these contexts
+    def mix(
+        self,
+        p_N,  # (N,) probabilities given the shorter contexts
+        row_N,  # (N,) rows of grams, -1 where never seen
+        context_N,  # (N,) rows of their contexts, -1 where never seen
+    ) -> np.ndarray:  # (N,) float64, probabilities given these contexts
         "One step of the recursion; a context that was never seen changes nothing."
         return np.where(context_N >= 0, self.kept(row_N, context_N) + self.spare_C[context_N] * p_N, p_N)
 
 # %% ../nbs/07_ngrams.ipynb #f4c96a68
 class KneserNey(CountingModel):
-    "Interpolated modified Kneser-Ney of any order, mixed down to 1/V, over one stream (Chen & Goodman, 1999, section 3)."
-    def __init__(self,
-                 order: int=5): # the longest gram; it sees order - 1 tokens back
-        if order < 1: raise NgramError(f'an order is 1 or more, got {order}')
+    """Interpolated modified Kneser-Ney of any order, mixed down to 1/V, over one stream (Chen & Goodman, 1999, section
+    3)."""
+
+    def __init__(
+        self,
+        order: int = 5,  # the longest gram; it sees order - 1 tokens back
+    ):
+        if order < 1:
+            raise NgramError(f'an order is 1 or more, got {order}')
         self.order = order
 
     def _count(self, ids_N):
         self.levels, self._favourite = [], None
         for grams, row_N, at_G in grams_by_length(ids_N, self.types, self.first_id, self.order):
-            if self.levels: self._continue(grams, at_G, before_N)
-            self.levels.append(grams); before_N = row_N
+            if self.levels:
+                self._continue(grams, at_G, before_N)  # noqa: F821
+            self.levels.append(grams)
+            before_N = row_N
         self.levels[-1] = Discounted(self.levels[-1])
         self.parameters = sum(int((grams.counts > 0).sum()) for grams in self.levels)
 
@@ -282,42 +340,50 @@ class KneserNey(CountingModel):
         shorter.counts = _compact(continuation_counts(grams, at_G, before_N, len(shorter)), 2**32)
         self.levels[-1] = Discounted(shorter)
 
-    def nats(self,
-             ids,           # (N,) the text to score
-             first_id=None, # the id that stands before it; that of `fit` where not given
-            )->np.ndarray:  # (N,) float64
+    def nats(
+        self,
+        ids,  # (N,) the text to score
+        first_id=None,  # the id that stands before it; that of `fit` where not given
+    ) -> np.ndarray:  # (N,) float64
         "Surprise of each token, finite for every type of the vocabulary."
         word_N = self._to_score(ids, first_id)
         p_N = np.full(len(word_N), 1 / self.types)
-        for level, context_N, row_N in _walk(self.levels, word_N): p_N = level.mix(p_N, row_N, context_N)
+        for level, context_N, row_N in _walk(self.levels, word_N):
+            p_N = level.mix(p_N, row_N, context_N)
         return -np.log(p_N[1:])
 
-    def contributions(self,
-                      context_ids=(), # (any,) ids of what stands before, the latest last
-                     )->np.ndarray:   # (order + 1, V) float64: the part of 1/V, then of order 1, 2, …; all of it sums to one
+    def contributions(
+        self,
+        context_ids=(),  # (any,) ids of what stands before, the latest last
+    ) -> np.ndarray:  # (order + 1, V) float64: the part of 1/V, then of order 1, 2, …; all of it sums to one
         "How much of each next token's probability comes from each order."
         part_LV = np.zeros((self.order + 1, self.types))
         part_LV[0] = 1 / self.types
         for k, (level, context) in enumerate(zip(self.levels, _contexts(self, context_ids)), 1):
-            if context < 0: break
+            if context < 0:
+                break
             rows = level.after(context)
             part_LV[:k] *= level.spare_C[context]
             part_LV[k, level.keys[rows] % self.types] = level.kept(rows, context)
         return part_LV
 
-    def next_probs(self,
-                   context_ids=(), # (any,) ids of what stands before, the latest last
-                  )->np.ndarray:   # (V,) float64, sums to one
+    def next_probs(
+        self,
+        context_ids=(),  # (any,) ids of what stands before, the latest last
+    ) -> np.ndarray:  # (V,) float64, sums to one
         "The probability of every type as the next token."
         return self.contributions(context_ids).sum(0)
 
-    def guesses(self,
-                ids,           # (N,) a text
-                first_id=None, # the id that stands before it; that of `fit` where not given
-               )->np.ndarray:  # (N,) ids
-        "The likeliest token at each place, given what stands before it: the favourite of the longest context that was seen."
+    def guesses(
+        self,
+        ids,  # (N,) a text
+        first_id=None,  # the id that stands before it; that of `fit` where not given
+    ) -> np.ndarray:  # (N,) ids
+        """The likeliest token at each place, given what stands before it: the favourite of the longest context that was
+        seen."""
         word_N = self._to_score(ids, first_id)
-        if self._favourite is None: self._favourite = [_compact(favourite_C, self.types) for favourite_C in _favourites(self.levels)]
+        if self._favourite is None:
+            self._favourite = [_compact(favourite_C, self.types) for favourite_C in _favourites(self.levels)]
         guess_N = np.zeros_like(word_N)
         for favourite_C, (_, context_N, _) in zip(self._favourite, _walk(self.levels, word_N)):
             guess_N = np.where(context_N >= 0, favourite_C[context_N], guess_N)
@@ -333,13 +399,16 @@ def _best(grams, value_G):
     best_C[context_G[rows]] = rows
     return best_C
 
+
 def _favourites(levels):
-    "For each level the likeliest next token of each context: one seen after it, or the favourite of the context without its first token."
+    """For each level the likeliest next token of each context: one seen after it, or the favourite of the context
+    without its first token."""
     drop_G, p_G = np.zeros(levels[0].types, np.int64), np.array([1 / levels[0].types])
     drop_C, favourite_C, p_C = np.zeros(1, np.int64), np.zeros(1, np.int64), p_G
     for k, level in enumerate(levels):
         context_G, word_G = level.context_G, level.word_G
-        if k: drop_C, drop_G = drop_G, levels[k-1].find(drop_G[context_G], word_G)
+        if k:
+            drop_C, drop_G = drop_G, levels[k - 1].find(drop_G[context_G], word_G)
         p_G = level.mix(p_G[drop_G], np.arange(len(level)), context_G)
         best_C, favourite_C, p_C = _best(level, p_G), favourite_C[drop_C], level.spare_C * p_C[drop_C]
         own_C = (best_C >= 0) & (p_G[best_C] > p_C)
@@ -347,41 +416,65 @@ def _favourites(levels):
         yield favourite_C
 
 # %% ../nbs/07_ngrams.ipynb #df8a2c6d
-def score(model: CountingModel, # a fitted rung
-          split,                # a TokenSplit: ids, and what is known of their text
-         )->Measurement:
+def score(
+    model: CountingModel,  # a fitted rung
+    split,  # a TokenSplit: ids, and what is known of their text
+) -> Measurement:
     "Score a split as one stream, every token once, and give the number its passport."
     if model.types != split.tokenizer.types:
-        raise NgramError(f'the model has {model.types} types and the tokens of {split.corpus} have {split.tokenizer.types}: '
-                         'fit it on that corpus')
+        raise NgramError(
+            f'the model has {model.types} types and the tokens of {split.corpus} have {split.tokenizer.types}: '
+            'fit it on that corpus'
+        )
     nats_N = model.nats(split.ids)
     accuracy = float((model.guesses(split.ids) == split.ids).mean()) if isinstance(model, KneserNey) else None
     interval = bootstrap_interval(nats_N) if np.isfinite(nats_N).all() else None
-    return split.measurement(float(nats_N.sum()), context=model.order - 1, stride=None, carried=True, lanes=1,
-                             accuracy=accuracy, interval=interval)
+    return split.measurement(
+        float(nats_N.sum()),
+        context=model.order - 1,
+        stride=None,
+        carried=True,
+        lanes=1,
+        accuracy=accuracy,
+        interval=interval,
+    )
 
 # %% ../nbs/07_ngrams.ipynb #1f21b087
-def to_arrays(model: 'KneserNey', # fitted, of any order
-             )->dict:            # {name: integer array}, for numpy.savez_compressed
+def to_arrays(
+    model: 'KneserNey',  # fitted, of any order
+) -> dict:  # {name: integer array}, for numpy.savez_compressed
     "What a model has counted, level by level: the steps between the sorted keys, and the counts."
-    if model.types is None: raise NgramError('this model has counted nothing yet: call fit(ids, types, first_id) first')
+    if model.types is None:
+        raise NgramError('this model has counted nothing yet: call fit(ids, types, first_id) first')
     arrays = {'about': np.array([model.order, model.types, model.first_id])}
     for k, level in enumerate(model.levels, 1):
         arrays[f'steps{k}'], arrays[f'counts{k}'] = np.diff(level.keys, prepend=level.keys[:1] * 0), level.counts
     return arrays
 
-def from_arrays(arrays          # what `to_arrays` gave, or the same out of a file
-               )->'KneserNey':  # the same model: the same nats, to the last bit
+
+def from_arrays(
+    arrays,  # what `to_arrays` gave, or the same out of a file
+) -> 'KneserNey':  # the same model: the same nats, to the last bit
     "A model as it was when its counts were kept. Raises NgramError where a part is missing or does not belong."
-    try: order, types, first_id = (int(x) for x in arrays['about'])
-    except (KeyError, TypeError, ValueError): raise NgramError('these are no counts of a Kneser-Ney model: there is no `about` with order, types and first id') from None
+    try:
+        order, types, first_id = (int(x) for x in arrays['about'])
+    except (KeyError, TypeError, ValueError):
+        raise NgramError(
+            'these are no counts of a Kneser-Ney model: there is no `about` with order, types and first id'
+        ) from None
     model, contexts = KneserNey(order), 1
     model.types, model.first_id, model.levels, model._favourite = types, first_id, [], None
     for k in range(1, order + 1):
-        try: keys, counts = np.cumsum(arrays[f'steps{k}'], dtype=np.int64), arrays[f'counts{k}']
-        except KeyError: raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
+        try:
+            keys, counts = np.cumsum(arrays[f'steps{k}'], dtype=np.int64), arrays[f'counts{k}']
+        except KeyError:
+            raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
         if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * types:
-            raise NgramError(f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `to_arrays`, all of one model?')
-        model.levels.append(Discounted(Grams(keys, counts, contexts, types))); contexts = len(keys)
+            raise NgramError(
+                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `to_arrays`, all'
+                ' of one model?'
+            )
+        model.levels.append(Discounted(Grams(keys, counts, contexts, types)))
+        contexts = len(keys)
     model.parameters = sum(int((level.counts > 0).sum()) for level in model.levels)
     return model

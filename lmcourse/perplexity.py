@@ -14,39 +14,53 @@ import numpy as np
 from .loss import LMCourseError
 
 # %% ../nbs/02_perplexity.ipynb #67297e6a
-def perplexity(nats: float,  # summed surprise of the scored tokens, in nats
-               tokens: int,  # how many tokens were scored
-              )->float:      # as if guessing among this many equally likely tokens
-    "$\\exp(\\text{nats} / \\text{tokens})$: sum first, divide once, exponentiate last; raises `LMCourseError` where nothing was scored."
-    if tokens < 1: raise LMCourseError(f'a perplexity needs at least one scored token, got {tokens}')
-    try: return math.exp(nats / tokens)
-    except OverflowError: return math.inf
+def perplexity(
+    nats: float,  # summed surprise of the scored tokens, in nats
+    tokens: int,  # how many tokens were scored
+) -> float:  # as if guessing among this many equally likely tokens
+    """$\\exp(\\text{nats} / \\text{tokens})$: sum first, divide once, exponentiate last; raises `LMCourseError` where
+    nothing was scored."""
+    if tokens < 1:
+        raise LMCourseError(f'a perplexity needs at least one scored token, got {tokens}')
+    try:
+        return math.exp(nats / tokens)
+    except OverflowError:
+        return math.inf
 
 # %% ../nbs/02_perplexity.ipynb #d8cbd22f
-def bits_per_token(nats: float, # summed surprise, in nats
-                   tokens: int, # how many tokens it was summed over
-                  )->float:
+def bits_per_token(
+    nats: float,  # summed surprise, in nats
+    tokens: int,  # how many tokens it was summed over
+) -> float:
     "Yes-or-no questions per token; of characters instead of tokens, bits per character."
-    if tokens < 1: raise LMCourseError(f'bits per token need at least one token, got {tokens}')
+    if tokens < 1:
+        raise LMCourseError(f'bits per token need at least one token, got {tokens}')
     return nats / tokens / math.log(2)
 
-def bits_per_byte(nats: float,  # summed surprise of the text, in nats
-                  bytes: int,   # UTF-8 bytes of that text
-                 )->float:
+
+def bits_per_byte(
+    nats: float,  # summed surprise of the text, in nats
+    bytes: int,  # UTF-8 bytes of that text
+) -> float:
     "Yes-or-no questions per byte of text: the same for every way of cutting it into tokens."
-    if bytes < 1: raise LMCourseError(f'bits per byte need at least one byte of text, got {bytes}')
+    if bytes < 1:
+        raise LMCourseError(f'bits per byte need at least one byte of text, got {bytes}')
     return bits_per_token(nats, bytes)
 
-def word_perplexity(nats: float,# summed surprise of the text, in nats
-                    words: int, # its white-space words, plus one per row
-                   )->float:
+
+def word_perplexity(
+    nats: float,  # summed surprise of the text, in nats
+    words: int,  # its white-space words, plus one per row
+) -> float:
     "As if guessing among this many words, however the words were cut up."
-    if words < 1: raise LMCourseError(f'a word perplexity needs at least one word, got {words}')
+    if words < 1:
+        raise LMCourseError(f'a word perplexity needs at least one word, got {words}')
     return perplexity(nats, words)
 
 # %% ../nbs/02_perplexity.ipynb #6b673d74
 def _block_means(values_N, block_size, num_resamples, seed):
-    "Means of resampled blocks of a series, (num_resamples,); None with fewer than ten blocks, or where a value is not finite."
+    """Means of resampled blocks of a series, (num_resamples,); None with fewer than ten blocks, or where a value is not
+    finite."""
     if block_size < 1:
         raise LMCourseError(f'a block has at least one token, got {block_size}')
     starts = np.arange(0, len(values_N), block_size)
@@ -57,103 +71,135 @@ def _block_means(values_N, block_size, num_resamples, seed):
     picks = np.random.default_rng(seed).integers(len(starts), size=(num_resamples, len(starts)))
     return sums[picks].sum(1) / counts[picks].sum(1)
 
-def bootstrap_interval(nats_N,           # surprise of each token, in nats, in the order of the text
-                       block: int=500,   # tokens per block: longer than the surprise of neighbours is alike
-                       level: float=.95, # share of resampled perplexities inside
-                       n: int=1000,      # how many resamples
-                       seed: int=0,
-                      )->tuple[float, float]|None: # lowest and highest perplexity; None with fewer than ten blocks, or where a token has no finite surprise
+
+def bootstrap_interval(
+    nats_N,  # surprise of each token, in nats, in the order of the text
+    block: int = 500,  # tokens per block: longer than the surprise of neighbours is alike
+    level: float = 0.95,  # share of resampled perplexities inside
+    n: int = 1000,  # how many resamples
+    seed: int = 0,
+) -> (
+    tuple[float, float] | None
+):  # lowest and highest perplexity; None with fewer than ten blocks, or where a token has no finite surprise
     "Interval of the perplexity by resampling blocks of the text."
     nats_N = np.asarray(nats_N, dtype=np.float64)
     means = _block_means(nats_N, block, n, seed)
-    if means is None: return None
+    if means is None:
+        return None
     return tuple(perplexity(float(q), 1) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 # %% ../nbs/02_perplexity.ipynb #b7a10001
-def paired_bootstrap_ci(nats_a_N,               # surprise of each token to the first model, in nats, in the order of the text
-                        nats_b_N,               # surprise of the same tokens to the second model
-                        block_size: int=500,    # tokens per block: longer than the difference of neighbours is alike
-                        confidence: float=.95,  # fraction of resampled differences inside
-                        num_resamples: int=1000,
-                        seed: int=0,
-                       )->tuple[float, float]|None: # lowest and highest difference, nats per token; None as for `bootstrap_interval`
-    "Interval of the first model's nats per token minus the second's, by resampling blocks of the text, the same for both."
+def paired_bootstrap_ci(
+    nats_a_N,  # surprise of each token to the first model, in nats, in the order of the text
+    nats_b_N,  # surprise of the same tokens to the second model
+    block_size: int = 500,  # tokens per block: longer than the difference of neighbours is alike
+    confidence: float = 0.95,  # fraction of resampled differences inside
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float] | None:  # lowest and highest difference, nats per token; None as for `bootstrap_interval`
+    """Interval of the first model's nats per token minus the second's, by resampling blocks of the text, the same for
+    both."""
     nats_a_N, nats_b_N = np.asarray(nats_a_N, dtype=np.float64), np.asarray(nats_b_N, dtype=np.float64)
     if nats_a_N.shape != nats_b_N.shape or nats_a_N.ndim != 1:
-        raise LMCourseError(f'a paired difference is of the same tokens, one row each: got {nats_a_N.shape} and {nats_b_N.shape}')
+        raise LMCourseError(
+            f'a paired difference is of the same tokens, one row each: got {nats_a_N.shape} and {nats_b_N.shape}'
+        )
     with np.errstate(invalid='ignore'):
         means = _block_means(nats_a_N - nats_b_N, block_size, num_resamples, seed)
-    if means is None: return None
+    if means is None:
+        return None
     return tuple(float(q) for q in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
 
 # %% ../nbs/02_perplexity.ipynb #fec812fc
 def _fits(value, kind):
     "Whether a plain value is of a field's kind: int counts as float, a list as a tuple, None only where it may stand."
     kinds = kind.__args__ if hasattr(kind, '__args__') else (kind,)
-    if value is None or isinstance(value, bool): return type(value) in kinds
-    if isinstance(value, int): return int in kinds or float in kinds
-    if isinstance(value, (list, tuple)): return tuple in kinds and (not value or len(value) == 2 and all(_fits(x, float) for x in value))
+    if value is None or isinstance(value, bool):
+        return type(value) in kinds
+    if isinstance(value, int):
+        return int in kinds or float in kinds
+    if isinstance(value, (list, tuple)):
+        return tuple in kinds and (not value or len(value) == 2 and all(_fits(x, float) for x in value))
     return type(value) in kinds
+
 
 @dataclass(frozen=True)
 class Measurement:
     "A perplexity with its passport: what was scored, in what units, by a model that saw how much."
-    perplexity: float         # exp(nats / tokens)
-    nats_per_token: float     # summed nats / tokens
-    bits_per_byte: float|None # summed bits / bytes of the text; None where bytes mean nothing
-    word_perplexity: float    # exp(nats / words)
-    tokens: int               # tokens scored
-    words: int                # white-space words plus one per row
-    bytes: int|None           # UTF-8 bytes of the text scored; None where they mean nothing, and where tokens are unknown
-    types: int                # size of the vocabulary
-    unknown: int              # scored tokens that are <unk>
-    tokenizer: str            # its name: word, gpt2, bpe:N, ...
-    eos: str|None             # what is put at the end of each row, if anything
-    corpus: str               # the text's name
-    split: str                # train, validation or test
-    fingerprint: str          # of the text scored
-    context: int|None         # most tokens that the model could look back on; None: no limit
-    stride: int|None          # tokens scored per window; None: no windows
-    carried: bool             # whether a state went on from batch to batch
-    lanes: int                # parallel streams that the text was cut into
-    accuracy: float|None=None # share of tokens that were the model's first guess
-    interval: tuple|None=None # 95 % interval of the perplexity, by block bootstrap
-    adaptation: str|None=None # how the model went on learning from the text while it was scored; None: not at all
+
+    perplexity: float  # exp(nats / tokens)
+    nats_per_token: float  # summed nats / tokens
+    bits_per_byte: float | None  # summed bits / bytes of the text; None where bytes mean nothing
+    word_perplexity: float  # exp(nats / words)
+    tokens: int  # tokens scored
+    words: int  # white-space words plus one per row
+    bytes: int | None  # UTF-8 bytes of the text scored; None where they mean nothing, and where tokens are unknown
+    types: int  # size of the vocabulary
+    unknown: int  # scored tokens that are <unk>
+    tokenizer: str  # its name: word, gpt2, bpe:N, ...
+    eos: str | None  # what is put at the end of each row, if anything
+    corpus: str  # the text's name
+    split: str  # train, validation or test
+    fingerprint: str  # of the text scored
+    context: int | None  # most tokens that the model could look back on; None: no limit
+    stride: int | None  # tokens scored per window; None: no windows
+    carried: bool  # whether a state went on from batch to batch
+    lanes: int  # parallel streams that the text was cut into
+    accuracy: float | None = None  # share of tokens that were the model's first guess
+    interval: tuple | None = None  # 95 % interval of the perplexity, by block bootstrap
+    adaptation: str | None = None  # how the model went on learning from the text while it was scored; None: not at all
 
     @classmethod
-    def of(cls,
-           nats: float,       # summed surprise of all the tokens
-           *, tokens: int, words: int, bytes: int|None, **rest)->'Measurement':
+    def of(
+        cls,
+        nats: float,
+        *,
+        tokens: int,
+        words: int,
+        bytes: int | None,
+        **rest,  # summed surprise of all the tokens
+    ) -> 'Measurement':
         "From summed nats and counts; every quotient is made here, once."
-        return cls(perplexity=perplexity(nats, tokens), nats_per_token=nats / tokens,
-                   bits_per_byte=bits_per_byte(nats, bytes) if bytes else None,
-                   word_perplexity=word_perplexity(nats, words), tokens=tokens, words=words, bytes=bytes, **rest)
+        return cls(
+            perplexity=perplexity(nats, tokens),
+            nats_per_token=nats / tokens,
+            bits_per_byte=bits_per_byte(nats, bytes) if bytes else None,
+            word_perplexity=word_perplexity(nats, words),
+            tokens=tokens,
+            words=words,
+            bytes=bytes,
+            **rest,
+        )
 
     def __post_init__(self):
-        if self.unknown or not self.bytes:      # what is written under an <unk> was never predicted
+        if self.unknown or not self.bytes:  # what is written under an <unk> was never predicted
             object.__setattr__(self, 'bytes', None)
             object.__setattr__(self, 'bits_per_byte', None)
 
     @property
-    def nats(self)->float:    # the sum that everything came from
+    def nats(self) -> float:  # the sum that everything came from
         "Summed nats of all tokens."
         return self.nats_per_token * self.tokens
 
-    def to_dict(self)->dict:  # `adaptation` only where there was any
+    def to_dict(self) -> dict:  # `adaptation` only where there was any
         "As plain values."
         return {k: v for k, v in asdict(self).items() if k != 'adaptation' or v is not None}
 
-    def __repr__(self): return f'Measurement({", ".join(f"{k}={v!r}" for k, v in self.to_dict().items())})'
+    def __repr__(self):
+        return f'Measurement({", ".join(f"{k}={v!r}" for k, v in self.to_dict().items())})'
 
     @classmethod
-    def from_dict(cls, d: dict)->'Measurement':
+    def from_dict(cls, d: dict) -> 'Measurement':
         "Back from plain values; names of fields that are missing or unknown are told."
         if not isinstance(d, dict):
             raise LMCourseError(f'this is no measurement: a table of its fields is wanted, got {type(d).__name__}')
-        names = {f.name for f in fields(cls)}; needed = names - {'accuracy', 'interval', 'adaptation'}
+        names = {f.name for f in fields(cls)}
+        needed = names - {'accuracy', 'interval', 'adaptation'}
         if wrong := (needed - d.keys()) | (d.keys() - names):
             raise LMCourseError(f'this is no measurement: missing or unknown {", ".join(sorted(wrong))}')
-        if wrong := [f'{f.name} is {d[f.name]!r:.50}' for f in fields(cls) if f.name in d and not _fits(d[f.name], f.type)]:
+        if wrong := [
+            f'{f.name} is {d[f.name]!r:.50}' for f in fields(cls) if f.name in d and not _fits(d[f.name], f.type)
+        ]:
             raise LMCourseError(f'this is no measurement: {"; ".join(wrong)}')
         if d['tokens'] < 1:
             raise LMCourseError(f'this is no measurement: it has {d["tokens"]} tokens, and at least one is scored')
@@ -161,48 +207,69 @@ class Measurement:
 
 # %% ../nbs/02_perplexity.ipynb #9be4cde6
 class NotComparable(LMCourseError):
-    "Two measurements that must not be compared in that unit; `reasons` says why, `offer` is an honest comparison if there is one."
-    def __init__(self, message: str, reasons: list[str], offer: 'Comparison|None'=None):
-        super().__init__(message); self.reasons, self.offer = reasons, offer
+    """Two measurements that must not be compared in that unit; `reasons` says why, `offer` is an honest comparison if
+    there is one."""
+
+    def __init__(self, message: str, reasons: list[str], offer: 'Comparison|None' = None):
+        super().__init__(message)
+        self.reasons, self.offer = reasons, offer
+
 
 @dataclass(frozen=True)
 class Comparison:
     "Two numbers in one unit that both had, and what should be told beside them."
-    unit: str            # perplexity or bits_per_byte
-    a: float             # the first, in that unit
-    b: float             # the second, in that unit
-    notes: tuple=()      # conditions that differ without forbidding the comparison
 
-    difference: float|None=None # of perplexities: nats per token of the first minus those of the second, which no perplexity overflows
+    unit: str  # perplexity or bits_per_byte
+    a: float  # the first, in that unit
+    b: float  # the second, in that unit
+    notes: tuple = ()  # conditions that differ without forbidding the comparison
+
+    difference: float | None = (
+        None  # of perplexities: nats per token of the first minus those of the second, which no perplexity overflows
+    )
 
     @property
-    def ratio(self)->float: # below one: the first is the better
+    def ratio(self) -> float:  # below one: the first is the better
         "The first by the second; of perplexities, from their nats."
-        if self.difference is not None: return perplexity(self.difference, 1)
-        return self.a / self.b if self.b else math.inf if self.a else 1.
+        if self.difference is not None:
+            return perplexity(self.difference, 1)
+        return self.a / self.b if self.b else math.inf if self.a else 1.0
 
 # %% ../nbs/02_perplexity.ipynb #fed7be13
-def _differing(a: Measurement, b: Measurement, names)->list[str]:
+def _differing(a: Measurement, b: Measurement, names) -> list[str]:
     "The fields that differ, in words."
     return [f'{n.replace("_", " ")}: {x} and {y}' for n in names if (x := getattr(a, n)) != (y := getattr(b, n))]
 
-def obstacles(a: Measurement, b: Measurement,
-              unit: str='perplexity', # perplexity or bits_per_byte
-             )->list[str]:            # empty where they compare
+
+def obstacles(
+    a: Measurement,
+    b: Measurement,
+    unit: str = 'perplexity',  # perplexity or bits_per_byte
+) -> list[str]:  # empty where they compare
     "Why two measurements do not compare in a unit."
-    if unit == 'perplexity': return _differing(a, b, ('corpus', 'split', 'fingerprint', 'tokenizer', 'types', 'eos'))
-    if unit != 'bits_per_byte': raise LMCourseError(f"compare in 'perplexity' or 'bits_per_byte', not in {unit!r}")
+    if unit == 'perplexity':
+        return _differing(a, b, ('corpus', 'split', 'fingerprint', 'tokenizer', 'types', 'eos'))
+    if unit != 'bits_per_byte':
+        raise LMCourseError(f"compare in 'perplexity' or 'bits_per_byte', not in {unit!r}")
     told = _differing(a, b, ('split', 'fingerprint'))
-    if any(m.bytes is None and not m.unknown for m in (a, b)): told.append('bytes mean nothing in that text')
-    return told + [f'unknown: {m.unknown:,} tokens of {m.tokenizer} are <unk>, which hides what was written' for m in (a, b) if m.unknown]
+    if any(m.bytes is None and not m.unknown for m in (a, b)):
+        told.append('bytes mean nothing in that text')
+    return told + [
+        f'unknown: {m.unknown:,} tokens of {m.tokenizer} are <unk>, which hides what was written'
+        for m in (a, b)
+        if m.unknown
+    ]
 
 # %% ../nbs/02_perplexity.ipynb #f96f8416
-def compare(a: Measurement, b: Measurement,
-            unit: str='perplexity', # perplexity or bits_per_byte
-           )->Comparison:
-    "The two numbers side by side, or `NotComparable` with the reasons and, where a conversion is honest, the offer of it."
+def compare(
+    a: Measurement,
+    b: Measurement,
+    unit: str = 'perplexity',  # perplexity or bits_per_byte
+) -> Comparison:
+    """The two numbers side by side, or `NotComparable` with the reasons and, where a conversion is honest, the offer of
+    it."""
     notes = tuple(_differing(a, b, ('context', 'stride', 'carried', 'lanes', 'adaptation')))
-    if not (why := obstacles(a, b, unit)): 
+    if not (why := obstacles(a, b, unit)):
         difference = a.nats_per_token - b.nats_per_token if unit == 'perplexity' else None
         return Comparison(unit, getattr(a, unit), getattr(b, unit), notes, difference)
     offer, message = None, f'these do not compare in {unit.replace("_", " ")}: they differ in ' + '; '.join(why)

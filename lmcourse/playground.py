@@ -25,300 +25,472 @@ from .guessers import CountingGuesser, Guesser, Reading, load_guessers, passport
 # %% ../nbs/30_playground.ipynb #31003583
 _SHADES = ['#FFFFFF', '#FBEDE8', '#F6DACF', '#F1C3B2', '#EBAA93', '#E59277', '#DC785A', '#D1603D']
 
-def shade(nats: float)->int: # 0 to 7
+
+def shade(nats: float) -> int:  # 0 to 7
     "How dark a token is drawn: one step for each whole nat, the last for seven and more."
     return min(7, int(nats)) if nats < 7 else 7
 
-def visible(piece: str)->str:
+
+def visible(piece: str) -> str:
     "A token as it can be seen: a line's end and a tab by their signs."
     return piece.replace('\n', '⏎').replace('\t', '⇥') or '∅'
+
 
 def _cuts(tokenizer):
     "A name for a way of cutting: equal for guessers whose perplexities compare."
     return f'{tokenizer.name} {zlib.crc32(json.dumps(tokenizer.to_dict()).encode()):x}'
 
 # %% ../nbs/30_playground.ipynb #30a55ae6
-_LETTER, _LINE, _EDGE, _WIDE = 7., 21., 12, 800      # pixels: a letter's width, a row's height, the margin and the figure's width
+_LETTER, _LINE, _EDGE, _WIDE = (
+    7.0,
+    21.0,
+    12,
+    800,
+)  # pixels: a letter's width, a row's height, the margin and the figure's width
+
 
 def _letters(piece):
     "How many letters wide a token is: some scripts take twice the room, and combining signs none."
-    return sum(2 if unicodedata.east_asian_width(c) in 'WF' else 0 if unicodedata.combining(c) else 1 for c in visible(piece))
+    return sum(
+        2 if unicodedata.east_asian_width(c) in 'WF' else 0 if unicodedata.combining(c) else 1 for c in visible(piece)
+    )
+
 
 def _rows(pieces, width):
     "Tokens in rows of at most so many letters: (row, first letter's place) of each, and how many rows."
     at, row, places = 0, 0, []
     for p in pieces:
-        if at and at + _letters(p) > width: at, row = 0, row + 1
-        places.append((row, at)); at += _letters(p) + .5
+        if at and at + _letters(p) > width:
+            at, row = 0, row + 1
+        places.append((row, at))
+        at += _letters(p) + 0.5
     return places, row + 1
 
 # %% ../nbs/30_playground.ipynb #c4f24b74
-def _say(ax, x, y, text, **how): ax.text(x, y, text, va='center', **dict(fontsize=9.5, color='#333333') | how)
+def _say(ax, x, y, text, **how):
+    ax.text(x, y, text, va='center', **dict(fontsize=9.5, color='#333333') | how)
+
 
 def _box(ax, x, y, wide, high, nats, edge=None):
     "A box in the shade of so many nats."
     from matplotlib.patches import Rectangle
-    ax.add_patch(Rectangle((x, y), wide, high, facecolor=_SHADES[shade(nats)], edgecolor=edge, lw=.6 if edge else 0))
+
+    ax.add_patch(Rectangle((x, y), wide, high, facecolor=_SHADES[shade(nats)], edgecolor=edge, lw=0.6 if edge else 0))
+
 
 def _token(ax, x, y, piece, nats):
     "One token on its shade, underlined."
     wide, high = _letters(piece) * _LETTER + 2, _LINE - 3
     _box(ax, x, y, wide, high, nats)
-    ax.plot([x, x + wide], [y + high] * 2, color='#D8B5A8', lw=.8, solid_capstyle='butt')
-    _say(ax, x + 1, y + high / 2, visible(piece), family='DejaVu Sans Mono', fontsize=8.6, color='#1f2328', parse_math=False)
+    ax.plot([x, x + wide], [y + high] * 2, color='#D8B5A8', lw=0.8, solid_capstyle='butt')
+    _say(
+        ax,
+        x + 1,
+        y + high / 2,
+        visible(piece),
+        family='DejaVu Sans Mono',
+        fontsize=8.6,
+        color='#1f2328',
+        parse_math=False,
+    )
+
 
 def _reader(ax, y, guesser, r, alike):
     "A guesser's line of numbers from y down, its tokens under it; and where they end."
     bits = '' if r.bits_per_byte is None else f'{r.bits_per_byte:.2f} bits per byte'
-    own = f'perplexity {r.perplexity:,.1f}' + f', {bits}' * bool(bits) if alike else bits or 'no bits per byte, for its tokens do not give the text back' * (not r.unknown) or f'{r.unknown} token{"s" * (r.unknown > 1)} unknown to it'
+    own = (
+        f'perplexity {r.perplexity:,.1f}' + f', {bits}' * bool(bits)
+        if alike
+        else bits
+        or 'no bits per byte, for its tokens do not give the text back' * (not r.unknown)
+        or f'{r.unknown} token{"s" * (r.unknown > 1)} unknown to it'
+    )
     _say(ax, _EDGE, y + 9, f'{guesser.name}: {own}', weight='bold')
     _say(ax, _WIDE - _EDGE, y + 9, passport(guesser.measured), ha='right', fontsize=7.5, color='#777777')
     places, n = _rows(r.pieces, (_WIDE - 30) / _LETTER)
-    for piece, nats, (row, at) in zip(r.pieces, r.nats_N, places): _token(ax, _EDGE + at * _LETTER, y + 21 + row * _LINE, piece, nats)
+    for piece, nats, (row, at) in zip(r.pieces, r.nats_N, places):
+        _token(ax, _EDGE + at * _LETTER, y + 21 + row * _LINE, piece, nats)
     return y + 21 + n * _LINE
+
 
 def _scale(ax, y, alike):
     "The shades and what they stand for."
-    _say(ax, _EDGE, y + 4, 'nats' if alike else 'nats; the tokens differ, so compare the bits per byte, not the perplexities', fontsize=8, color='#777777')
+    _say(
+        ax,
+        _EDGE,
+        y + 4,
+        'nats' if alike else 'nats; the tokens differ, so compare the bits per byte, not the perplexities',
+        fontsize=8,
+        color='#777777',
+    )
     for k in range(8):
         x = _WIDE - _EDGE - 30 * (8 - k)
-        _box(ax, x, y - 4, 28, 15, k, '#D8B5A8'); _say(ax, x + 14, y + 4, f'{k}' if k < 7 else '7 +', ha='center', fontsize=7.5)
+        _box(ax, x, y - 4, 28, 15, k, '#D8B5A8')
+        _say(ax, x + 14, y + 4, f'{k}' if k < 7 else '7 +', ha='center', fontsize=7.5)
 
 # %% ../nbs/30_playground.ipynb #7fa03a7b
-def plot_surprise(text: str,                        # what is read
-                  guessers: Sequence[Guesser]=(),   # by whom; none: the rungs that travel with the course
-                  title: str='What each token costs',
-                 ):                                 # a figure of 800 pixels' width at 80 dots to the inch
+def plot_surprise(
+    text: str,  # what is read
+    guessers: Sequence[Guesser] = (),  # by whom; none: the rungs that travel with the course
+    title: str = 'What each token costs',
+):  # a figure of 800 pixels' width at 80 dots to the inch
     "One text, and for each guesser its tokens, the darker the dearer, with perplexity, bits per byte and passport."
     import matplotlib.pyplot as plt
+
     guessers = list(guessers) or load_guessers()
     alike = len({_cuts(g.tokenizer) for g in guessers}) == 1
-    fig = plt.figure(layout='none'); ax = fig.add_axes((0, 0, 1, 1)); ax.set_axis_off()
-    _say(ax, _EDGE, 20, title, fontsize=11.5, weight='bold'); y = 38
-    for g in guessers: y = _reader(ax, y, g, g.read(text), alike) + 19
+    fig = plt.figure(layout='none')
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    _say(ax, _EDGE, 20, title, fontsize=11.5, weight='bold')
+    y = 38
+    for g in guessers:
+        y = _reader(ax, y, g, g.read(text), alike) + 19
     _scale(ax, y, alike)
-    fig.set_size_inches(_WIDE / 80, (y + 20) / 80); ax.set(xlim=(0, _WIDE), ylim=(y + 20, 0))
+    fig.set_size_inches(_WIDE / 80, (y + 20) / 80)
+    ax.set(xlim=(0, _WIDE), ylim=(y + 20, 0))
     with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Glyph')        # of scripts that the font lacks: a box is drawn for them
+        warnings.filterwarnings('ignore', message='Glyph')  # of scripts that the font lacks: a box is drawn for them
         fig.canvas.draw()
     return fig
 
 # %% ../nbs/30_playground.ipynb #a0df29ab
-LONGEST_TYPED = 600           # characters
+LONGEST_TYPED = 600  # characters
+
 
 class Listening(Widget):
     "A widget that asks Python for what a page cannot make: a model's reading, its writing, a step of training."
-    knock = traitlets.Unicode().tag(sync=True)   # a word from the page, …
-    heard = traitlets.Unicode().tag(sync=True)   # … and the same from Python: somebody is at home
+
+    knock = traitlets.Unicode().tag(sync=True)  # a word from the page, …
+    heard = traitlets.Unicode().tag(sync=True)  # … and the same from Python: somebody is at home
 
     @traitlets.observe('knock')
-    def _answer(self, change): self.heard = change['new']
+    def _answer(self, change):
+        self.heard = change['new']
 
-def _typed(text: str)->str:
+
+def _typed(text: str) -> str:
     "Refuse what cannot be read as a sentence."
-    if not text.strip(): raise WidgetError('a text with at least one word is wanted')
-    if len(text) > LONGEST_TYPED: raise WidgetError(f'at most {LONGEST_TYPED} characters can be looked at one by one, this text has {len(text):,}; take a piece of it')
-    if any('\ud800' <= c <= '\udfff' for c in text): raise WidgetError('half of a character is in this text (a lone surrogate): type it again')
+    if not text.strip():
+        raise WidgetError('a text with at least one word is wanted')
+    if len(text) > LONGEST_TYPED:
+        raise WidgetError(
+            f'at most {LONGEST_TYPED} characters can be looked at one by one, this text has {len(text):,}; take a piece'
+            ' of it'
+        )
+    if any('\ud800' <= c <= '\udfff' for c in text):
+        raise WidgetError('half of a character is in this text (a lone surrogate): type it again')
     return text
 
-def _one_of(x: str, names, what: str)->str:
+
+def _one_of(x: str, names, what: str) -> str:
     "Refuse what is not among the names."
-    if x not in names: raise WidgetError(f'there is no {what} {x!r}, only {", ".join(n for n in names if n)}')
+    if x not in names:
+        raise WidgetError(f'there is no {what} {x!r}, only {", ".join(n for n in names if n)}')
     return x
 
 # %% ../nbs/30_playground.ipynb #4d8d3194
-def _payload(r: Reading)->dict:
+def _payload(r: Reading) -> dict:
     "A reading as the page gets it."
-    return dict(pieces=[visible(p) for p in r.pieces], ends=[b for _, b in r.spans], nats=[float(x) if math.isfinite(x) else None for x in r.nats_N], ranks=r.rank_N.tolist(),
-                top=[[[visible(p), float(f'{q:.4g}')] for p, q in t] for t in r.top], types=r.types, bytes=None if r.bits_per_byte is None else len(r.text.encode()), unknown=r.unknown)
+    return dict(
+        pieces=[visible(p) for p in r.pieces],
+        ends=[b for _, b in r.spans],
+        nats=[float(x) if math.isfinite(x) else None for x in r.nats_N],
+        ranks=r.rank_N.tolist(),
+        top=[[[visible(p), float(f'{q:.4g}')] for p, q in t] for t in r.top],
+        types=r.types,
+        bytes=None if r.bits_per_byte is None else len(r.text.encode()),
+        unknown=r.unknown,
+    )
+
 
 def _by_name(guessers):
     "Guessers by name, each name once."
     named = {g.name: g for g in guessers}
-    if not named or len(named) < len(guessers): raise WidgetError(f'at least one guesser is wanted, each with a name of its own, got {[g.name for g in guessers]}')
+    if not named or len(named) < len(guessers):
+        raise WidgetError(
+            f'at least one guesser is wanted, each with a name of its own, got {[g.name for g in guessers]}'
+        )
     return named
+
 
 class Reads(Listening):
     "A widget over texts and what its guessers make of them."
-    expected = 6                                               # likeliest tokens that a reading keeps at each place
-    text = traitlets.Unicode().tag(sync=True)                  # on show
-    texts = traitlets.List(traitlets.Unicode()).tag(sync=True) # prepared ones, whose readings are there without a kernel
-    readings = traitlets.Dict().tag(sync=True)                 # {text: {guesser: reading}}: the prepared ones and the one on show
+
+    expected = 6  # likeliest tokens that a reading keeps at each place
+    text = traitlets.Unicode().tag(sync=True)  # on show
+    texts = traitlets.List(traitlets.Unicode()).tag(
+        sync=True
+    )  # prepared ones, whose readings are there without a kernel
+    readings = traitlets.Dict().tag(sync=True)  # {text: {guesser: reading}}: the prepared ones and the one on show
     longest = traitlets.Int(LONGEST_TYPED).tag(sync=True)
 
     def _meet(self, guessers, texts):
-        "Who reads (none named: the rungs that travel with the course), and what they make of the prepared texts: {trait: value}."
+        """Who reads (none named: the rungs that travel with the course), and what they make of the prepared texts:
+        {trait: value}."""
         self.guessers = _by_name(list(guessers) or load_guessers())
         self._prepared = {_typed(t): self._read(t) for t in texts}
-        if not self._prepared: raise WidgetError('at least one prepared text is wanted')
+        if not self._prepared:
+            raise WidgetError('at least one prepared text is wanted')
         return dict(texts=list(texts), readings=self._prepared, text=texts[0])
 
-    def _read(self, text): return {n: _payload(g.read(text, self.expected)) for n, g in self.guessers.items()}
+    def _read(self, text):
+        return {n: _payload(g.read(text, self.expected)) for n, g in self.guessers.items()}
 
     @traitlets.validate('text')
-    def _check_text(self, change): return _typed(change['value'])
+    def _check_text(self, change):
+        return _typed(change['value'])
 
     @traitlets.observe('text')
     def _new_text(self, change):
-        if change['new'] not in self.readings: self.readings = self._prepared | {change['new']: self._read(change['new'])}
+        if change['new'] not in self.readings:
+            self.readings = self._prepared | {change['new']: self._read(change['new'])}
 
 # %% ../nbs/30_playground.ipynb #967f0957
-def _nats(r): return [math.inf if x is None else x for x in r['nats']]
+def _nats(r):
+    return [math.inf if x is None else x for x in r['nats']]
+
 
 def _at(r, spot):
     "The first token of a reading that reaches a character of the text."
     return next((i for i, end in enumerate(r['ends']) if end >= spot), len(r['ends']) - 1)
 
+
 def _numbers(r, i, suffix='', perplexities=True):
     "What the page shows of one reading at its token i."
-    nats = _nats(r); found = dict(surprise=nats[i], nats=sum(nats))
-    if perplexities: found |= dict(perplexity=perplexity(sum(nats), len(nats)), so_far=perplexity(sum(nats[:i + 1]), i + 1))
-    if r['bytes']: found |= dict(bits_per_byte=bits_per_byte(sum(nats), r['bytes']))
+    nats = _nats(r)
+    found = dict(surprise=nats[i], nats=sum(nats))
+    if perplexities:
+        found |= dict(perplexity=perplexity(sum(nats), len(nats)), so_far=perplexity(sum(nats[: i + 1]), i + 1))
+    if r['bytes']:
+        found |= dict(bits_per_byte=bits_per_byte(sum(nats), r['bytes']))
     return {k + suffix: v for k, v in found.items()}
 
 # %% ../nbs/30_playground.ipynb #a6a0d492
-SENTENCES = ('The film was released in the United States on October 12 , 2007 .',
-             'The film was released in the United States on October 12, 2007.',
-             'He was born in London , the son of a fisherman , and died in 1912 .',
-             'Colorless green ideas sleep furiously .', 'Furiously sleep ideas green colorless .',
-             'rain and rain and rain and rain and rain and rain')
+SENTENCES = (
+    'The film was released in the United States on October 12 , 2007 .',
+    'The film was released in the United States on October 12, 2007.',
+    'He was born in London , the son of a fisherman , and died in 1912 .',
+    'Colorless green ideas sleep furiously .',
+    'Furiously sleep ideas green colorless .',
+    'rain and rain and rain and rain and rain and rain',
+)
+
 
 class Surprise(Reads):
-    "A text, each token coloured by what it cost a model; what had been expected in its place; and a second model beside the first."
+    """A text, each token coloured by what it cost a model; what had been expected in its place; and a second model
+    beside the first."""
+
     _esm = _bundle('surprise.js')
     movable = ('text', 'model', 'against', 'at')
-    model = traitlets.Unicode().tag(sync=True)            # whose reading is shown
-    against = traitlets.Unicode('').tag(sync=True)        # and whose beside it; '': nobody's
-    at = traitlets.Int(0).tag(sync=True)                  # the token looked at, from 0
-    names = traitlets.List(traitlets.Unicode()).tag(sync=True) # the guessers in their order, which a page that was stored does not keep for what follows
-    about = traitlets.Dict().tag(sync=True)               # {guesser: {'passport', 'cuts', 'parameters'}}
+    model = traitlets.Unicode().tag(sync=True)  # whose reading is shown
+    against = traitlets.Unicode('').tag(sync=True)  # and whose beside it; '': nobody's
+    at = traitlets.Int(0).tag(sync=True)  # the token looked at, from 0
+    names = traitlets.List(traitlets.Unicode()).tag(
+        sync=True
+    )  # the guessers in their order, which a page that was stored does not keep for what follows
+    about = traitlets.Dict().tag(sync=True)  # {guesser: {'passport', 'cuts', 'parameters'}}
 
-    def __init__(self,
-                 guessers: Sequence[Guesser]=(),     # to choose from; none: the rungs that travel with the course
-                 texts: Sequence[str]=SENTENCES,     # prepared
-                 model: str|None=None,               # shown first; None: the last guesser
-                 against: str|None=None):            # beside it; None: the last but one, if there is one; '': nobody
-        read = self._meet(guessers, texts); names = ['', *self.guessers]
-        about = {n: dict(passport=passport(g.measured), cuts=_cuts(g.tokenizer), parameters=g.parameters) for n, g in self.guessers.items()}
-        super().__init__(**read, names=names[1:], about=about, model=names[-1] if model is None else model, against=names[-2] if against is None else against)
+    def __init__(
+        self,
+        guessers: Sequence[Guesser] = (),  # to choose from; none: the rungs that travel with the course
+        texts: Sequence[str] = SENTENCES,  # prepared
+        model: str | None = None,  # shown first; None: the last guesser
+        against: str | None = None,  # beside it; None: the last but one, if there is one; '': nobody
+    ):
+        read = self._meet(guessers, texts)
+        names = ['', *self.guessers]
+        about = {
+            n: dict(passport=passport(g.measured), cuts=_cuts(g.tokenizer), parameters=g.parameters)
+            for n, g in self.guessers.items()
+        }
+        super().__init__(
+            **read,
+            names=names[1:],
+            about=about,
+            model=names[-1] if model is None else model,
+            against=names[-2] if against is None else against,
+        )
 
     @traitlets.validate('model', 'against', 'at')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        if name == 'at': return _within(x, 0, 4 * LONGEST_TYPED, 'the place of a token')
-        return _one_of(x, [*self.guessers, ''][:None if name == 'against' else -1], 'guesser')
+        if name == 'at':
+            return _within(x, 0, 4 * LONGEST_TYPED, 'the place of a token')
+        return _one_of(x, [*self.guessers, ''][: None if name == 'against' else -1], 'guesser')
 
     @property
-    def comparable(self)->bool:
+    def comparable(self) -> bool:
         "Whether the two models cut alike, so that their perplexities compare."
         return bool(self.against) and self.about[self.model]['cuts'] == self.about[self.against]['cuts']
 
     def numbers(self):
-        both = self.readings[self.text]; r = both[self.model]; i = min(self.at, len(r['nats']) - 1)
+        both = self.readings[self.text]
+        r = both[self.model]
+        i = min(self.at, len(r['nats']) - 1)
         found = dict(token=i + 1) | _numbers(r, i)
-        if self.against: found |= _numbers(b := both[self.against], _at(b, r['ends'][i]) if not self.comparable else i, '_against', self.comparable)
+        if self.against:
+            found |= _numbers(
+                b := both[self.against], _at(b, r['ends'][i]) if not self.comparable else i, '_against', self.comparable
+            )
         return found
 
 # %% ../nbs/30_playground.ipynb #3a1813b8
 def _one_ladder(guessers):
     "Guessers from the worst to the best; refuses those that were not measured on one text, cut in one way."
-    texts = {g.measured and (_cuts(g.tokenizer), g.measured.corpus, g.measured.split, g.measured.fingerprint) for g in guessers}
+    texts = {
+        g.measured and (_cuts(g.tokenizer), g.measured.corpus, g.measured.split, g.measured.fingerprint)
+        for g in guessers
+    }
     if None in texts or len(texts) > 1:
-        raise WidgetError('the rungs of a ladder are measured on one text, cut in one way: ' + '; '.join(f'{g.name}: {passport(g.measured)}' for g in guessers))
+        raise WidgetError(
+            'the rungs of a ladder are measured on one text, cut in one way: '
+            + '; '.join(f'{g.name}: {passport(g.measured)}' for g in guessers)
+        )
     return sorted(guessers, key=lambda g: -g.measured.perplexity)
+
 
 class Rungs(Reads):
     "The ladder under the hand: a rung, what it scores, what it makes of one sentence, and how it goes on."
+
     _esm = _bundle('rungs.js')
     movable, expected = ('rung', 'text', 'seed', 'temperature'), 0
     rung = traitlets.Unicode().tag(sync=True)
-    seed = traitlets.Int(0).tag(sync=True)                # of what is written; another one, another text
-    temperature = traitlets.Float(1.).tag(sync=True)      # of what is written, in tenths
-    ladder = traitlets.Dict().tag(sync=True)              # {rung: {'nats', 'tokens', 'bytes', 'passport', 'parameters', 'counted'}}: as validated, the worst first
-    written = traitlets.Dict().tag(sync=True)             # {'rung|text|seed|temperature': how it goes on}
-    seeds = traitlets.Int(3).tag(sync=True)               # so many texts are prepared for each rung and sentence
+    seed = traitlets.Int(0).tag(sync=True)  # of what is written; another one, another text
+    temperature = traitlets.Float(1.0).tag(sync=True)  # of what is written, in tenths
+    ladder = traitlets.Dict().tag(
+        sync=True
+    )  # {rung: {'nats', 'tokens', 'bytes', 'passport', 'parameters', 'counted'}}: as validated, the worst first
+    written = traitlets.Dict().tag(sync=True)  # {'rung|text|seed|temperature': how it goes on}
+    seeds = traitlets.Int(3).tag(sync=True)  # so many texts are prepared for each rung and sentence
 
-    def __init__(self,
-                 guessers: Sequence[Guesser]=(),     # the rungs, all with passports of one text and cut; none: those that travel with the course
-                 texts: Sequence[str]=SENTENCES[:1] + SENTENCES[2:3], # prepared
-                 rung: str|None=None,                # shown first; None: the last
-                 length: int=40):                    # tokens that a rung writes
+    def __init__(
+        self,
+        guessers: Sequence[
+            Guesser
+        ] = (),  # the rungs, all with passports of one text and cut; none: those that travel with the course
+        texts: Sequence[str] = SENTENCES[:1] + SENTENCES[2:3],  # prepared
+        rung: str | None = None,  # shown first; None: the last
+        length: int = 40,  # tokens that a rung writes
+    ):
         self.length, read = length, self._meet(guessers, texts)
         rungs = _one_ladder(self.guessers.values())
-        ladder = {g.name: dict(nats=g.measured.nats, tokens=g.measured.tokens, bytes=g.measured.bytes, passport=passport(g.measured), parameters=g.parameters, counted=isinstance(g, CountingGuesser)) for g in rungs}
-        written = {self._key(g.name, t, seed, 1.): g.write(t, length, seed) for g in rungs for t in texts for seed in range(3)}
+        ladder = {
+            g.name: dict(
+                nats=g.measured.nats,
+                tokens=g.measured.tokens,
+                bytes=g.measured.bytes,
+                passport=passport(g.measured),
+                parameters=g.parameters,
+                counted=isinstance(g, CountingGuesser),
+            )
+            for g in rungs
+        }
+        written = {
+            self._key(g.name, t, seed, 1.0): g.write(t, length, seed) for g in rungs for t in texts for seed in range(3)
+        }
         super().__init__(**read, ladder=ladder, written=written, rung=rungs[-1].name if rung is None else rung)
 
-    def _key(self, rung, text, seed, temperature): return f'{rung}|{text}|{seed}|{temperature:.1f}'
+    def _key(self, rung, text, seed, temperature):
+        return f'{rung}|{text}|{seed}|{temperature:.1f}'
+
     @property
-    def _now(self): return self._key(self.rung, self.text, self.seed, self.temperature)
+    def _now(self):
+        return self._key(self.rung, self.text, self.seed, self.temperature)
 
     @traitlets.validate('rung', 'seed', 'temperature')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        if name == 'seed': return int(_within(x, 0, 1e6, 'a seed'))
-        if name == 'temperature': return round(_within(x, .1, 2, 'a temperature'), 1)
+        if name == 'seed':
+            return int(_within(x, 0, 1e6, 'a seed'))
+        if name == 'temperature':
+            return round(_within(x, 0.1, 2, 'a temperature'), 1)
         return _one_of(x, self.guessers, 'rung')
 
     @traitlets.observe('rung', 'text', 'seed', 'temperature')
     def _follow(self, _):
         "Write what is not there yet."
-        if self._now not in self.written: self.written = self.written | {self._now: self.guessers[self.rung].write(self.text, self.length, self.seed, self.temperature)}
+        if self._now not in self.written:
+            self.written = self.written | {
+                self._now: self.guessers[self.rung].write(self.text, self.length, self.seed, self.temperature)
+            }
 
     @property
-    def sample(self)->str:
+    def sample(self) -> str:
         "How the rung goes on with the sentence."
         return self.written[self._now]
 
     @property
-    def perplexity(self)->float:
+    def perplexity(self) -> float:
         "Of the rung, on the text it was validated on."
         return self.numbers()[f'perplexity-{self.rung}']
 
     def numbers(self):
-        found, r = {}, self.readings[self.text][self.rung]; nats = sum(_nats(r))
+        found, r = {}, self.readings[self.text][self.rung]
+        nats = sum(_nats(r))
         for n, m in self.ladder.items():
             found[f'perplexity-{n}'] = perplexity(m['nats'], m['tokens'])
-            if m['bytes']: found[f'bits_per_byte-{n}'] = bits_per_byte(m['nats'], m['bytes'])
-        if r['bytes']: found['here_bits'] = bits_per_byte(nats, r['bytes'])
+            if m['bytes']:
+                found[f'bits_per_byte-{n}'] = bits_per_byte(m['nats'], m['bytes'])
+        if r['bytes']:
+            found['here_bits'] = bits_per_byte(nats, r['bytes'])
         return found | dict(here=perplexity(nats, len(r['nats'])))
 
 # %% ../nbs/30_playground.ipynb #5218e3af
 @functools.cache
 def _floors(corpus):
-    "What stands on the walls of a live run: nats per validation token of the unigram and, where it is known, of the source itself."
+    """What stands on the walls of a live run: nats per validation token of the unigram and, where it is known, of the
+    source itself."""
     data = tokenize_corpus(corpus)
-    found = dict(unigram=score(KneserNey(1).fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation).nats_per_token)
-    if corpus == 'markov': found['source'] = float(MarkovSource().nats(load_corpus('markov')['validation']).sum()) / data.validation.tokens
+    found = dict(
+        unigram=score(
+            KneserNey(1).fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation
+        ).nats_per_token
+    )
+    if corpus == 'markov':
+        found['source'] = float(MarkovSource().nats(load_corpus('markov')['validation']).sum()) / data.validation.tokens
     return found
 
-LONGEST_RUN = 10_000          # steps
 
-def live_recipe(corpus: str,  # markov or stdlib
-                width: int,   # of the embedding and of the one recurrent layer
-                lr: float,    # learning rate
-               )->Recipe:
+LONGEST_RUN = 10_000  # steps
+
+
+def live_recipe(
+    corpus: str,  # markov or stdlib
+    width: int,  # of the embedding and of the one recurrent layer
+    lr: float,  # learning rate
+) -> Recipe:
     "What a live run trains: one LSTM layer, tied, the state carried, AdamW at a rate that a hand may change."
-    return Recipe('live', Tuned(embedding=width, layers=1, inputs=0., between=0., outputs=0., others=0, zipf=False),
-                  Data(corpus=corpus, batches='lanes', length=35, batch=16), Optim(lr=lr, clip=1.), Train(epochs=10**6, max_steps=LONGEST_RUN, device='cpu', precision='fp32'))
+    return Recipe(
+        'live',
+        Tuned(embedding=width, layers=1, inputs=0.0, between=0.0, outputs=0.0, others=0, zipf=False),
+        Data(corpus=corpus, batches='lanes', length=35, batch=16),
+        Optim(lr=lr, clip=1.0),
+        Train(epochs=10**6, max_steps=LONGEST_RUN, device='cpu', precision='fp32'),
+    )
 
 # %% ../nbs/30_playground.ipynb #3b7c1e36
 class SteppedRun:
     "A small run that makes a step when it is told to, and the points of its curves."
-    every, each = 50, 10                        # steps between looks at the validation text, and between points of the training curve
-    def __init__(self,
-                 corpus: str,                   # markov or stdlib
-                 width: int,                    # of the network
-                 lr: float):                    # learning rate to begin with
+
+    every, each = 50, 10  # steps between looks at the validation text, and between points of the training curve
+
+    def __init__(
+        self,
+        corpus: str,  # markov or stdlib
+        width: int,  # of the network
+        lr: float,  # learning rate to begin with
+    ):
         self._folder = tempfile.TemporaryDirectory(prefix='lmcourse-live-')
-        with torch.random.fork_rng(devices=[]): self.trainer = Trainer(live_recipe(corpus, width, lr), Path(self._folder.name)/'run', show=False)
-        self._groups, self._nats, self._count = steps(self.trainer), 0., 0
+        with torch.random.fork_rng(devices=[]):
+            self.trainer = Trainer(live_recipe(corpus, width, lr), Path(self._folder.name) / 'run', show=False)
+        self._groups, self._nats, self._count = steps(self.trainer), 0.0, 0
         self._made = dict(corpus=corpus, width=width, step=0, train=[], validation=[], turns=[[0, lr]])
-        self.lost = False                       # whether the loss has stopped being a number
+        self.lost = False  # whether the loss has stopped being a number
         self._look()
 
     @property
-    def over(self)->bool:
+    def over(self) -> bool:
         "Whether there is no step left to make."
         return self.lost or self.trainer.step >= LONGEST_RUN
 
@@ -330,51 +502,75 @@ class SteppedRun:
 
     def step(self):
         "One step of training, and the points of the curves that are due."
-        t = self.trainer; nats, count, _ = train_step(t, next(self._groups)); nats = float(nats)
-        if not math.isfinite(nats): self.lost = True; return
-        self._nats += nats; self._count += count; self._made['step'] = t.step
-        if t.step % self.each == 0: self._made['train'].append([t.tokens, self._nats / self._count]); self._nats, self._count = 0., 0
-        if t.step % self.every == 0: self._look()
+        t = self.trainer
+        nats, count, _ = train_step(t, next(self._groups))
+        nats = float(nats)
+        if not math.isfinite(nats):
+            self.lost = True
+            return
+        self._nats += nats
+        self._count += count
+        self._made['step'] = t.step
+        if t.step % self.each == 0:
+            self._made['train'].append([t.tokens, self._nats / self._count])
+            self._nats, self._count = 0.0, 0
+        if t.step % self.every == 0:
+            self._look()
 
     def _look(self):
-        t = self.trainer; m = evaluate(t.model, t.data.validation, t.data.tokenizer.first_id)
-        if math.isfinite(m.nats): self._made['validation'].append([t.tokens, m.nats_per_token])
-        else: self.lost = True
+        t = self.trainer
+        m = evaluate(t.model, t.data.validation, t.data.tokenizer.first_id)
+        if math.isfinite(m.nats):
+            self._made['validation'].append([t.tokens, m.nats_per_token])
+        else:
+            self.lost = True
 
     @property
-    def curve(self)->dict:                      # corpus, width, step, train and validation [[tokens seen, nats per token], …], turns [[tokens seen, lr], …]
+    def curve(
+        self,
+    ) -> (
+        dict
+    ):  # corpus, width, step, train and validation [[tokens seen, nats per token], …], turns [[tokens seen, lr], …]
         "What it has come to; of long curves every other point."
-        few = lambda points: points[:1] + points[1:-1:1 + len(points) // 200] + points[-1:] if len(points) > 200 else list(points)
+        few = lambda points: (
+            points[:1] + points[1 : -1 : 1 + len(points) // 200] + points[-1:] if len(points) > 200 else list(points)
+        )
         return {k: few(v) if isinstance(v, list) else v for k, v in self._made.items()}
 
 # %% ../nbs/30_playground.ipynb #bb9eb444
 class LiveRun(Listening):
-    "A small network trained while you watch: stop it, go on, change the learning rate on the way, start anew with another width."
+    """A small network trained while you watch: stop it, go on, change the learning rate on the way, start anew with
+    another width."""
+
     _esm = _bundle('live.js')
     movable = ('corpus', 'width', 'lr')
-    corpus = traitlets.Unicode('markov').tag(sync=True)   # of the next run
-    width = traitlets.Int(32).tag(sync=True)              # of the next run
-    lr = traitlets.Float(3e-3).tag(sync=True)             # of the next step
-    wish = traitlets.Unicode('').tag(sync=True)           # of the page: go, stop or anew, and a number that makes it a new wish
+    corpus = traitlets.Unicode('markov').tag(sync=True)  # of the next run
+    width = traitlets.Int(32).tag(sync=True)  # of the next run
+    lr = traitlets.Float(3e-3).tag(sync=True)  # of the next step
+    wish = traitlets.Unicode('').tag(sync=True)  # of the page: go, stop or anew, and a number that makes it a new wish
     running = traitlets.Bool(False).tag(sync=True)
-    curve = traitlets.Dict().tag(sync=True)               # of the run on show, as `SteppedRun` has it
-    earlier = traitlets.List().tag(sync=True)             # validation curves of runs before it, on the same corpus
-    floors = traitlets.Dict().tag(sync=True)              # nats per validation token: unigram, source
-    trouble = traitlets.Unicode('').tag(sync=True)        # why it cannot go on, in a sentence
+    curve = traitlets.Dict().tag(sync=True)  # of the run on show, as `SteppedRun` has it
+    earlier = traitlets.List().tag(sync=True)  # validation curves of runs before it, on the same corpus
+    floors = traitlets.Dict().tag(sync=True)  # nats per validation token: unigram, source
+    trouble = traitlets.Unicode('').tag(sync=True)  # why it cannot go on, in a sentence
 
-    def __init__(self, **state): # corpus, width, lr
+    def __init__(self, **state):  # corpus, width, lr
         self._run = self._task = None
-        super().__init__(**state); self.anew()
+        super().__init__(**state)
+        self.anew()
 
     @traitlets.validate('corpus', 'width', 'lr')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        if name == 'corpus': return _one_of(x, ('markov', 'stdlib'), 'corpus for a live run')
+        if name == 'corpus':
+            return _one_of(x, ('markov', 'stdlib'), 'corpus for a live run')
         return _within(x, *((4, 128, 'a width') if name == 'width' else (1e-5, 10, 'a learning rate')))
 
     def anew(self):
-        "Forget what was learnt and begin again, with the corpus, width and learning rate as they stand; the curve so far stays as a thin line."
-        self.stop(); old = self.curve
+        """Forget what was learnt and begin again, with the corpus, width and learning rate as they stand; the curve so
+        far stays as a thin line."""
+        self.stop()
+        old = self.curve
         done = [dict(corpus=old['corpus'], width=old['width'], points=old['validation'])] if old.get('step') else []
         self.earlier = [e for e in self.earlier + done if e['corpus'] == self.corpus][-4:]
         self._run = SteppedRun(self.corpus, self.width, self.lr)
@@ -384,32 +580,48 @@ class LiveRun(Listening):
     def _show(self):
         "Tell the page how far it has come, and stop where it cannot go on."
         self.curve = self._run.curve
-        if self._run.over: self.running = False
-        if self._run.lost: self.trouble = (f'The loss stopped being a number at step {self._run.trainer.step}, at a learning rate of {self.lr:g}. '
-                                           'What was learnt is lost: lower the rate and start anew.')
+        if self._run.over:
+            self.running = False
+        if self._run.lost:
+            self.trouble = (
+                f'The loss stopped being a number at step {self._run.trainer.step}, at a learning rate of {self.lr:g}. '
+                'What was learnt is lost: lower the rate and start anew.'
+            )
 
     @traitlets.observe('lr')
     def _turn(self, change):
-        if self._run: self._run.turn(change['new'])
+        if self._run:
+            self._run.turn(change['new'])
 
     def _may_go(self):
-        if self.trouble: raise TrainingError(self.trouble)
-        if self._run.over: raise TrainingError(f'this run has made its {LONGEST_RUN:,} steps: start anew, or train a recipe with `lmcourse run`')
+        if self.trouble:
+            raise TrainingError(self.trouble)
+        if self._run.over:
+            raise TrainingError(
+                f'this run has made its {LONGEST_RUN:,} steps: start anew, or train a recipe with `lmcourse run`'
+            )
 
-    def advance(self, n: int=1): # steps
-        "Train on the spot for n steps: for scripts, where no event loop runs. Raises `TrainingError` for a run that cannot go on."
+    def advance(self, n: int = 1):  # steps
+        """Train on the spot for n steps: for scripts, where no event loop runs. Raises `TrainingError` for a run that
+        cannot go on."""
         self._may_go()
         for _ in range(n):
-            if not self._run.over: self._run.step()
+            if not self._run.over:
+                self._run.step()
         self._show()
 
     def go(self):
         "Train while the notebook stays free for other things. Raises `TrainingError` where there is no event loop."
         self._may_go()
-        try: loop = asyncio.get_running_loop()
-        except RuntimeError: raise TrainingError('no event loop runs here, as it does in JupyterLab: use advance(n) for n steps on the spot') from None
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise TrainingError(
+                'no event loop runs here, as it does in JupyterLab: use advance(n) for n steps on the spot'
+            ) from None
         self.running = True
-        if self._task is None or self._task.done(): self._task = loop.create_task(self._slices())
+        if self._task is None or self._task.done():
+            self._task = loop.create_task(self._slices())
 
     def stop(self):
         "After the step that is being made."
@@ -419,22 +631,34 @@ class LiveRun(Listening):
         "Slices of a twentieth of a second, with a breath after each, in which the sliders are heard."
         while self.running:
             tic = time.perf_counter()
-            while not self._run.over and time.perf_counter() - tic < .05: self._run.step()
-            self._show(); await asyncio.sleep(.02)
+            while not self._run.over and time.perf_counter() - tic < 0.05:
+                self._run.step()
+            self._show()
+            await asyncio.sleep(0.02)
 
     @traitlets.observe('wish')
     def _grant(self, change):
         "What the page asks for."
         what = change['new'].partition(' ')[0]
         try:
-            if what == 'anew': self.anew()
-            if what in ('go', 'anew'): self.go()
-            else: self.stop()
-        except LMCourseError as e: self.trouble = str(e)
+            if what == 'anew':
+                self.anew()
+            if what in ('go', 'anew'):
+                self.go()
+            else:
+                self.stop()
+        except LMCourseError as e:
+            self.trouble = str(e)
 
-    def close(self): self.stop(); super().close()
+    def close(self):
+        self.stop()
+        super().close()
 
     def numbers(self):
-        c = self.curve; found = dict(perplexity=perplexity(c['validation'][-1][1], 1), step=c['step'], tokens=c['validation'][-1][0], lr=self.lr)
-        if c['train']: found['train'] = perplexity(c['train'][-1][1], 1)
+        c = self.curve
+        found = dict(
+            perplexity=perplexity(c['validation'][-1][1], 1), step=c['step'], tokens=c['validation'][-1][0], lr=self.lr
+        )
+        if c['train']:
+            found['train'] = perplexity(c['train'][-1][1], 1)
         return found | {k: perplexity(v, 1) for k, v in self.floors.items()}

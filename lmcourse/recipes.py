@@ -18,96 +18,134 @@ from .loss import LMCourseError
 class RecipeError(LMCourseError):
     "A recipe, a section or a field that does not exist, or a value that a field cannot hold."
 
+
 def _check(good: bool, message: str):
-    if not good: raise RecipeError(message)
+    if not good:
+        raise RecipeError(message)
 
-def _either(names)->str: return ' or '.join(map(repr, names))
 
-def _short(value)->str:
+def _either(names) -> str:
+    return ' or '.join(map(repr, names))
+
+
+def _short(value) -> str:
     "A value as a message shows it."
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + '...'
 
 # %% ../nbs/10_recipes.ipynb #b1fd56fa
-LENGTHS = {'equal': None}                     # name: length -> (seed, epoch, step) -> T of that batch; None: as `length` and `shift` say
-OPTIMIZERS = {'adamw': None, 'sgd': None}     # name: (model, optim) -> optimizer; the lesson on training fills these two in
-_HOMES = {'varied': 'lmcourse.awd_lstm', 'nt-asgd': 'lmcourse.awd_lstm', 'muon': 'lmcourse.transformer'} # what adds the other names
+LENGTHS = {'equal': None}  # name: length -> (seed, epoch, step) -> T of that batch; None: as `length` and `shift` say
+OPTIMIZERS = {
+    'adamw': None,
+    'sgd': None,
+}  # name: (model, optim) -> optimizer; the lesson on training fills these two in
+_HOMES = {
+    'varied': 'lmcourse.awd_lstm',
+    'nt-asgd': 'lmcourse.awd_lstm',
+    'muon': 'lmcourse.transformer',
+}  # what adds the other names
 
-def _known(name, names)->bool:
+
+def _known(name, names) -> bool:
     "Whether a name stands in LENGTHS or OPTIMIZERS, once the module that adds it has been imported."
-    if isinstance(name, str) and name not in names and name in _HOMES: importlib.import_module(_HOMES[name])
+    if isinstance(name, str) and name not in names and name in _HOMES:
+        importlib.import_module(_HOMES[name])
     return isinstance(name, str) and name in names
 
+
 def _check_sizes(section: str, config, most: int, names):
-    "Whole numbers within what a machine can hold, so that a configuration from elsewhere cannot ask for all of its memory."
+    """Whole numbers within what a machine can hold, so that a configuration from elsewhere cannot ask for all of its
+    memory."""
     for k in names:
         v = getattr(config, k)
         _check(v is None or v <= most, f'{section}.{k} is at most {most:,}, got {_short(v)}')
 
+
 @dataclass(frozen=True)
 class Data:
     "What is read, how it is cut into tokens, and how the tokens are cut into batches."
-    corpus: str='wikitext-2'   # a corpus by name, or a path
-    tokenizer: str='word'      # word, whitespace, gpt2, gpt2-note or bpe:N
-    min_count: int=3           # a word seen less often in train becomes <unk>
-    batches: str='lanes'       # lanes: state carried from batch to batch; windows: state reset, order shuffled
-    length: int=35             # tokens in a row of a batch, T
-    stride: int|None=None      # windows only: tokens from one window to the next; None: length, side by side
-    batch: int=64              # rows of a batch, B
-    shift: bool=False          # lanes only: each pass begins with a batch of random length, so that the cuts fall elsewhere
-    lengths: str='equal'       # lanes only: a name in LENGTHS; where batches differ in length, so does the learning rate of their steps
+
+    corpus: str = 'wikitext-2'  # a corpus by name, or a path
+    tokenizer: str = 'word'  # word, whitespace, gpt2, gpt2-note or bpe:N
+    min_count: int = 3  # a word seen less often in train becomes <unk>
+    batches: str = 'lanes'  # lanes: state carried from batch to batch; windows: state reset, order shuffled
+    length: int = 35  # tokens in a row of a batch, T
+    stride: int | None = None  # windows only: tokens from one window to the next; None: length, side by side
+    batch: int = 64  # rows of a batch, B
+    shift: bool = False  # lanes only: each pass begins with a batch of random length, so that the cuts fall elsewhere
+    lengths: str = (  # lanes only: a name in LENGTHS; where batches differ in length, so does the learning rate of their steps
+        'equal'
+    )
 
     def __post_init__(self):
         _check(self.batches in ('lanes', 'windows'), f"data.batches is 'lanes' or 'windows', got {self.batches!r}")
-        for k in ('min_count', 'length', 'batch'): _check(getattr(self, k) >= 1, f'data.{k} is at least 1, got {getattr(self, k)}')
+        for k in ('min_count', 'length', 'batch'):
+            _check(getattr(self, k) >= 1, f'data.{k} is at least 1, got {getattr(self, k)}')
         _check_sizes('data', self, 10_000_000, ('length', 'stride', 'batch'))
         _check(self.stride is None or self.stride >= 1, f'data.stride is at least 1, got {self.stride}')
-        _check(self.stride is None or self.batches == 'windows', 'data.stride is for windows; lanes follow one another: set data.batches to windows')
-        _check(not self.shift or self.batches == 'lanes', 'data.shift is for lanes; windows are shuffled: set data.batches to lanes')
+        _check(
+            self.stride is None or self.batches == 'windows',
+            'data.stride is for windows; lanes follow one another: set data.batches to windows',
+        )
+        _check(
+            not self.shift or self.batches == 'lanes',
+            'data.shift is for lanes; windows are shuffled: set data.batches to lanes',
+        )
         _check(_known(self.lengths, LENGTHS), f"data.lengths is {_either(LENGTHS)}, got {self.lengths!r}")
-        _check(self.lengths == 'equal' or self.batches == 'lanes' and not self.shift, 'data.lengths is for lanes, and does what data.shift does: set data.batches to lanes, data.shift to false')
+        _check(
+            self.lengths == 'equal' or self.batches == 'lanes' and not self.shift,
+            'data.lengths is for lanes, and does what data.shift does: set data.batches to lanes, data.shift to false',
+        )
 
 # %% ../nbs/10_recipes.ipynb #5accb229
 @dataclass(frozen=True)
 class Optim:
     "How a gradient becomes a step."
-    optimizer: str='adamw'     # a name in OPTIMIZERS: adamw, sgd, ...
-    lr: float=3e-4             # the largest learning rate of the schedule
-    weight_decay: float=0.01   # decoupled for adamw
-    betas: tuple[float, float]=(0.9, 0.999) # adamw's two averages
-    clip: float=1.0            # the gradient's norm is cut to this; 0: never
-    schedule: str='constant'   # constant or cosine, after the warmup
-    warmup: int=0              # steps in which the rate climbs from 0 to lr
-    final: float=0.0           # cosine ends at this share of lr
-    accumulate: int=1          # batches whose gradients are added before a step
+
+    optimizer: str = 'adamw'  # a name in OPTIMIZERS: adamw, sgd, ...
+    lr: float = 3e-4  # the largest learning rate of the schedule
+    weight_decay: float = 0.01  # decoupled for adamw
+    betas: tuple[float, float] = (0.9, 0.999)  # adamw's two averages
+    clip: float = 1.0  # the gradient's norm is cut to this; 0: never
+    schedule: str = 'constant'  # constant or cosine, after the warmup
+    warmup: int = 0  # steps in which the rate climbs from 0 to lr
+    final: float = 0.0  # cosine ends at this share of lr
+    accumulate: int = 1  # batches whose gradients are added before a step
 
     def __post_init__(self):
         _check(_known(self.optimizer, OPTIMIZERS), f'optim.optimizer is {_either(OPTIMIZERS)}, got {self.optimizer!r}')
-        _check(self.schedule in ('constant', 'cosine'), f"optim.schedule is 'constant' or 'cosine', got {self.schedule!r}")
+        _check(
+            self.schedule in ('constant', 'cosine'), f"optim.schedule is 'constant' or 'cosine', got {self.schedule!r}"
+        )
         _check(self.lr > 0, f'optim.lr is above 0, got {self.lr}')
         _check(all(0 <= b < 1 for b in self.betas), f'optim.betas lie in [0, 1), got {self.betas}')
         _check_sizes('optim', self, 1_000_000, ('accumulate',))
         _check(self.accumulate >= 1, f'optim.accumulate is at least 1, got {self.accumulate}')
-        for k in ('weight_decay', 'clip', 'warmup', 'final'): _check(getattr(self, k) >= 0, f'optim.{k} is at least 0, got {getattr(self, k)}')
+        for k in ('weight_decay', 'clip', 'warmup', 'final'):
+            _check(getattr(self, k) >= 0, f'optim.{k} is at least 0, got {getattr(self, k)}')
 
 # %% ../nbs/10_recipes.ipynb #50f370e6
 @dataclass(frozen=True)
 class Train:
     "How long, on what, and when to look."
-    epochs: int=20               # passes over the train split
-    max_steps: int|None=None     # stop after this many steps
-    max_minutes: float|None=None # stop after this many minutes
-    patience: int|None=None      # stop after this many evaluations in a row without a better one
-    evaluate_every: int|None=None# steps between evaluations; None: at the end of each epoch
-    log_every: int=50            # steps between rows of the training curve
-    seed: int=0                  # of the weights, the dropout and the order of batches
-    device: str='auto'           # auto, cpu, cuda, mps, cuda:1, ...
-    precision: str='auto'        # auto: bf16 products where a clock finds them faster; fp32; bf16
-    compile: bool=False          # let torch.compile rewrite the model
-    lanes: int=10                # evaluation: streams that a split is cut into when the state is carried, at most 10
+
+    epochs: int = 20  # passes over the train split
+    max_steps: int | None = None  # stop after this many steps
+    max_minutes: float | None = None  # stop after this many minutes
+    patience: int | None = None  # stop after this many evaluations in a row without a better one
+    evaluate_every: int | None = None  # steps between evaluations; None: at the end of each epoch
+    log_every: int = 50  # steps between rows of the training curve
+    seed: int = 0  # of the weights, the dropout and the order of batches
+    device: str = 'auto'  # auto, cpu, cuda, mps, cuda:1, ...
+    precision: str = 'auto'  # auto: bf16 products where a clock finds them faster; fp32; bf16
+    compile: bool = False  # let torch.compile rewrite the model
+    lanes: int = 10  # evaluation: streams that a split is cut into when the state is carried, at most 10
 
     def __post_init__(self):
-        _check(self.precision in ('auto', 'fp32', 'bf16'), f"train.precision is 'auto', 'fp32' or 'bf16', got {self.precision!r}")
+        _check(
+            self.precision in ('auto', 'fp32', 'bf16'),
+            f"train.precision is 'auto', 'fp32' or 'bf16', got {self.precision!r}",
+        )
         _check(0 <= self.seed < 2**63, f'train.seed lies between 0 and 2**63 - 1, got {_short(self.seed)}')
         _check(1 <= self.lanes <= 10, f'train.lanes lies between 1 and 10, got {self.lanes}')
         for k in ('epochs', 'max_steps', 'max_minutes', 'patience', 'evaluate_every', 'log_every'):
@@ -115,11 +153,13 @@ class Train:
             _check(v is None or v > 0, f'train.{k} is above 0, got {v}')
 
 # %% ../nbs/10_recipes.ipynb #6360e3ed
-MAX_LAYERS, MAX_SIZE = 1_000, 10_000_000 # of a model: no field named layers, and no other whole number, is larger
+MAX_LAYERS, MAX_SIZE = 1_000, 10_000_000  # of a model: no field named layers, and no other whole number, is larger
+
 
 def _check_numbers(section: str, config):
     "A configuration holds finite numbers, and a model's are of a size that can be meant."
-    if not is_dataclass(config): return
+    if not is_dataclass(config):
+        return
     for f in fields(config):
         values = getattr(config, f.name)
         for v in values if isinstance(values, (tuple, list)) else [values]:
@@ -129,30 +169,36 @@ def _check_numbers(section: str, config):
                 most = MAX_LAYERS if f.name.endswith('layers') else MAX_SIZE
                 _check(v <= most, f'model.{f.name} is at most {most:,}, got {_short(v)}')
 
+
 @dataclass(frozen=True)
 class Recipe:
     "The whole of one experiment: a name, what it claims, and every choice that its number depends on."
-    name: str                  # as the command line knows it
-    model: object              # an architecture's configuration: a dataclass with build(types) and tiny()
-    data: Data=Data()
-    optim: Optim=Optim()
-    train: Train=Train()
-    summary: str=''            # one sentence
-    claimed: float|None=None   # the perplexity that its source claims
-    tiny: bool=False           # whether this is the small twin
+
+    name: str  # as the command line knows it
+    model: object  # an architecture's configuration: a dataclass with build(types) and tiny()
+    data: Data = Data()
+    optim: Optim = Optim()
+    train: Train = Train()
+    summary: str = ''  # one sentence
+    claimed: float | None = None  # the perplexity that its source claims
+    tiny: bool = False  # whether this is the small twin
 
     def __post_init__(self):
-        _check(isinstance(self.name, str) and bool(re.fullmatch(r'(?!\.\.?$)[\w.:+-]{1,100}', self.name)),
-               f'a recipe is named with letters, digits and . : + - _, at most 100, got {_short(self.name)}: its name becomes the name of a folder')
-        for section in ('model', 'data', 'optim', 'train'): _check_numbers(section, getattr(self, section))
+        _check(
+            isinstance(self.name, str) and bool(re.fullmatch(r'(?!\.\.?$)[\w.:+-]{1,100}', self.name)),
+            f'a recipe is named with letters, digits and . : + - _, at most 100, got {_short(self.name)}: its name'
+            ' becomes the name of a folder',
+        )
+        for section in ('model', 'data', 'optim', 'train'):
+            _check_numbers(section, getattr(self, section))
 
-    def to_dict(self)->dict:   # plain JSON values
+    def to_dict(self) -> dict:  # plain JSON values
         "The recipe as plain values, for a file; the model's class stands in it by its path."
         kind = type(self.model)
         return asdict(self) | {'model': {'class': f'{kind.__module__}:{kind.__qualname__}'} | asdict(self.model)}
 
 # %% ../nbs/10_recipes.ipynb #4a0a1b2e
-RECIPES = { # every recipe of the course, and the function that makes it; a module is imported when one of its recipes is asked for
+RECIPES = {  # every recipe of the course, and the function that makes it; a module is imported when one of its recipes is asked for
     'awd-lstm': 'lmcourse.awd_lstm:awd_lstm',
     'awd-lstm-fast': 'lmcourse.awd_lstm:awd_lstm_fast',
     'awd-lstm-small': 'lmcourse.awd_lstm:awd_lstm_small',
@@ -188,114 +234,174 @@ RECIPES = { # every recipe of the course, and the function that makes it; a modu
 
 _registry = {}
 
-def _is_same_function(new, old)->bool:
-    "Whether a function is an earlier one once more: a cell that was run again, or a lesson beside the module that it exports."
-    return new.__qualname__ == old.__qualname__ and ('__main__' in (new.__module__, old.__module__) or new.__module__ == old.__module__)
 
-def recipe(f=None, *, claimed: float|None=None):
-    "Register a function that returns a `Recipe` under its own name, `_` read as `-`; its docstring's first line becomes the summary."
+def _is_same_function(new, old) -> bool:
+    """Whether a function is an earlier one once more: a cell that was run again, or a lesson beside the module that it
+    exports."""
+    return new.__qualname__ == old.__qualname__ and (
+        '__main__' in (new.__module__, old.__module__) or new.__module__ == old.__module__
+    )
+
+
+def recipe(f=None, *, claimed: float | None = None):
+    """Register a function that returns a `Recipe` under its own name, `_` read as `-`; its docstring's first line
+    becomes the summary."""
+
     def register(f):
         name = f.__name__.replace('_', '-')
         old = _registry[name][0] if name in _registry else None
         _check(old is None or _is_same_function(f, old), f'two recipes are called {name!r}')
-        if old and old.__module__ == '__main__' != f.__module__: return f # what stands in a notebook is newer than its module
+        if old and old.__module__ == '__main__' != f.__module__:
+            return f  # what stands in a notebook is newer than its module
         _registry[name] = f, claimed
         return f
+
     return register if f is None else register(f)
 
 # %% ../nbs/10_recipes.ipynb #eb92c1a1
-def recipe_names()->list[str]:
+def recipe_names() -> list[str]:
     "All recipes by name: those of the course, and those registered here."
     return sorted(RECIPES | _registry)
 
 # %% ../nbs/10_recipes.ipynb #acd07707
-_WANTED = {int: 'a whole number', float: 'a finite number', bool: 'true or false', str: 'a word', tuple: 'finite numbers with a comma between'}
+_WANTED = {
+    int: 'a whole number',
+    float: 'a finite number',
+    bool: 'true or false',
+    str: 'a word',
+    tuple: 'finite numbers with a comma between',
+}
 
-def _whole(value)->int:
+
+def _whole(value) -> int:
     "A whole number from a string or a number, all of its digits kept."
-    if isinstance(value, bool): raise ValueError(value)
-    if isinstance(value, int): return value
+    if isinstance(value, bool):
+        raise ValueError(value)
+    if isinstance(value, int):
+        return value
     if isinstance(value, str):
-        try: return int(value)
-        except ValueError: pass
+        try:
+            return int(value)
+        except ValueError:
+            pass
     number = float(value)
-    if number != int(number) or abs(number) > 2**53: raise ValueError(value)
+    if number != int(number) or abs(number) > 2**53:
+        raise ValueError(value)
     return int(number)
 
-def _finite(value)->float:
+
+def _finite(value) -> float:
     "A number that is neither infinite nor NaN."
     number = float(value)
-    if isinstance(value, bool) or not math.isfinite(number): raise ValueError(value)
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(value)
     return number
+
 
 def _parse(value, kind, where: str):
     "A value for a field of type `kind`, from a string of the command line, from a file or from Python."
     kinds = typing.get_args(kind)
     if type(None) in kinds:
-        if value in (None, 'none', 'None'): return None
+        if value in (None, 'none', 'None'):
+            return None
         kind = next(k for k in kinds if k is not type(None))
     plain_kind = typing.get_origin(kind) or kind
-    if plain_kind not in _WANTED: return value # a type of somebody else's model
+    if plain_kind not in _WANTED:
+        return value  # a type of somebody else's model
     try:
-        if plain_kind is bool: return {'true': True, 'false': False}[str(value).lower()]
-        if plain_kind is str and isinstance(value, str): return value
-        if plain_kind is int: return _whole(value)
-        if plain_kind is float: return _finite(value)
+        if plain_kind is bool:
+            return {'true': True, 'false': False}[str(value).lower()]
+        if plain_kind is str and isinstance(value, str):
+            return value
+        if plain_kind is int:
+            return _whole(value)
+        if plain_kind is float:
+            return _finite(value)
         if plain_kind is tuple:
             parts = tuple(map(_finite, value.split(',') if isinstance(value, str) else value))
             many = typing.get_args(kind)
-            if Ellipsis in many or not many or len(parts) == len(many): return parts
-    except (ValueError, KeyError, TypeError, OverflowError): pass
+            if Ellipsis in many or not many or len(parts) == len(many):
+                return parts
+    except (ValueError, KeyError, TypeError, OverflowError):
+        pass
     raise RecipeError(f'{where} wants {_WANTED[plain_kind]}, got {_short(value)}')
 
 # %% ../nbs/10_recipes.ipynb #95373f15
 SECTIONS = ('model', 'data', 'optim', 'train')
 
-def _field_kinds(section: str, config_class, where: str)->dict:
+
+def _field_kinds(section: str, config_class, where: str) -> dict:
     "The types of a section's fields by name."
     try:
         return typing.get_type_hints(config_class)
     except Exception as e:
         raise RecipeError(f'the types of the fields of {section} of {where} cannot be found: {e}') from e
 
-def override(recipe: Recipe,  # where to start
-             changes: dict,   # {'section.field': value}; values may be strings, as on a command line
-            )->Recipe:
+
+def override(
+    recipe: Recipe,  # where to start
+    changes: dict,  # {'section.field': value}; values may be strings, as on a command line
+) -> Recipe:
     "A copy of a recipe with fields changed; raises `RecipeError` for an unknown field or a value of the wrong type."
     for key, value in changes.items():
         section, _, name = key.partition('.')
-        _check(section in SECTIONS, f'there is no section {section!r} in a recipe: write {", ".join(s + ".field" for s in SECTIONS)}')
+        _check(
+            section in SECTIONS,
+            f'there is no section {section!r} in a recipe: write {", ".join(s + ".field" for s in SECTIONS)}',
+        )
         old = getattr(recipe, section)
         kinds = _field_kinds(section, type(old), recipe.name)
         if name not in kinds:
             near = difflib.get_close_matches(name, kinds, 1)
-            raise RecipeError(f'{section} of {recipe.name} has no field {name!r}' + (f'; did you mean {near[0]!r}?' if near else f'; it has {", ".join(kinds)}'))
+            raise RecipeError(
+                f'{section} of {recipe.name} has no field {name!r}'
+                + (f'; did you mean {near[0]!r}?' if near else f'; it has {", ".join(kinds)}')
+            )
         recipe = replace(recipe, **{section: replace(old, **{name: _parse(value, kinds[name], key)})})
     return recipe
 
 # %% ../nbs/10_recipes.ipynb #98d413ad
-def get_recipe(name: str,     # a recipe of the course, or a registered one
-               **changes: str|object, # section__field=value
-              )->Recipe:
+def get_recipe(
+    name: str,  # a recipe of the course, or a registered one
+    **changes: str | object,  # section__field=value
+) -> Recipe:
     "A recipe by name, with some fields changed."
-    if name not in _registry and name in RECIPES: importlib.import_module(RECIPES[name].partition(':')[0])
+    if name not in _registry and name in RECIPES:
+        importlib.import_module(RECIPES[name].partition(':')[0])
     if name not in _registry:
         near = difflib.get_close_matches(str(name), recipe_names(), 1)
-        raise RecipeError(f'there is no recipe {_short(name)}' + (f'; did you mean {near[0]!r}?' if near else f'; the recipes are: {", ".join(recipe_names())}'))
+        raise RecipeError(
+            f'there is no recipe {_short(name)}'
+            + (f'; did you mean {near[0]!r}?' if near else f'; the recipes are: {", ".join(recipe_names())}')
+        )
     f, claimed = _registry[name]
     summary = (f.__doc__ or '').strip().partition('\n')[0]
-    return override(replace(f(), name=name, claimed=claimed, summary=summary), {k.replace('__', '.'): v for k, v in changes.items()})
+    return override(
+        replace(f(), name=name, claimed=claimed, summary=summary), {k.replace('__', '.'): v for k, v in changes.items()}
+    )
 
 # %% ../nbs/10_recipes.ipynb #5956ec5e
-def tiny(recipe: Recipe,      # the full experiment
-         corpus: str='stdlib',# a corpus that is always at hand
-        )->Recipe:
-    "The small twin: the same code at no more than two layers, width 32 and fifty steps, in seconds; for GPT-2's pieces, which would have to be fetched, 512 of the text's own."
+def tiny(
+    recipe: Recipe,  # the full experiment
+    corpus: str = 'stdlib',  # a corpus that is always at hand
+) -> Recipe:
+    """The small twin: the same code at no more than two layers, width 32 and fifty steps, in seconds; for GPT-2's
+    pieces, which would have to be fetched, 512 of the text's own."""
     cut = 'bpe:512' if recipe.data.tokenizer.startswith('gpt2') else recipe.data.tokenizer
-    return replace(recipe, model=recipe.model.tiny(), tiny=True,
-                   data=replace(recipe.data, corpus=corpus, tokenizer=cut, batch=min(recipe.data.batch, 16), length=min(recipe.data.length, 35)),
-                   optim=replace(recipe.optim, warmup=min(recipe.optim.warmup, 10), lr=max(recipe.optim.lr, 3e-3)),
-                   train=replace(recipe.train, epochs=1, max_steps=50, log_every=10, evaluate_every=None))
+    return replace(
+        recipe,
+        model=recipe.model.tiny(),
+        tiny=True,
+        data=replace(
+            recipe.data,
+            corpus=corpus,
+            tokenizer=cut,
+            batch=min(recipe.data.batch, 16),
+            length=min(recipe.data.length, 35),
+        ),
+        optim=replace(recipe.optim, warmup=min(recipe.optim.warmup, 10), lr=max(recipe.optim.lr, 3e-3)),
+        train=replace(recipe.train, epochs=1, max_steps=50, log_every=10, evaluate_every=None),
+    )
 
 # %% ../nbs/10_recipes.ipynb #37433ea9
 def _model_class(path: str):
@@ -303,32 +409,55 @@ def _model_class(path: str):
     module, _, name = path.partition(':') if isinstance(path, str) else ('', '', '')
     own = re.fullmatch(r'lmcourse(\.(?!_)\w{1,60}){1,4}', module)
     if own:
-        try: importlib.import_module(module)
-        except ImportError as e: raise RecipeError(f'the configuration names the model {_short(path)}, and there is no such module here: {e}') from e
+        try:
+            importlib.import_module(module)
+        except ImportError as e:
+            raise RecipeError(
+                f'the configuration names the model {_short(path)}, and there is no such module here: {e}'
+            ) from e
     found = sys.modules.get(module)
-    for part in name.split('.'): found = getattr(found, part, None)
+    for part in name.split('.'):
+        found = getattr(found, part, None)
     if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, 'build') and hasattr(found, 'tiny')):
-        raise RecipeError(f'the configuration names the model {_short(path)}, which is not here: import the module, or run the cell, that defines it')
+        raise RecipeError(
+            f'the configuration names the model {_short(path)}, which is not here: import the module, or run the cell,'
+            ' that defines it'
+        )
     return found
 
-def _section(name: str, config_class, values, known: bool=True):
+
+def _section(name: str, config_class, values, known: bool = True):
     "One section of a recipe from plain values, each of them checked."
-    _check(isinstance(values, dict), f'the configuration is no recipe, or another version\'s: {name} is {_short(values)}')
+    _check(
+        isinstance(values, dict), f'the configuration is no recipe, or another version\'s: {name} is {_short(values)}'
+    )
     kinds = _field_kinds(name, config_class, 'the configuration')
     needed = [f.name for f in fields(config_class) if f.init and f.default is MISSING and f.default_factory is MISSING]
     odd = [k for k in values if k not in kinds] + [k for k in needed if k not in values]
-    _check(not odd, f'the configuration is no recipe, or another version\'s: {name} has or lacks {", ".join(map(_short, odd))}')
-    return config_class(**{k: _parse(tuple(v) if isinstance(v, list) else v, kinds[k], f'{name}.{k}') for k, v in values.items()})
+    _check(
+        not odd,
+        f'the configuration is no recipe, or another version\'s: {name} has or lacks {", ".join(map(_short, odd))}',
+    )
+    return config_class(
+        **{k: _parse(tuple(v) if isinstance(v, list) else v, kinds[k], f'{name}.{k}') for k, v in values.items()}
+    )
 
-MAX_PARAMETERS = 10**11 # of a model whose configuration came from a file
 
-def recipe_from_dict(d: dict)->Recipe: # the recipe that `to_dict` wrote
+MAX_PARAMETERS = 10**11  # of a model whose configuration came from a file
+
+
+def recipe_from_dict(d: dict) -> Recipe:  # the recipe that `to_dict` wrote
     "A recipe back from plain values, as a run's config.json holds them; raises `RecipeError` where they are none."
-    _check(isinstance(d, dict) and isinstance(d.get('model'), dict) and isinstance(d.get('name'), str) and isinstance(d.get('tiny', False), bool),
-           'the configuration is no recipe, or another version\'s: a name, a model or tiny is missing')
+    _check(
+        isinstance(d, dict)
+        and isinstance(d.get('model'), dict)
+        and isinstance(d.get('name'), str)
+        and isinstance(d.get('tiny', False), bool),
+        'the configuration is no recipe, or another version\'s: a name, a model or tiny is missing',
+    )
     values = dict(d['model'])
     named = values.pop('class', None)
-    if named is None: # a record from before the class was written down
+    if named is None:  # a record from before the class was written down
         base = get_recipe(d['name'])
         model_class = type(base.model)
     else:
@@ -339,27 +468,47 @@ def recipe_from_dict(d: dict)->Recipe: # the recipe that `to_dict` wrote
         sections = {s: _section(s, kind, d.get(s)) for s, kind in (('data', Data), ('optim', Optim), ('train', Train))}
         summary, claimed = (base.summary, base.claimed) if base else (d.get('summary', ''), d.get('claimed'))
         _check(isinstance(summary, str), f'summary is {_short(summary)}')
-        found = Recipe(d['name'], model, **sections, summary=summary, claimed=_parse(claimed, float|None, 'claimed'), tiny=d.get('tiny', False))
-    except RecipeError: raise
+        found = Recipe(
+            d['name'],
+            model,
+            **sections,
+            summary=summary,
+            claimed=_parse(claimed, float | None, 'claimed'),
+            tiny=d.get('tiny', False),
+        )
+    except RecipeError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise RecipeError(f'the configuration is no recipe, or another version\'s: {str(e)[:200]}') from e
     try:
-        with torch.device('meta'): size = sum(p.numel() for p in model.build(50_000).parameters())
-    except RecipeError: raise
+        with torch.device('meta'):
+            size = sum(p.numel() for p in model.build(50_000).parameters())
+    except RecipeError:
+        raise
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as e:
         raise RecipeError(f'the configuration describes no model that can be built: {str(e)[:200]}') from e
-    _check(size <= MAX_PARAMETERS, f'the configuration asks for a model of {size:.2g} parameters; at most {MAX_PARAMETERS:.0e} are built from a file')
+    _check(
+        size <= MAX_PARAMETERS,
+        f'the configuration asks for a model of {size:.2g} parameters; at most {MAX_PARAMETERS:.0e} are built from a'
+        ' file',
+    )
     return found
 
 # %% ../nbs/10_recipes.ipynb #00143e0a
-VOCABULARIES = {'wikitext-2 word': 33_278, 'gpt2': 50_257, 'gpt2-note': 50_257} # types of the full-size experiments
+VOCABULARIES = {'wikitext-2 word': 33_278, 'gpt2': 50_257, 'gpt2-note': 50_257}  # types of the full-size experiments
 
-def parameters(recipe: Recipe,  # the experiment
-               types: int|None=None, # size of the vocabulary; None: the known size of the recipe's own
-              )->int|None:      # None where the size of the vocabulary is known only from the text
+
+def parameters(
+    recipe: Recipe,  # the experiment
+    types: int | None = None,  # size of the vocabulary; None: the known size of the recipe's own
+) -> int | None:  # None where the size of the vocabulary is known only from the text
     "How many numbers the model learns, counted without making it."
     d = recipe.data
-    if types is None: types = VOCABULARIES.get(f'{d.corpus} {d.tokenizer}') or VOCABULARIES.get(d.tokenizer)
-    if types is None and d.tokenizer.startswith('bpe:'): types = _whole(d.tokenizer[4:])
-    if types is None: return None
-    with torch.device('meta'): return sum(p.numel() for p in recipe.model.build(types).parameters())
+    if types is None:
+        types = VOCABULARIES.get(f'{d.corpus} {d.tokenizer}') or VOCABULARIES.get(d.tokenizer)
+    if types is None and d.tokenizer.startswith('bpe:'):
+        types = _whole(d.tokenizer[4:])
+    if types is None:
+        return None
+    with torch.device('meta'):
+        return sum(p.numel() for p in recipe.model.build(types).parameters())

@@ -25,70 +25,101 @@ from .perplexity import Measurement, NotComparable, compare
 class RecordError(LMCourseError):
     "A run's folder cannot be made, written or read: the message says which, and what to do."
 
+
 class DiskFull(RecordError):
     "No room for what was to be written."
+
     exit_code = 1
 
 # %% ../nbs/09_records.ipynb #9ffd79a7
-def plain(value,     # numbers, strings, lists, dictionaries, dataclasses, arrays, tensors, paths
-          where='',  # name of the place that the value stands in, for the message
-          finite: bool=False, # refuse a number that is not finite, as a configuration must
-         ):          # the same in JSON's six kinds of value; a number that is not finite becomes None
-    "A value as JSON can hold it. Raises `RecordError` for what has no such form, and with `finite` for infinity and NaN."
-    if hasattr(value, 'tolist'): value = value.tolist()
-    if is_dataclass(value) and not isinstance(value, type): value = asdict(value)
-    if isinstance(value, dict): return {str(k): plain(v, f'{where}.{k}'.lstrip('.'), finite) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [plain(v, f'{where}[{i}]', finite) for i, v in enumerate(value)]
+def plain(
+    value,  # numbers, strings, lists, dictionaries, dataclasses, arrays, tensors, paths
+    where='',  # name of the place that the value stands in, for the message
+    finite: bool = False,  # refuse a number that is not finite, as a configuration must
+):  # the same in JSON's six kinds of value; a number that is not finite becomes None
+    """A value as JSON can hold it. Raises `RecordError` for what has no such form, and with `finite` for infinity and
+    NaN."""
+    if hasattr(value, 'tolist'):
+        value = value.tolist()
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(k): plain(v, f'{where}.{k}'.lstrip('.'), finite) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, f'{where}[{i}]', finite) for i, v in enumerate(value)]
     if isinstance(value, float):
-        if math.isfinite(value): return value
+        if math.isfinite(value):
+            return value
         if finite:
-            raise RecordError(f'{where or "the value"} is {value}, and a configuration holds finite numbers only: give a large number, '
-                              'or none where the field can be none')
+            raise RecordError(
+                f'{where or "the value"} is {value}, and a configuration holds finite numbers only: give a large'
+                ' number, or none where the field can be none'
+            )
         return None
-    if value is None or isinstance(value, (bool, int, str)): return value
-    if isinstance(value, Path): return str(value)
-    raise RecordError(f'{where or "the value"} is a {type(value).__name__}, which JSON cannot hold: '
-                      'give a number, a string, a list or a dictionary')
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise RecordError(
+        f'{where or "the value"} is a {type(value).__name__}, which JSON cannot hold: '
+        'give a number, a string, a list or a dictionary'
+    )
 
 # %% ../nbs/09_records.ipynb #b2e9e304
 @contextmanager
 def _told(path):
     "Turns the system's errors in writing `path` into a sentence that says what to do."
-    try: yield
+    try:
+        yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f'the disk that holds {path.parent} is full, so {path.name} was not written; what was saved before is '
-                              'untouched. Make room, then go on with --resume, or begin again if nothing had been saved.') from e
-        raise RecordError(f'cannot write {path}: {e.strerror or e}. Choose a folder that can be written to with --out.') from e
+            raise DiskFull(
+                f'the disk that holds {path.parent} is full, so {path.name} was not written; what was saved before is '
+                'untouched. Make room, then go on with --resume, or begin again if nothing had been saved.'
+            ) from e
+        raise RecordError(
+            f'cannot write {path}: {e.strerror or e}. Choose a folder that can be written to with --out.'
+        ) from e
 
 # %% ../nbs/09_records.ipynb #0bbd0790
 def _write(path, pieces):
-    "Writes the pieces of bytes beside `path`, has the disk confirm them, and only then puts the new file in the old one's place."
+    """Writes the pieces of bytes beside `path`, has the disk confirm them, and only then puts the new file in the old
+    one's place."""
     temp = path.with_name(path.name + '.tmp')
     with _told(path):
         try:
             with open(temp, 'wb') as f:
-                for piece in pieces: f.write(piece)
-                f.flush(); os.fsync(f.fileno())
+                for piece in pieces:
+                    f.write(piece)
+                f.flush()
+                os.fsync(f.fileno())
             os.replace(temp, path)
         except BaseException:
-            if temp.exists(): temp.unlink()
+            if temp.exists():
+                temp.unlink()
             raise
 
 # %% ../nbs/09_records.ipynb #ff752b4c
-MAX_JSON_BYTES = 2**28     # a configuration has some thousand bytes, a curve of a hundred thousand rows some ten million
+MAX_JSON_BYTES = 2**28  # a configuration has some thousand bytes, a curve of a hundred thousand rows some ten million
 MAX_TENSOR_BYTES = 2**40
+
 
 @contextmanager
 def _opened(path, max_bytes):
-    "The file opened for reading, if it is a regular file of sane size: a pipe or a device would be waited for, or read, without end."
+    """The file opened for reading, if it is a regular file of sane size: a pipe or a device would be waited for, or
+    read, without end."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except OSError as e:
         if e.errno == errno.ELOOP:
-            raise RecordError(f'cannot read {path}: it is a symbolic link that leads back to itself. Remove that link.') from e
-        raise _Missing(f'cannot read {path}: {e.strerror or e}') if isinstance(e, FileNotFoundError) else RecordError(
-            f'cannot read {path}: {e.strerror or e}') from e
+            raise RecordError(
+                f'cannot read {path}: it is a symbolic link that leads back to itself. Remove that link.'
+            ) from e
+        raise (
+            _Missing(f'cannot read {path}: {e.strerror or e}')
+            if isinstance(e, FileNotFoundError)
+            else RecordError(f'cannot read {path}: {e.strerror or e}')
+        ) from e
     except ValueError as e:
         raise RecordError(f'cannot read {str(path)[:200]!r}: {e}') from e
     facts = os.fstat(handle)
@@ -97,8 +128,11 @@ def _opened(path, max_bytes):
         raise RecordError(f'cannot read {path}: it is not a regular file. Put the file that the run wrote there.')
     with open(handle, 'rb') as file:
         if facts.st_size > max_bytes:
-            raise RecordError(f'cannot read {path}: it has {facts.st_size:,} bytes, and at most {max_bytes:,} are read.')
+            raise RecordError(
+                f'cannot read {path}: it has {facts.st_size:,} bytes, and at most {max_bytes:,} are read.'
+            )
         yield file
+
 
 def _read_bytes(path, max_bytes):
     "What is in a regular file."
@@ -108,52 +142,69 @@ def _read_bytes(path, max_bytes):
         except OSError as e:
             raise RecordError(f'cannot read {path}: {e.strerror or e}') from e
 
+
 class _Missing(RecordError):
     "There is no such file."
 
 # %% ../nbs/09_records.ipynb #3f3dbf91
-MAX_DEPTH = 100 # of lists and dictionaries within one another, in a file that is read
+MAX_DEPTH = 100  # of lists and dictionaries within one another, in a file that is read
 
-def _deeper_than(value, depth)->bool:
+
+def _deeper_than(value, depth) -> bool:
     "Whether lists and dictionaries stand within one another more than `depth` times."
-    if not isinstance(value, (list, dict)): return False
-    if not depth: return True
+    if not isinstance(value, (list, dict)):
+        return False
+    if not depth:
+        return True
     return any(_deeper_than(v, depth - 1) for v in (value.values() if isinstance(value, dict) else value))
 
-def write_json(path: Path,  # the file; what stood there before stays whole until the new text is on the disk
-               value):      # see `plain`
+
+def write_json(
+    path: Path,  # the file; what stood there before stays whole until the new text is on the disk
+    value,  # see `plain`
+):
     "A value into a JSON file, all of it or nothing of it."
     _write(Path(path), [(json.dumps(plain(value), indent=1, allow_nan=False) + '\n').encode()])
+
 
 def read_json(path: Path):  # the file's value
     "What `write_json` wrote. Raises `RecordError` where the file is missing, damaged, or no regular file."
     text = _read_bytes(path, MAX_JSON_BYTES)
     try:
         value = json.loads(text.decode('utf-8'))
-        if _deeper_than(value, MAX_DEPTH): raise ValueError(f'lists within lists, more than {MAX_DEPTH} deep')
+        if _deeper_than(value, MAX_DEPTH):
+            raise ValueError(f'lists within lists, more than {MAX_DEPTH} deep')
         return value
     except (ValueError, RecursionError) as e:
-        raise RecordError(f'{path} is damaged, it is not valid JSON: {str(e)[:200]}. Restore it from a copy, or run again.') from e
+        raise RecordError(
+            f'{path} is damaged, it is not valid JSON: {str(e)[:200]}. Restore it from a copy, or run again.'
+        ) from e
 
 # %% ../nbs/09_records.ipynb #4f704d30
-def append_row(path: Path,  # a file with one JSON object a line
-               row: dict):  # see `plain`
-    "One more line, handed to the system at once. An unfinished last line is cut off first; on a full disk the file keeps its old end."
+def append_row(
+    path: Path,  # a file with one JSON object a line
+    row: dict,  # see `plain`
+):
+    """One more line, handed to the system at once. An unfinished last line is cut off first; on a full disk the file
+    keeps its old end."""
     line, path = (json.dumps(plain(row), allow_nan=False) + '\n').encode(), Path(path)
     with _told(path), open(path, 'a+b', buffering=0) as f:
         end = f.seek(0, os.SEEK_END)
         if end and (f.seek(end - 1), f.read(1))[1] != b'\n':
-            f.seek(0); end = f.read().rfind(b'\n') + 1
+            f.seek(0)
+            end = f.read().rfind(b'\n') + 1
             f.truncate(end)
         try:
-            while line: line = line[f.write(line):]
+            while line:
+                line = line[f.write(line) :]
         except OSError:
             f.truncate(end)
             raise
 
 # %% ../nbs/09_records.ipynb #4f4f7105
-def read_rows(path: Path)->list[dict]: # the rows, oldest first; none where there is no file yet
-    "The rows of `append_row`. A last line with no end, as a kill leaves it, does not count; a damaged line raises `RecordError`."
+def read_rows(path: Path) -> list[dict]:  # the rows, oldest first; none where there is no file yet
+    """The rows of `append_row`. A last line with no end, as a kill leaves it, does not count; a damaged line raises
+    `RecordError`."""
     try:
         lines = _read_bytes(path, MAX_JSON_BYTES * 16).split(b'\n')[:-1]
     except _Missing:
@@ -162,10 +213,13 @@ def read_rows(path: Path)->list[dict]: # the rows, oldest first; none where ther
     for n, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict): raise TypeError('not an object')
+            if not isinstance(row, dict):
+                raise TypeError('not an object')
             rows.append(row)
         except (ValueError, TypeError, RecursionError) as e:
-            raise RecordError(f'{path}, line {n}, is damaged: {line[:60]!r}. Delete that line to use the others.') from e
+            raise RecordError(
+                f'{path}, line {n}, is damaged: {line[:60]!r}. Delete that line to use the others.'
+            ) from e
     return rows
 
 # %% ../nbs/09_records.ipynb #a58496db
@@ -174,9 +228,14 @@ def _distinct(tensors):
     seen, same = {}, {}
     for name, t in tensors.items():
         place = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride()) if t.numel() else name
-        if place in seen: same[name] = seen[place]
-        else: seen[place] = name
-    return {name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in seen.values()}, same
+        if place in seen:
+            same[name] = seen[place]
+        else:
+            seen[place] = name
+    return {
+        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in seen.values()
+    }, same
+
 
 def _tensor_crc(tensors, crc=0):
     "CRC-32 of the tensors' bytes, in the order of their names."
@@ -184,17 +243,23 @@ def _tensor_crc(tensors, crc=0):
         crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
     return crc
 
+
 def _checksum(tensors, meta, same):
-    "CRC-32 of all that a checkpoint holds: the texts beside the tensors, each tensor's name, type and shape, and the bytes."
+    """CRC-32 of all that a checkpoint holds: the texts beside the tensors, each tensor's name, type and shape, and the
+    bytes."""
     facts = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
     return str(_tensor_crc(tensors, zlib.crc32(json.dumps([meta, same, facts]).encode())))
 
 # %% ../nbs/09_records.ipynb #9f31b8ff
-def save_tensors(path: Path,                       # file to write, `.safetensors`
-                 tensors: dict[str, torch.Tensor], # any shapes, on any device; tensors that share memory are stored once
-                 meta: dict|None=None):            # JSON values to stand beside them, infinities allowed
-    "Tensors into a safetensors file with a checksum, all or nothing. Raises `RecordError` on a full disk, and for what cannot be stored."
+def save_tensors(
+    path: Path,  # file to write, `.safetensors`
+    tensors: dict[str, torch.Tensor],  # any shapes, on any device; tensors that share memory are stored once
+    meta: dict | None = None,  # JSON values to stand beside them, infinities allowed
+):
+    """Tensors into a safetensors file with a checksum, all or nothing. Raises `RecordError` on a full disk, and for
+    what cannot be stored."""
     from safetensors.torch import save
+
     tensors, same = _distinct(tensors)
     try:
         beside = dict(lmcourse=json.dumps(meta or {}), same=json.dumps(same))
@@ -209,125 +274,192 @@ def _whole_layout(file):
     size = os.fstat(file.fileno()).st_size
     try:
         length = int.from_bytes(file.read(8), 'little')
-        if size < 8 or not 2 <= length <= min(size - 8, 100_000_000): return False
+        if size < 8 or not 2 <= length <= min(size - 8, 100_000_000):
+            return False
         entries = json.loads(file.read(length))
         ends = [entry['data_offsets'][1] for name, entry in entries.items() if name != '__metadata__']
         return 8 + length + max(ends, default=0) == size
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return False
 
+
 def _utf8_path(path, file):
     "A name of the open file that a library which takes only UTF-8 can open."
-    try: return str(path).encode('utf-8').decode('utf-8')
-    except UnicodeEncodeError: pass
-    if os.path.exists(f'/dev/fd/{file.fileno()}'): return f'/dev/fd/{file.fileno()}'
-    raise RecordError(f'cannot read {str(path)!r}: its name is not UTF-8, which the library that reads checkpoints asks for. Rename it.')
+    try:
+        return str(path).encode('utf-8').decode('utf-8')
+    except UnicodeEncodeError:
+        pass
+    if os.path.exists(f'/dev/fd/{file.fileno()}'):
+        return f'/dev/fd/{file.fileno()}'
+    raise RecordError(
+        f'cannot read {str(path)!r}: its name is not UTF-8, which the library that reads checkpoints asks for.'
+        ' Rename it.'
+    )
+
 
 def _checked(tensors, beside):
-    "Whether the checksum fits: of everything, of the numbers alone (files before version 1), or a file of the library, which has none."
+    """Whether the checksum fits: of everything, of the numbers alone (files before version 1), or a file of the
+    library, which has none."""
     keys = set(beside)
-    if keys == {'lmcourse', 'same', 'checksum'}: return beside['checksum'] == _checksum(tensors, beside['lmcourse'], beside['same'])
-    if keys == {'lmcourse', 'same', 'crc'}: return beside['crc'] == str(_tensor_crc(tensors))
+    if keys == {'lmcourse', 'same', 'checksum'}:
+        return beside['checksum'] == _checksum(tensors, beside['lmcourse'], beside['same'])
+    if keys == {'lmcourse', 'same', 'crc'}:
+        return beside['crc'] == str(_tensor_crc(tensors))
     return keys <= {'format'}
 
-def check_weights(tensors: dict, # {name: tensor}
-                  where: str):   # the file or folder that they came from
-    "Raises `RecordError` where a tensor cannot be a weight: not of a floating type, or with a number that is not finite."
+
+def check_weights(
+    tensors: dict,  # {name: tensor}
+    where: str,  # the file or folder that they came from
+):
+    """Raises `RecordError` where a tensor cannot be a weight: not of a floating type, or with a number that is not
+    finite."""
     for name, t in tensors.items():
         if not t.is_floating_point():
-            raise RecordError(f'{where} holds no weights: {name} is of type {str(t.dtype).removeprefix("torch.")}, and weights are floating')
+            raise RecordError(
+                f'{where} holds no weights: {name} is of type {str(t.dtype).removeprefix("torch.")}, and weights are'
+                ' floating'
+            )
         if not torch.isfinite(t).all():
-            raise RecordError(f'{where} cannot be used: {name} holds numbers that are not finite, as a run that diverged leaves them')
+            raise RecordError(
+                f'{where} cannot be used: {name} holds numbers that are not finite, as a run that diverged leaves them'
+            )
 
 # %% ../nbs/09_records.ipynb #60959cf4
-def load_tensors(path: Path)->tuple[dict, dict]: # tensors by name, on the CPU, and the meta that was saved with them
+def load_tensors(path: Path) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
     "What `save_tensors` wrote, twins twins again. Raises `RecordError` where it is missing, cut short or altered."
     from safetensors import safe_open, SafetensorError
-    damaged = RecordError(f'{path} is damaged, cut short or altered on the disk: delete it, and take the run up again with --resume '
-                          'from what else it saved, or run it anew')
+
+    damaged = RecordError(
+        f'{path} is damaged, cut short or altered on the disk: delete it, and take the run up again with --resume '
+        'from what else it saved, or run it anew'
+    )
     try:
         with _opened(path, MAX_TENSOR_BYTES) as file:
-            if not _whole_layout(file): raise damaged
+            if not _whole_layout(file):
+                raise damaged
             with safe_open(_utf8_path(path, file), 'pt') as f:
                 tensors, beside = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except _Missing as e: raise RecordError(f'there is no {path}') from e
+    except _Missing as e:
+        raise RecordError(f'there is no {path}') from e
     except (OSError, SafetensorError) as e:
-        raise RecordError(f'cannot read {path}: {getattr(e, "strerror", None) or e}. Its table of contents fits its length, so it may be '
-                          'whole: keep it, and try again with another version of safetensors, or on another disk.') from e
-    try: same, meta = (json.loads(beside.get(k, '{}')) for k in ('same', 'lmcourse'))
-    except (ValueError, RecursionError) as e: raise damaged from e
-    if not _checked(tensors, beside) or not isinstance(same, dict) or not isinstance(meta, dict): raise damaged
+        raise RecordError(
+            f'cannot read {path}: {getattr(e, "strerror", None) or e}. Its table of contents fits its length, so it may'
+            ' be whole: keep it, and try again with another version of safetensors, or on another disk.'
+        ) from e
+    try:
+        same, meta = (json.loads(beside.get(k, '{}')) for k in ('same', 'lmcourse'))
+    except (ValueError, RecursionError) as e:
+        raise damaged from e
+    if not _checked(tensors, beside) or not isinstance(same, dict) or not isinstance(meta, dict):
+        raise damaged
     for twin, name in same.items():
-        if not isinstance(name, str) or name not in tensors: raise damaged
+        if not isinstance(name, str) or name not in tensors:
+            raise damaged
         tensors[twin] = tensors[name]
     return tensors, meta
 
 # %% ../nbs/09_records.ipynb #242b81a3
 def _processor():
     "The processor's name, and whether it multiplies in bfloat16 by itself (None: not known), as Linux tells."
-    try: lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError: return platform.processor() or platform.machine(), None
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), None
     facts = dict(reversed([[s.strip() for s in line.split(':', 1)] for line in lines if ':' in line]))
     flags = facts.get('flags')
-    return facts.get('model name') or platform.machine(), flags and any(f in flags.split() for f in ('avx512_bf16', 'amx_bf16'))
+    return facts.get('model name') or platform.machine(), flags and any(
+        f in flags.split() for f in ('avx512_bf16', 'amx_bf16')
+    )
 
 # %% ../nbs/09_records.ipynb #d37f9d79
-def environment()->dict: # versions, processor, GPU; no names of people, machines or folders
+def environment() -> dict:  # versions, processor, GPU; no names of people, machines or folders
     "What a run runs on: as much as a number may depend on, and nothing about whose machine it is."
     name, bf16 = _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     code = hashlib.sha256(b''.join(p.read_bytes() for p in sorted(Path(str(resources.files('lmcourse'))).glob('*.py'))))
-    env = dict(lmcourse=__version__, code=code.hexdigest()[:16], python=platform.python_version(), torch=torch.__version__,
-               numpy=np.__version__, platform=f'{platform.system()} {platform.machine()}', processor=name, cores=cores,
-               threads=torch.get_num_threads(), bf16=bf16, gpu=None)
+    env = dict(
+        lmcourse=__version__,
+        code=code.hexdigest()[:16],
+        python=platform.python_version(),
+        torch=torch.__version__,
+        numpy=np.__version__,
+        platform=f'{platform.system()} {platform.machine()}',
+        processor=name,
+        cores=cores,
+        threads=torch.get_num_threads(),
+        bf16=bf16,
+        gpu=None,
+    )
     if torch.cuda.is_available():
-        env.update(gpu=torch.cuda.get_device_name(0), gpus=torch.cuda.device_count(), cuda=torch.version.cuda,
-                   gpu_memory=torch.cuda.get_device_properties(0).total_memory, bf16=torch.cuda.is_bf16_supported(including_emulation=False))
+        env.update(
+            gpu=torch.cuda.get_device_name(0),
+            gpus=torch.cuda.device_count(),
+            cuda=torch.version.cuda,
+            gpu_memory=torch.cuda.get_device_properties(0).total_memory,
+            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+        )
     return env
 
 # %% ../nbs/09_records.ipynb #d76abebd
-NAME = re.compile(r"(?!\.\.?$)[\w.:+-]{1,100}")   # what a name read from a file may be before it becomes a path
+NAME = re.compile(r"(?!\.\.?$)[\w.:+-]{1,100}")  # what a name read from a file may be before it becomes a path
+
 
 def _new_folder(recipe, seed):
     "An unused folder under `runs/`, named after recipe, seed and the time."
     if not NAME.fullmatch(str(recipe)):
-        raise RecordError(f'a run in runs/ is named after its recipe, and {str(recipe)[:60]!r} cannot stand in a folder\'s name: '
-                          'use letters, digits and . : + - _, at most 100, or name a folder with --out')
+        raise RecordError(
+            f'a run in runs/ is named after its recipe, and {str(recipe)[:60]!r} cannot stand in a folder\'s name: '
+            'use letters, digits and . : + - _, at most 100, or name a folder with --out'
+        )
     stem = f'{recipe}-s{seed}-{time.strftime("%Y%m%d-%H%M%S")}'
     for n in range(1, 1000):
-        path = Path('runs')/(stem if n == 1 else f'{stem}-{n}')
-        try: path.mkdir(parents=True)
+        path = Path('runs') / (stem if n == 1 else f'{stem}-{n}')
+        try:
+            path.mkdir(parents=True)
         except FileExistsError:
-            if not Path('runs').is_dir(): raise
-        else: return path
+            if not Path('runs').is_dir():
+                raise
+        else:
+            return path
     raise RecordError(f'a thousand runs begin with runs/{stem}: name a folder with --out')
 
 # %% ../nbs/09_records.ipynb #3d1f0a77
 @contextmanager
 def _write_lock(path, lock=None):
-    "The lock on a run's folder; given a lock that is held already, held once more. The system takes it back when the process ends."
+    """The lock on a run's folder; given a lock that is held already, held once more. The system takes it back when the
+    process ends."""
     from filelock import FileLock, Timeout
-    lock, holder = lock or FileLock(path/'.lock', timeout=0, thread_local=False), path/'.writer'
+
+    lock, holder = lock or FileLock(path / '.lock', timeout=0, thread_local=False), path / '.writer'
     busy = False
     try:
-        with _told(path/'.lock'):
-            try: lock.acquire()
-            except Timeout: busy = True
-    except NotImplementedError: # this kind of disk has no locks
+        with _told(path / '.lock'):
+            try:
+                lock.acquire()
+            except Timeout:
+                busy = True
+    except NotImplementedError:  # this kind of disk has no locks
         yield lock
         return
     if busy:
-        try: number = int(_read_bytes(holder, 100))
-        except (RecordError, ValueError): number = 'not known'
-        raise RecordError(f'{path} is being written by another process (id {number}): wait for it, or name another folder with --out')
+        try:
+            number = int(_read_bytes(holder, 100))
+        except (RecordError, ValueError):
+            number = 'not known'
+        raise RecordError(
+            f'{path} is being written by another process (id {number}): wait for it, or name another folder with --out'
+        )
     try:
-        with _told(holder): holder.write_text(str(os.getpid()))
+        with _told(holder):
+            holder.write_text(str(os.getpid()))
         yield lock
     finally:
         lock.release()
 
 # %% ../nbs/09_records.ipynb #f8aac42d
-RECORD_VERSION = 1   # of config.json and summary.json; a folder that names none is of version 0
+RECORD_VERSION = 1  # of config.json and summary.json; a folder that names none is of version 0
+
 
 def _object(path):
     "The JSON object in a file of a run's folder."
@@ -336,91 +468,140 @@ def _object(path):
         raise RecordError(f'{path} is damaged, it holds no JSON object. Restore it from a copy, or run again.')
     version = value.get('record_version', 0)
     if not isinstance(version, int) or version > RECORD_VERSION:
-        raise RecordError(f'{path} is of version {str(version)[:20]}, and this lmcourse reads versions up to {RECORD_VERSION}: update it')
+        raise RecordError(
+            f'{path} is of version {str(version)[:20]}, and this lmcourse reads versions up to {RECORD_VERSION}:'
+            ' update it'
+        )
     return value
+
 
 def _check_fields(path, value, kinds):
     "Raises `RecordError` where a field that others compute with is of another kind."
     for name, kind in kinds.items():
         v = value.get(name)
-        if v is None: continue
+        if v is None:
+            continue
         if not isinstance(v, kind) or isinstance(v, bool) and kind is not bool:
             raise RecordError(f'{path} is damaged: {name} is {str(v)[:60]!r}. Restore it from a copy, or run again.')
         if not isinstance(v, (str, dict, bool)) and abs(v) > 1e300:
             raise RecordError(f'{path} is damaged: {name} is too large a number. Restore it from a copy, or run again.')
 
+
 _NUMBER = (int, float)
 _CONFIG_KINDS = dict(recipe=str, seed=int, name=str, data=dict, optim=dict, train=dict)
-_SUMMARY_KINDS = dict(recipe=str, seed=int, validation=dict, test=dict, as_noted=dict, finished=bool, tiny=bool, parameters=int,
-                      epochs=_NUMBER, tokens_seen=int, seconds=_NUMBER, device=str, steps=int, claimed=_NUMBER)
-_MEASUREMENT_KINDS = dict(perplexity=_NUMBER, nats_per_token=_NUMBER, bits_per_byte=_NUMBER, tokens=int, types=int, unknown=int,
-                          corpus=str, tokenizer=str, split=str, fingerprint=str)
+_SUMMARY_KINDS = dict(
+    recipe=str,
+    seed=int,
+    validation=dict,
+    test=dict,
+    as_noted=dict,
+    finished=bool,
+    tiny=bool,
+    parameters=int,
+    epochs=_NUMBER,
+    tokens_seen=int,
+    seconds=_NUMBER,
+    device=str,
+    steps=int,
+    claimed=_NUMBER,
+)
+_MEASUREMENT_KINDS = dict(
+    perplexity=_NUMBER,
+    nats_per_token=_NUMBER,
+    bits_per_byte=_NUMBER,
+    tokens=int,
+    types=int,
+    unknown=int,
+    corpus=str,
+    tokenizer=str,
+    split=str,
+    fingerprint=str,
+)
+
 
 class Run:
-    "A run's folder: configuration, environment, curve, summary, weights; written as the run goes, so that a kill loses nothing."
-    def __init__(self, path): # a folder that holds a run
+    """A run's folder: configuration, environment, curve, summary, weights; written as the run goes, so that a kill
+    loses nothing."""
+
+    def __init__(self, path):  # a folder that holds a run
         self.path, self._lock, self._summary = Path(path), None, (None, None)
-        self.config = _object(self.path/'config.json')
-        _check_fields(self.path/'config.json', self.config, _CONFIG_KINDS)
+        self.config = _object(self.path / 'config.json')
+        _check_fields(self.path / 'config.json', self.config, _CONFIG_KINDS)
 
     @classmethod
-    def create(cls,
-               recipe: str,         # the recipe's name
-               config: dict,        # everything that decides what the run does: JSON values, sections as dictionaries
-               out: str|None=None,  # its folder; None: a new one under runs/, named after recipe, seed and time
-               seed: int=0,         # of everything random in it
-              )->'Run':
+    def create(
+        cls,
+        recipe: str,  # the recipe's name
+        config: dict,  # everything that decides what the run does: JSON values, sections as dictionaries
+        out: str | None = None,  # its folder; None: a new one under runs/, named after recipe, seed and time
+        seed: int = 0,  # of everything random in it
+    ) -> 'Run':
         "A new run's folder. Raises `RecordError` where it holds a run already, or cannot be written."
         own = {'recipe': recipe, 'seed': seed}
         config, path = plain(own | config | own | {'record_version': RECORD_VERSION}, finite=True), Path(out or 'runs')
-        if out: cls._refuse_used(path)
+        if out:
+            cls._refuse_used(path)
         with _told(path):
-            if out: path.mkdir(parents=True, exist_ok=True)
-            else: path = _new_folder(recipe, seed)
+            if out:
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                path = _new_folder(recipe, seed)
         with _write_lock(path):
-            if out: cls._refuse_used(path)
-            write_json(path/'environment.json', environment())
-            write_json(path/'config.json', config)
+            if out:
+                cls._refuse_used(path)
+            write_json(path / 'environment.json', environment())
+            write_json(path / 'config.json', config)
         return cls(path)
 
     @staticmethod
     def _refuse_used(path):
         "Raises `RecordError` where the folder holds a run, and says what can be done with that run."
-        if not (path/'config.json').exists(): return
-        if (path/'state.safetensors').exists() or (path/'summary.json').exists():
-            raise RecordError(f'{path} already holds a run: go on with it by --resume, or name another folder with --out')
-        raise RecordError(f'{path} already holds a run: go on with it by --resume once it has saved something. It has saved nothing so '
-                          'far; if it was stopped, delete that folder and run again, or name another folder with --out')
+        if not (path / 'config.json').exists():
+            return
+        if (path / 'state.safetensors').exists() or (path / 'summary.json').exists():
+            raise RecordError(
+                f'{path} already holds a run: go on with it by --resume, or name another folder with --out'
+            )
+        raise RecordError(
+            f'{path} already holds a run: go on with it by --resume once it has saved something. It has saved nothing'
+            ' so far; if it was stopped, delete that folder and run again, or name another folder with --out'
+        )
 
     @classmethod
-    def open(cls, path)->'Run': # the run in the folder `path`
+    def open(cls, path) -> 'Run':  # the run in the folder `path`
         "A run that was made before. Raises `RecordError` where there is none."
         try:
             return cls(path)
         except _Missing as e:
-            raise RecordError(f'{path} holds no run, there is no config.json in it: give the folder that `lmcourse run` named') from e
+            raise RecordError(
+                f'{path} holds no run, there is no config.json in it: give the folder that `lmcourse run` named'
+            ) from e
 
     @cached_property
-    def environment(self)->dict:
+    def environment(self) -> dict:
         "What it ran on."
-        return _object(self.path/'environment.json')
+        return _object(self.path / 'environment.json')
 
     name = property(lambda self: os.path.basename(os.path.realpath(self.path)), doc="The folder's name.")
     recipe = property(lambda self: self.config.get('recipe'), doc="The recipe's name.")
     seed = property(lambda self: self.config.get('seed'), doc='The seed.')
     record_version = property(lambda self: self.config.get('record_version', 0), doc='The version of its format.')
-    def __repr__(self): return f'Run({self.name!r})'
+
+    def __repr__(self):
+        return f'Run({self.name!r})'
 
     @contextmanager
     def lock(self):
-        "Holds the folder for one writer, again and again within one `Run`; another gets a `RecordError`. It ends with its process."
+        """Holds the folder for one writer, again and again within one `Run`; another gets a `RecordError`. It ends with
+        its process."""
         with _write_lock(self.path, self._lock) as self._lock:
             yield self
 
     @property
-    def summary(self)->dict|None: # None until there is one
-        "What came out, as it stands on the disk now, so that a run can be watched from elsewhere; an unchanged file is read once."
-        path = self.path/'summary.json'
+    def summary(self) -> dict | None:  # None until there is one
+        """What came out, as it stands on the disk now, so that a run can be watched from elsewhere; an unchanged file
+        is read once."""
+        path = self.path / 'summary.json'
         try:
             facts = os.stat(path)
         except FileNotFoundError:
@@ -431,64 +612,82 @@ class Run:
         if key is None or self._summary[0] != key:
             value = _object(path)
             _check_fields(path, value, _SUMMARY_KINDS)
-            for split in ('validation', 'test', 'as_noted'): _check_fields(path, value.get(split) or {}, _MEASUREMENT_KINDS)
+            for split in ('validation', 'test', 'as_noted'):
+                _check_fields(path, value.get(split) or {}, _MEASUREMENT_KINDS)
             self._summary = key, value
         return dict(self._summary[1])
 
-    def metrics(self)->list[dict]: # oldest first
+    def metrics(self) -> list[dict]:  # oldest first
         "The rows of the curve, up to the last whole one."
-        return read_rows(self.path/'metrics.jsonl')
+        return read_rows(self.path / 'metrics.jsonl')
 
     def log(self, **row):
         "One more row of the curve."
-        append_row(self.path/'metrics.jsonl', row)
+        append_row(self.path / 'metrics.jsonl', row)
 
-    def truncate(self, step: int): # the last step to keep
+    def truncate(self, step: int):  # the last step to keep
         "Drops the rows of later steps: a resumed run takes those steps again."
         kept = [row for row in self.metrics() if row.get('step', 0) <= step]
-        _write(self.path/'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in kept])
+        _write(self.path / 'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in kept])
 
-    def finish(self, summary: dict): # what came out; recipe and seed are added
+    def finish(self, summary: dict):  # what came out; recipe and seed are added
         "Writes the summary, or a newer one over it."
         own = {'recipe': self.recipe, 'seed': self.seed, 'record_version': RECORD_VERSION}
-        write_json(self.path/'summary.json', own | summary)
+        write_json(self.path / 'summary.json', own | summary)
 
-    def save(self, name: str, tensors: dict, meta: dict|None=None): # best, last or state; see `save_tensors`
+    def save(self, name: str, tensors: dict, meta: dict | None = None):  # best, last or state; see `save_tensors`
         "A checkpoint, all or nothing."
-        save_tensors(self.path/f'{name}.safetensors', tensors, meta)
+        save_tensors(self.path / f'{name}.safetensors', tensors, meta)
 
-    def load(self, name: str)->tuple[dict, dict]: # tensors by name, meta
-        "A checkpoint. Raises `RecordError` where it is missing or damaged, or where its weights are no finite floating numbers."
-        path = self.path/f'{name}.safetensors'
-        if not os.path.lexists(path): raise RecordError(self._no_checkpoint(name))
+    def load(self, name: str) -> tuple[dict, dict]:  # tensors by name, meta
+        """A checkpoint. Raises `RecordError` where it is missing or damaged, or where its weights are no finite
+        floating numbers."""
+        path = self.path / f'{name}.safetensors'
+        if not os.path.lexists(path):
+            raise RecordError(self._no_checkpoint(name))
         tensors, meta = load_tensors(path)
-        check_weights(tensors if name in ('best', 'last') else {k: t for k, t in tensors.items() if k.startswith('model/')}, str(path))
+        check_weights(
+            tensors if name in ('best', 'last') else {k: t for k, t in tensors.items() if k.startswith('model/')},
+            str(path),
+        )
         return tensors, meta
 
     def _no_checkpoint(self, name):
         "Why there is no such checkpoint, and what to do."
         has = ', '.join(sorted(p.stem for p in self.path.glob('*.safetensors'))) or 'none'
         missing = f'{self.path} has no checkpoint {name!r} (it has: {has}). '
-        if has == 'none' and not (self.path/'summary.json').exists():
+        if has == 'none' and not (self.path / 'summary.json').exists():
             return missing + 'The run was stopped before it had saved anything: delete that folder, and run it again.'
-        return missing + ('A published record keeps no weights, and a run that ended early may not have come to save any: '
-                          f'run `lmcourse run {self.recipe}` to make them.')
+        return (
+            missing + 'A published record keeps no weights, and a run that ended early may not have come to save any: '
+            f'run `lmcourse run {self.recipe}` to make them.'
+        )
 
 # %% ../nbs/09_records.ipynb #f5d30d4f
-_NAMES = dict(perplexity='perplexity', nats_per_token='nats per token', bits_per_byte='bits per byte', tokens_seen='tokens seen',
-              lr='learning rate', grad_norm='norm of the gradient')
+_NAMES = dict(
+    perplexity='perplexity',
+    nats_per_token='nats per token',
+    bits_per_byte='bits per byte',
+    tokens_seen='tokens seen',
+    lr='learning rate',
+    grad_norm='norm of the gradient',
+)
+
 
 def _line(rows, x, y):
     "The points (x, y) of the rows that have both; None, which was no finite number, leaves a gap."
     points = [(row[x], row[y]) for row in rows if x in row and y in row]
     return np.array(points, dtype=float).reshape(-1, 2).T
 
+
 def _curves(run, x, y):
-    "A run's points in training and in validation, two arrays of two rows; a training row beyond 50 nats a token leaves a gap too."
+    """A run's points in training and in validation, two arrays of two rows; a training row beyond 50 nats a token
+    leaves a gap too."""
     rows = run.metrics()
     field = {'perplexity': 'train_nats', 'nats_per_token': 'train_nats'}.get(y, y)
     trained = _line([row for row in rows if 'split' not in row], x, field)
-    if y == 'perplexity': trained[1] = np.exp(np.where(trained[1] < 50, trained[1], np.nan))
+    if y == 'perplexity':
+        trained[1] = np.exp(np.where(trained[1] < 50, trained[1], np.nan))
     return trained, _line([row for row in rows if row.get('split') == 'validation'], x, y)
 
 # %% ../nbs/09_records.ipynb #b81cddc9
@@ -498,17 +697,27 @@ def _name_ends(ax, ends):
     for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
         height = ax.transData.transform((x, y))[1] * 72 / ax.figure.dpi
         last = max(height, last + 12)
-        ax.annotate(name, (x, y), xytext=(6, last - height), textcoords='offset points', va='center', color=colour, annotation_clip=False,
-                    parse_math=False)
+        ax.annotate(
+            name,
+            (x, y),
+            xytext=(6, last - height),
+            textcoords='offset points',
+            va='center',
+            color=colour,
+            annotation_clip=False,
+            parse_math=False,
+        )
 
 # %% ../nbs/09_records.ipynb #74424d56
-def plot_curves(runs,                  # a run or several, whose curves are drawn from their files
-                ax=None,               # axes to draw on; None: new ones
-                x: str='tokens_seen',  # tokens_seen, seconds, step or epoch
-                y: str='perplexity',   # perplexity, nats_per_token, bits_per_byte (validation alone), or a field: lr, grad_norm
-               ):                      # the axes
+def plot_curves(
+    runs,  # a run or several, whose curves are drawn from their files
+    ax=None,  # axes to draw on; None: new ones
+    x: str = 'tokens_seen',  # tokens_seen, seconds, step or epoch
+    y: str = 'perplexity',  # perplexity, nats_per_token, bits_per_byte (validation alone), or a field: lr, grad_norm
+):  # the axes
     "Training thin, validation thick; each run in its colour, with its name at the end of its line."
     import matplotlib.pyplot as plt
+
     runs, ax, ends = [runs] if isinstance(runs, Run) else list(runs), ax or plt.subplots()[1], []
     for i, run in enumerate(runs):
         trained, scored = _curves(run, x, y)
@@ -516,17 +725,22 @@ def plot_curves(runs,                  # a run or several, whose curves are draw
         ax.plot(*scored, color=f'C{i % 6}', lw=2.2)
         points = [p for p in (scored if scored.size else trained).T if np.isfinite(p).all()]
         name = str(run.recipe) + f', seed {run.seed}' * (sum(r.recipe == run.recipe for r in runs) > 1)
-        if points: ends.append((*points[-1], name, f'C{i % 6}'))
+        if points:
+            ends.append((*points[-1], name, f'C{i % 6}'))
     low, high = ax.dataLim.intervaly
-    if y == 'perplexity' and 0 < 10 * low < high: ax.set_yscale('log')
-    if x == 'tokens_seen': ax.xaxis.set_major_formatter('{x:,.0f}')
-    ax.set_xlabel(_NAMES.get(x, x)); ax.set_ylabel(_NAMES.get(y, y))
+    if y == 'perplexity' and 0 < 10 * low < high:
+        ax.set_yscale('log')
+    if x == 'tokens_seen':
+        ax.xaxis.set_major_formatter('{x:,.0f}')
+    ax.set_xlabel(_NAMES.get(x, x))
+    ax.set_ylabel(_NAMES.get(y, y))
     _name_ends(ax, ends)
     return ax
 
 # %% ../nbs/09_records.ipynb #5e0b77a1
-def markdown_text(value, # anything; its string counts
-                 )->str: # Markdown of one line, in which no part is a tag, a formula, a link, a role or the end of a table's cell
+def markdown_text(
+    value,  # anything; its string counts
+) -> str:  # Markdown of one line, in which no part is a tag, a formula, a link, a role or the end of a table's cell
     "A text that Markdown shows letter by letter, wherever it came from."
     line = re.sub(r'[\x00-\x20\x7f\x85\u2028\u2029]+', ' ', str(value))
     line = re.sub(r'([\\|<`$*~])', r'\\\1', line)
@@ -536,26 +750,39 @@ def markdown_text(value, # anything; its string counts
 class Markup(str):
     "A text of the course's own that is Markdown already: a link, a name in code. What comes from a file is never one."
 
+
 def _cell(v):
     "A value as a table shows it: thousands separated, no more digits than one can use."
-    if v is None: return '–'
-    if isinstance(v, Markup): return str(v)
-    if isinstance(v, bool): return 'yes' if v else 'no'
-    if isinstance(v, int): return f'{v:,}' if abs(v) < 10**30 else f'about 10^{math.log10(abs(v)):.0f}'
-    if not isinstance(v, float): return markdown_text(v)
-    if not math.isfinite(v): return {math.inf: '∞', -math.inf: '-∞'}.get(v, '–')
+    if v is None:
+        return '–'
+    if isinstance(v, Markup):
+        return str(v)
+    if isinstance(v, bool):
+        return 'yes' if v else 'no'
+    if isinstance(v, int):
+        return f'{v:,}' if abs(v) < 10**30 else f'about 10^{math.log10(abs(v)):.0f}'
+    if not isinstance(v, float):
+        return markdown_text(v)
+    if not math.isfinite(v):
+        return {math.inf: '∞', -math.inf: '-∞'}.get(v, '–')
     return f'{v:,.0f}' if abs(v) >= 1000 else f'{v:.2f}' if abs(v) >= 1 else f'{v:.3g}'
 
 # %% ../nbs/09_records.ipynb #288ee80c
-def table(rows: list[dict],             # one dictionary a row
-          columns: list|dict|None=None, # names to show, in order, or {name: heading}; None: all, in order of appearance
-         )->str:                        # Markdown; what a row does not have shows as a dash
+def table(
+    rows: list[dict],  # one dictionary a row
+    columns: (
+        list | dict | None
+    ) = None,  # names to show, in order, or {name: heading}; None: all, in order of appearance
+) -> str:  # Markdown; what a row does not have shows as a dash
     "Dictionaries as a Markdown table; columns of numbers stand to the right."
-    if columns is None: columns = dict.fromkeys(k for row in rows for k in row)
+    if columns is None:
+        columns = dict.fromkeys(k for row in rows for k in row)
     heads = columns if isinstance(columns, dict) else {c: c for c in columns}
     heads = {k: head or k for k, head in heads.items()}
     values = {k: [v.tolist() if hasattr(v := row.get(k), 'tolist') else v for row in rows] for k in heads}
-    numbers = [all(v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in vs) for vs in values.values()]
+    numbers = [
+        all(v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in vs) for vs in values.values()
+    ]
     body = [map(_cell, row) for row in zip(*values.values())]
     lines = [map(_cell, heads.values()), ['--:' if number else '---' for number in numbers], *body]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
@@ -564,11 +791,14 @@ def table(rows: list[dict],             # one dictionary a row
 def _flat(config, above=''):
     "A configuration's fields with their sections in their names: `optimiser.lr`."
     flat = {}
-    for k, v in config.items(): flat |= _flat(v, f'{above}{k}.') if isinstance(v, dict) else {above + k: v}
+    for k, v in config.items():
+        flat |= _flat(v, f'{above}{k}.') if isinstance(v, dict) else {above + k: v}
     return flat
 
+
 def _facts(run):
-    "Everything known of a run by name, settings by short names too: `optimiser.lr` and `lr`. Text and tokenizer are the measured ones."
+    """Everything known of a run by name, settings by short names too: `optimiser.lr` and `lr`. Text and tokenizer are
+    the measured ones."""
     summary, settings = run.summary or {}, _flat(run.config)
     passport = summary.get('validation') or {}
     measured = {k: passport[k] for k in ('corpus', 'tokenizer') if k in passport}
@@ -576,10 +806,14 @@ def _facts(run):
 
 # %% ../nbs/09_records.ipynb #db2beec5
 def _bits(m):
-    "Bits per byte of a measurement, as a dictionary; None where they mean nothing: unknown words, `<unk>` in the text, a text that is not given back."
-    if m.get('unknown') or m.get('corpus') in ('wikitext-2', 'wikitext-103'): return None
-    if str(m.get('tokenizer')).startswith(('whitespace', 'bpe-note')): return None
+    """Bits per byte of a measurement, as a dictionary; None where they mean nothing: unknown words, `<unk>` in the
+    text, a text that is not given back."""
+    if m.get('unknown') or m.get('corpus') in ('wikitext-2', 'wikitext-103'):
+        return None
+    if str(m.get('tokenizer')).startswith(('whitespace', 'bpe-note')):
+        return None
     return m.get('bits_per_byte')
+
 
 def _result(run):
     "A run's row in the table of results."
@@ -587,38 +821,71 @@ def _result(run):
     validation, test = (((run.summary or {}).get(split) or {}) for split in ('validation', 'test'))
     epochs = facts.get('epochs')
     mark = ', tiny' * bool(facts.get('tiny')) + ', unfinished' * (not facts.get('finished'))
-    return {'recipe': f'{run.recipe}{mark}', 'seed': run.seed, 'corpus': facts.get('corpus'), 'tokenizer': facts.get('tokenizer'),
-            'parameters': facts.get('parameters'), 'epochs': round(epochs, 2) if isinstance(epochs, (int, float)) else None,
-            'tokens seen': facts.get('tokens_seen'), 'validation': validation.get('perplexity'), 'test': test.get('perplexity'),
-            'claimed': facts.get('claimed'), 'bits/byte': _bits(validation), 'seconds': facts.get('seconds'), 'device': facts.get('device')}
+    return {
+        'recipe': f'{run.recipe}{mark}',
+        'seed': run.seed,
+        'corpus': facts.get('corpus'),
+        'tokenizer': facts.get('tokenizer'),
+        'parameters': facts.get('parameters'),
+        'epochs': round(epochs, 2) if isinstance(epochs, (int, float)) else None,
+        'tokens seen': facts.get('tokens_seen'),
+        'validation': validation.get('perplexity'),
+        'test': test.get('perplexity'),
+        'claimed': facts.get('claimed'),
+        'bits/byte': _bits(validation),
+        'seconds': facts.get('seconds'),
+        'device': facts.get('device'),
+    }
 
-def results_table(runs: list[Run],   # in any order
-                  baselines=(),      # rows of `baselines` or `all_baselines`, to stand beside them
-                 )->str:             # Markdown
-    "What runs came to, in the order given; with baselines, text by text from the worst guesser to the best. Perplexities of different texts or tokenizers do not compare."
+
+def results_table(
+    runs: list[Run],  # in any order
+    baselines=(),  # rows of `baselines` or `all_baselines`, to stand beside them
+) -> str:  # Markdown
+    """What runs came to, in the order given; with baselines, text by text from the worst guesser to the best.
+    Perplexities of different texts or tokenizers do not compare."""
     rows = [_result(run) for run in runs]
-    if not baselines: return table(rows)
+    if not baselines:
+        return table(rows)
     columns = list(rows[0]) if rows else None
     for b in baselines:
         v = b['validation']
-        rows.append({'recipe': f"Kneser-Ney, order {v['context'] + 1}", 'corpus': v['corpus'], 'tokenizer': v['tokenizer'], 'epochs': 1,
-                     'validation': v['perplexity'], 'test': b['test']['perplexity'], 'bits/byte': _bits(v), 'seconds': b['seconds'],
-                     'device': 'cpu'})
+        rows.append(
+            {
+                'recipe': f"Kneser-Ney, order {v['context'] + 1}",
+                'corpus': v['corpus'],
+                'tokenizer': v['tokenizer'],
+                'epochs': 1,
+                'validation': v['perplexity'],
+                'test': b['test']['perplexity'],
+                'bits/byte': _bits(v),
+                'seconds': b['seconds'],
+                'device': 'cpu',
+            }
+        )
     rows.sort(key=lambda r: (str(r['corpus']), str(r['tokenizer']), -(r['validation'] or math.inf)))
     return table(rows, columns)
 
-def all_baselines()->list[dict]:      # {'validation', 'test', 'seconds', 'peak_memory'} each, of every text and tokenizer
-    "Modified Kneser-Ney of several orders on the texts of the recipes, all of them: for tables that name text and tokenizer in each row."
-    rows = json.loads((resources.files('lmcourse') / 'records' / 'baselines.json').read_text(encoding='utf-8'))
-    return sorted(rows, key=lambda r: (r['validation']['corpus'], r['validation']['tokenizer'], r['validation']['context']))
 
-def baselines(corpus: str,            # as a measurement names it: wikitext-2, wikitext-2-raw, ...
-              tokenizer: str,         # word, whitespace, gpt2, gpt2-note, ...
-             )->list[dict]:           # rows as `all_baselines` gives them, the lowest order first
-    "What a network has to beat: the counting models of this text *and* this tokenizer. Raises `RecordError` where there is none."
+def all_baselines() -> list[dict]:  # {'validation', 'test', 'seconds', 'peak_memory'} each, of every text and tokenizer
+    """Modified Kneser-Ney of several orders on the texts of the recipes, all of them: for tables that name text and
+    tokenizer in each row."""
+    rows = json.loads((resources.files('lmcourse') / 'records' / 'baselines.json').read_text(encoding='utf-8'))
+    return sorted(
+        rows, key=lambda r: (r['validation']['corpus'], r['validation']['tokenizer'], r['validation']['context'])
+    )
+
+
+def baselines(
+    corpus: str,  # as a measurement names it: wikitext-2, wikitext-2-raw, ...
+    tokenizer: str,  # word, whitespace, gpt2, gpt2-note, ...
+) -> list[dict]:  # rows as `all_baselines` gives them, the lowest order first
+    """What a network has to beat: the counting models of this text *and* this tokenizer. Raises `RecordError` where
+    there is none."""
     rows = all_baselines()
     found = [r for r in rows if (r['validation']['corpus'], r['validation']['tokenizer']) == (corpus, tokenizer)]
-    if found: return found
+    if found:
+        return found
     there = dict.fromkeys(f"{r['validation']['corpus']} by {r['validation']['tokenizer']}" for r in rows)
     raise RecordError(f'no counting model was recorded for {corpus!r} by {tokenizer!r}; there are: {", ".join(there)}')
 
@@ -627,17 +894,21 @@ def _merged(rows, before):
     "Rows of training as one: the last of them, with the mean surprise per token of them all."
     tokens = np.diff([row.get('tokens_seen', 0) for row in [before, *rows]])
     nats = [row.get('train_nats') for row in rows]
-    if None in nats: return rows[-1] | {'train_nats': None}
+    if None in nats:
+        return rows[-1] | {'train_nats': None}
     return rows[-1] | {'train_nats': float(np.average(nats, weights=tokens if (tokens > 0).all() else None))}
 
 # %% ../nbs/09_records.ipynb #26f84c3b
-def thin(rows: list[dict],    # a curve, as `Run.metrics` gives it
-         most: int=200,       # about as many rows are kept; every evaluation is, however many
-        )->list[dict]:
-    "A shorter curve of the same shape: neighbouring rows of training are merged, the first and every evaluation stay as they are."
+def thin(
+    rows: list[dict],  # a curve, as `Run.metrics` gives it
+    most: int = 200,  # about as many rows are kept; every evaluation is, however many
+) -> list[dict]:
+    """A shorter curve of the same shape: neighbouring rows of training are merged, the first and every evaluation stay
+    as they are."""
     trained = [i for i, row in enumerate(rows) if 'split' not in row]
     room = max(1, most - (len(rows) - len(trained)) - 1)
-    if len(trained) <= room + 1: return rows
+    if len(trained) <= room + 1:
+        return rows
     kept, before = {i: row for i, row in enumerate(rows) if 'split' in row} | {trained[0]: rows[trained[0]]}, trained[0]
     for group in np.array_split(trained[1:], room):
         kept[int(group[-1])] = _merged([rows[i] for i in group], rows[before])
@@ -646,45 +917,63 @@ def thin(rows: list[dict],    # a curve, as `Run.metrics` gives it
 
 # %% ../nbs/09_records.ipynb #42446e3d
 def _nameless(value, key=''):
-    "The value with the folders left out of every path in it, of a corpus relative ones too: they name people and machines."
-    if isinstance(value, dict): return {k: _nameless(v, k) for k, v in value.items()}
-    if isinstance(value, list): return [_nameless(v, key) for v in value]
-    if not isinstance(value, str): return value
+    """The value with the folders left out of every path in it, of a corpus relative ones too: they name people and
+    machines."""
+    if isinstance(value, dict):
+        return {k: _nameless(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_nameless(v, key) for v in value]
+    if not isinstance(value, str):
+        return value
     path = os.path.isabs(value) or value.startswith('~') or re.match(r'[A-Za-z]:[\\/]|\\\\', value) or key == 'corpus'
     return re.split(r'[\\/]', value.rstrip('\\/'))[-1] if path else value
 
+
 def _shelf(folder):
     "Where published records stand: `folder`, or the package's own."
-    return Path(folder) if folder else Path(str(resources.files('lmcourse')))/'records'
+    return Path(folder) if folder else Path(str(resources.files('lmcourse'))) / 'records'
+
 
 def _same_run(a, b):
-    "Whether two folders are of one run: recipe, seed, and the first row of the curve, which thinning keeps and no two runs share to the last digit."
+    """Whether two folders are of one run: recipe, seed, and the first row of the curve, which thinning keeps and no two
+    runs share to the last digit."""
     return (a.recipe, a.seed, a.metrics()[:1]) == (b.recipe, b.seed, b.metrics()[:1])
 
 # %% ../nbs/09_records.ipynb #ab1071a4
-def publish(run: Run|str,            # the run, or its folder
-            records: str|None=None,  # where records stand; None: in the package
-           )->Path:                  # the record's folder, named after the run's
-    "Copies what is small of a run (no weights, the curve thinned) to where records stand. Raises `RecordError` for a run with no summary, and where another run's record has that name."
+def publish(
+    run: Run | str,  # the run, or its folder
+    records: str | None = None,  # where records stand; None: in the package
+) -> Path:  # the record's folder, named after the run's
+    """Copies what is small of a run (no weights, the curve thinned) to where records stand. Raises `RecordError` for a
+    run with no summary, and where another run's record has that name."""
     run = run if isinstance(run, Run) else Run.open(run)
-    to = _shelf(records)/run.name
+    to = _shelf(records) / run.name
     if run.summary is None:
-        raise RecordError(f'{run.path} has no summary yet, so there is nothing to publish: go on with it by --resume until it has one')
-    if not run.summary.get('validation'): raise RecordError(f'{run.path} has measured nothing yet: go on with it by --resume until it has')
-    if os.path.realpath(to) == os.path.realpath(run.path): return to
-    if (to/'config.json').exists() and not _same_run(Run.open(to), run):
-        raise RecordError(f'{to} is the record of another run: rename the folder {run.path}, and publish it under that name')
-    with _told(to): to.mkdir(parents=True, exist_ok=True)
-    write_json(to/'environment.json', run.environment)
-    write_json(to/'config.json', _nameless(run.config))
-    _write(to/'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in thin(run.metrics())])
-    write_json(to/'summary.json', _nameless(run.summary))
+        raise RecordError(
+            f'{run.path} has no summary yet, so there is nothing to publish: go on with it by --resume until it has one'
+        )
+    if not run.summary.get('validation'):
+        raise RecordError(f'{run.path} has measured nothing yet: go on with it by --resume until it has')
+    if os.path.realpath(to) == os.path.realpath(run.path):
+        return to
+    if (to / 'config.json').exists() and not _same_run(Run.open(to), run):
+        raise RecordError(
+            f'{to} is the record of another run: rename the folder {run.path}, and publish it under that name'
+        )
+    with _told(to):
+        to.mkdir(parents=True, exist_ok=True)
+    write_json(to / 'environment.json', run.environment)
+    write_json(to / 'config.json', _nameless(run.config))
+    _write(to / 'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in thin(run.metrics())])
+    write_json(to / 'summary.json', _nameless(run.summary))
     return to
 
 # %% ../nbs/09_records.ipynb #bd2dd220
-def records(folder: str|None=None, # where runs or records stand, a folder each; None: in the package
-           )->list[Run]:           # by recipe and then by seed
-    "The runs in a folder. One whose configuration or summary cannot be read is left out, with a line about it on stderr."
+def records(
+    folder: str | None = None,  # where runs or records stand, a folder each; None: in the package
+) -> list[Run]:  # by recipe and then by seed
+    """The runs in a folder. One whose configuration or summary cannot be read is left out, with a line about it on
+    stderr."""
     runs = []
     for path in sorted(_shelf(folder).glob('*/config.json')):
         try:
@@ -697,45 +986,77 @@ def records(folder: str|None=None, # where runs or records stand, a folder each;
     return sorted(runs, key=lambda run: (str(run.recipe), run.seed or 0, run.name))
 
 # %% ../nbs/09_records.ipynb #3d908f8b
-def record(recipe: str,            # the recipe's name
-           folder: str|None=None,  # where records stand; None: in the package
-           **where)->Run:          # facts that must hold: seed=1, corpus='wikitext-2', optim__lr=3e-4; full-size runs unless tiny=True
-    "The published run of a recipe with the lowest validation perplexity. Raises `RecordError` for none, or several that do not compare."
+def record(
+    recipe: str,  # the recipe's name
+    folder: str | None = None,  # where records stand; None: in the package
+    **where,  # facts that must hold: seed=1, corpus='wikitext-2', optim__lr=3e-4; full-size runs unless tiny=True
+) -> Run:
+    """The published run of a recipe with the lowest validation perplexity. Raises `RecordError` for none, or several
+    that do not compare."""
     everything = records(folder)
     facts = {id(run): _facts(run) for run in everything}
-    runs, names = [run for run in everything if run.recipe == recipe], ', '.join(dict.fromkeys(str(run.recipe) for run in everything))
-    if not runs: raise RecordError(f'there is no record of {recipe!r}; there are records of: {names or "nothing"}')
-    if 'tiny' not in where: runs = [run for run in runs if not facts[id(run)].get('tiny')] or runs
-    fit = [run for run in runs if (run.summary or {}).get('validation')
-           and all(facts[id(run)].get(k.replace('__', '.')) == v for k, v in where.items())]
+    runs, names = (
+        [run for run in everything if run.recipe == recipe],
+        ', '.join(dict.fromkeys(str(run.recipe) for run in everything)),
+    )
+    if not runs:
+        raise RecordError(f'there is no record of {recipe!r}; there are records of: {names or "nothing"}')
+    if 'tiny' not in where:
+        runs = [run for run in runs if not facts[id(run)].get('tiny')] or runs
+    fit = [
+        run
+        for run in runs
+        if (run.summary or {}).get('validation')
+        and all(facts[id(run)].get(k.replace('__', '.')) == v for k, v in where.items())
+    ]
     if not fit:
         asked = ', '.join(f'{k}={v!r}' for k, v in where.items()) or 'a measurement'
         raise RecordError(f'no record of {recipe!r} has {asked}; there are: {", ".join(run.name for run in runs)}')
-    kinds = {', '.join(f'{k}={run.summary["validation"].get(k)!r}' for k in ('corpus', 'tokenizer', 'types', 'fingerprint')) for run in fit}
-    if len(kinds) > 1: raise RecordError(f'the records of {recipe!r} do not compare, say which you mean: {"; or ".join(sorted(kinds))}')
+    kinds = {
+        ', '.join(f'{k}={run.summary["validation"].get(k)!r}' for k in ('corpus', 'tokenizer', 'types', 'fingerprint'))
+        for run in fit
+    }
+    if len(kinds) > 1:
+        raise RecordError(
+            f'the records of {recipe!r} do not compare, say which you mean: {"; or ".join(sorted(kinds))}'
+        )
     return min(fit, key=lambda run: math.inf if (p := run.summary['validation']['perplexity']) is None else p)
 
 # %% ../nbs/09_records.ipynb #0a074daf
 def _compare(a, b):
     "What two measurements, as dictionaries, say of each other; None where either was not made."
-    if not a or not b: return None
+    if not a or not b:
+        return None
     both = dict(a=a, b=b, unit=None, values=None, ratio=None, notes=[], why_not=None)
-    if None in (a.get('perplexity'), b.get('perplexity')): return both | dict(why_not='one of the two perplexities is not a finite number')
-    try: found = compare(Measurement.from_dict(a), Measurement.from_dict(b))
+    if None in (a.get('perplexity'), b.get('perplexity')):
+        return both | dict(why_not='one of the two perplexities is not a finite number')
+    try:
+        found = compare(Measurement.from_dict(a), Measurement.from_dict(b))
     except NotComparable as e:
         both, found = both | dict(why_not=str(e)), e.offer
-        if found is None: return both
+        if found is None:
+            return both
     except LMCourseError as e:
         return both | dict(why_not=str(e))
     return both | dict(unit=found.unit, values=[found.a, found.b], ratio=found.ratio, notes=list(found.notes))
 
 # %% ../nbs/09_records.ipynb #b54061d5
-def compare_runs(a: Run, b: Run)->dict: # configuration and environment {field: [a's, b's]}, validation, test, notes
-    "Where two runs differ; and for each split the unit in which they compare, the ratio and notes, and why not in perplexity if not."
+def compare_runs(a: Run, b: Run) -> dict:  # configuration and environment {field: [a's, b's]}, validation, test, notes
+    """Where two runs differ; and for each split the unit in which they compare, the ratio and notes, and why not in
+    perplexity if not."""
     differing = lambda x, y: {k: [x.get(k), y.get(k)] for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k)}
     configuration, sa, sb = differing(_flat(a.config), _flat(b.config)), a.summary or {}, b.summary or {}
-    changed = [k for k in configuration if k.rsplit('.', 1)[-1] not in ('recipe', 'seed', 'name', 'summary', 'claimed', 'record_version')]
+    changed = [
+        k
+        for k in configuration
+        if k.rsplit('.', 1)[-1] not in ('recipe', 'seed', 'name', 'summary', 'claimed', 'record_version')
+    ]
     several = f'{len(changed)} settings differ ({", ".join(changed)}): no single one of them is shown to be the cause'
-    return dict(a=a.name, b=b.name, configuration=configuration, environment=differing(a.environment, b.environment),
-                **{split: _compare(sa.get(split), sb.get(split)) for split in ('validation', 'test')},
-                notes=[several] if len(changed) > 1 else [])
+    return dict(
+        a=a.name,
+        b=b.name,
+        configuration=configuration,
+        environment=differing(a.environment, b.environment),
+        **{split: _compare(sa.get(split), sb.get(split)) for split in ('validation', 'test')},
+        notes=[several] if len(changed) > 1 else [],
+    )

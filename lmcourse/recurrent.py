@@ -15,22 +15,25 @@ from torch import nn
 from .recipes import Data, Optim, Recipe, RecipeError, Train, recipe
 
 # %% ../nbs/11_recurrent.ipynb #7b82a825
-def elman_cell(x_BI: torch.Tensor,   # input of this step
-               h_BH: torch.Tensor,   # hidden state before it
-               W_ih_HI: torch.Tensor,# weights of the input
-               W_hh_HH: torch.Tensor,# weights of the old state
-               b_ih_H: torch.Tensor, # bias
-               b_hh_H: torch.Tensor, # and another, as torch has it
-              )->torch.Tensor:       # h_BH, the hidden state after it
-    "One step of the simplest memory: $h' = \\tanh(W x + b + U h + b')$ ([Elman, 1990](../docs/bibliography.md#elman1990))."
+def elman_cell(
+    x_BI: torch.Tensor,  # input of this step
+    h_BH: torch.Tensor,  # hidden state before it
+    W_ih_HI: torch.Tensor,  # weights of the input
+    W_hh_HH: torch.Tensor,  # weights of the old state
+    b_ih_H: torch.Tensor,  # bias
+    b_hh_H: torch.Tensor,  # and another, as torch has it
+) -> torch.Tensor:  # h_BH, the hidden state after it
+    """One step of the simplest memory: $h' = \\tanh(W x + b + U h + b')$ ([Elman,
+    1990](../docs/bibliography.md#elman1990))."""
     return torch.tanh(x_BI @ W_ih_HI.T + b_ih_H + h_BH @ W_hh_HH.T + b_hh_H)
 
 # %% ../nbs/11_recurrent.ipynb #1a538580
-def unroll(cell: Callable,           # elman_cell, gru_cell or lstm_cell
-           x_BTI: torch.Tensor,      # inputs
-           state,                    # h_BH, or (h_BH, c_BH), before the first step
-           *weights: torch.Tensor,   # the cell's, in torch's order: W_ih, W_hh, b_ih, b_hh
-          )->tuple:                  # (h_BTH, the state after the last step)
+def unroll(
+    cell: Callable,  # elman_cell, gru_cell or lstm_cell
+    x_BTI: torch.Tensor,  # inputs
+    state,  # h_BH, or (h_BH, c_BH), before the first step
+    *weights: torch.Tensor,  # the cell's, in torch's order: W_ih, W_hh, b_ih, b_hh
+) -> tuple:  # (h_BTH, the state after the last step)
     "A recurrent layer: the cell at one step after the other, the state handed on."
     h_T = []
     for x_BI in x_BTI.unbind(1):
@@ -39,40 +42,45 @@ def unroll(cell: Callable,           # elman_cell, gru_cell or lstm_cell
     return torch.stack(h_T, 1), state
 
 # %% ../nbs/11_recurrent.ipynb #b6337063
-def lstm_gates(x_BI: torch.Tensor,   # input of this step
-               h_BH: torch.Tensor,   # hidden state before it
-               W_ih: torch.Tensor,   # (4H, I): input, forget, candidate, output
-               W_hh: torch.Tensor,   # (4H, H), in the same order
-               b_ih: torch.Tensor,   # (4H,)
-               b_hh: torch.Tensor,   # (4H,)
-              )->tuple:              # (i_BH, f_BH, g_BH, o_BH): gates in (0, 1), the candidate g in (-1, 1)
+def lstm_gates(
+    x_BI: torch.Tensor,  # input of this step
+    h_BH: torch.Tensor,  # hidden state before it
+    W_ih: torch.Tensor,  # (4H, I): input, forget, candidate, output
+    W_hh: torch.Tensor,  # (4H, H), in the same order
+    b_ih: torch.Tensor,  # (4H,)
+    b_hh: torch.Tensor,  # (4H,)
+) -> tuple:  # (i_BH, f_BH, g_BH, o_BH): gates in (0, 1), the candidate g in (-1, 1)
     "What an LSTM decides at a step: input gate, forget gate, candidate, output gate, in torch's order."
     i, f, g, o = (x_BI @ W_ih.T + b_ih + h_BH @ W_hh.T + b_hh).chunk(4, -1)
     return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
 # %% ../nbs/11_recurrent.ipynb #2d69fb39
-def lstm_cell(x_BI: torch.Tensor,    # input of this step
-              state: tuple,          # (h_BH, c_BH) before it
-              W_ih: torch.Tensor,    # (4H, I): input, forget, candidate, output
-              W_hh: torch.Tensor,    # (4H, H), in the same order
-              b_ih: torch.Tensor,    # (4H,)
-              b_hh: torch.Tensor,    # (4H,)
-             )->tuple:               # (h_BH, c_BH) after it
-    "One step of a memory with three gates ([Gers et al., 2000](../docs/bibliography.md#gers2000)): $c' = f c + i g$, $h' = o \\tanh c'$."
+def lstm_cell(
+    x_BI: torch.Tensor,  # input of this step
+    state: tuple,  # (h_BH, c_BH) before it
+    W_ih: torch.Tensor,  # (4H, I): input, forget, candidate, output
+    W_hh: torch.Tensor,  # (4H, H), in the same order
+    b_ih: torch.Tensor,  # (4H,)
+    b_hh: torch.Tensor,  # (4H,)
+) -> tuple:  # (h_BH, c_BH) after it
+    """One step of a memory with three gates ([Gers et al., 2000](../docs/bibliography.md#gers2000)): $c' = f c + i g$,
+    $h' = o \\tanh c'$."""
     h_BH, c_BH = state
     i, f, g, o = lstm_gates(x_BI, h_BH, W_ih, W_hh, b_ih, b_hh)
     c_BH = f * c_BH + i * g
     return o * torch.tanh(c_BH), c_BH
 
 # %% ../nbs/11_recurrent.ipynb #0e82b1a4
-def gru_cell(x_BI: torch.Tensor,     # input of this step
-             h_BH: torch.Tensor,     # hidden state before it
-             W_ih: torch.Tensor,     # (3H, I): reset, update, candidate
-             W_hh: torch.Tensor,     # (3H, H), in the same order
-             b_ih: torch.Tensor,     # (3H,)
-             b_hh: torch.Tensor,     # (3H,)
-            )->torch.Tensor:         # h_BH after it
-    "One step of a memory with two gates ([Cho et al., 2014](../docs/bibliography.md#cho2014)), reset after the product, as in torch."
+def gru_cell(
+    x_BI: torch.Tensor,  # input of this step
+    h_BH: torch.Tensor,  # hidden state before it
+    W_ih: torch.Tensor,  # (3H, I): reset, update, candidate
+    W_hh: torch.Tensor,  # (3H, H), in the same order
+    b_ih: torch.Tensor,  # (3H,)
+    b_hh: torch.Tensor,  # (3H,)
+) -> torch.Tensor:  # h_BH after it
+    """One step of a memory with two gates ([Cho et al., 2014](../docs/bibliography.md#cho2014)), reset after the
+    product, as in torch."""
     r_x, z_x, n_x = (x_BI @ W_ih.T + b_ih).chunk(3, -1)
     r_h, z_h, n_h = (h_BH @ W_hh.T + b_hh).chunk(3, -1)
     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
@@ -80,63 +88,81 @@ def gru_cell(x_BI: torch.Tensor,     # input of this step
     return (1 - z) * n + z * h_BH
 
 # %% ../nbs/11_recurrent.ipynb #ad816aea
-LAYERS_IN_CELL = dict(elman=1, gru=3, lstm=4) # gates and candidate, each a layer of its own
+LAYERS_IN_CELL = dict(elman=1, gru=3, lstm=4)  # gates and candidate, each a layer of its own
 
-def cell_parameters(cell: str,      # elman, gru or lstm
-                    inputs: int,    # I
-                    hidden: int,    # H
-                   )->int:          # weights and biases, torch's second bias counted
+
+def cell_parameters(
+    cell: str,  # elman, gru or lstm
+    inputs: int,  # I
+    hidden: int,  # H
+) -> int:  # weights and biases, torch's second bias counted
     "How many parameters one recurrent layer has: $k H (I + H + 2)$ with k = 1, 3, 4."
     return LAYERS_IN_CELL[cell] * hidden * (inputs + hidden + 2)
 
 # %% ../nbs/11_recurrent.ipynb #993d7f6c
 _LIBRARY = dict(elman=nn.RNN, gru=nn.GRU, lstm=nn.LSTM)
 
+
 def _check_model(cell, embedding, hidden, layers, dropout, around, tied):
     "Refuse a recurrent model that cannot be built, with a sentence."
-    if cell not in _LIBRARY: raise RecipeError(f"model.cell is 'lstm', 'gru' or 'elman', got {cell!r}")
+    if cell not in _LIBRARY:
+        raise RecipeError(f"model.cell is 'lstm', 'gru' or 'elman', got {cell!r}")
     for name, value in (('embedding', embedding), ('hidden', hidden), ('layers', layers)):
-        if value < 1: raise RecipeError(f'model.{name} is at least 1, got {value}')
+        if value < 1:
+            raise RecipeError(f'model.{name} is at least 1, got {value}')
     for name, value in (('dropout', dropout), ('around', around)):
-        if not 0 <= value < 1: raise RecipeError(f'model.{name} lies in [0, 1), got {value}')
-    if tied and embedding != hidden: raise RecipeError(f'tied weights need equal widths: embedding {embedding} is not hidden {hidden}')
+        if not 0 <= value < 1:
+            raise RecipeError(f'model.{name} lies in [0, 1), got {value}')
+    if tied and embedding != hidden:
+        raise RecipeError(f'tied weights need equal widths: embedding {embedding} is not hidden {hidden}')
 
 # %% ../nbs/11_recurrent.ipynb #6b873236
 class RecurrentLM(nn.Module):
-    "Embedding, recurrent layers, linear head: ids to hidden states, the head applied by whoever needs logits or their loss."
+    """Embedding, recurrent layers, linear head: ids to hidden states, the head applied by whoever needs logits or their
+    loss."""
+
     carries, context = True, None
-    def __init__(self,
-                 types: int,           # V, size of the vocabulary
-                 cell: str='lstm',     # lstm, gru or elman
-                 embedding: int=256,   # width of a token's vector
-                 hidden: int=256,      # width of the hidden state, D
-                 layers: int=2,        # recurrent layers
-                 dropout: float=0.0,   # between layers, while training
-                 around: float=0.0,    # on the embedded inputs and on the last hidden states, while training
-                 tied: bool=False):    # one matrix for embedding and head
+
+    def __init__(
+        self,
+        types: int,  # V, size of the vocabulary
+        cell: str = 'lstm',  # lstm, gru or elman
+        embedding: int = 256,  # width of a token's vector
+        hidden: int = 256,  # width of the hidden state, D
+        layers: int = 2,  # recurrent layers
+        dropout: float = 0.0,  # between layers, while training
+        around: float = 0.0,  # on the embedded inputs and on the last hidden states, while training
+        tied: bool = False,  # one matrix for embedding and head
+    ):
         super().__init__()
         _check_model(cell, embedding, hidden, layers, dropout, around, tied)
         self.types = types
         self.embedding = nn.Embedding(types, embedding)
-        self.layers = _LIBRARY[cell](embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.)
+        self.layers = _LIBRARY[cell](
+            embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
+        )
         self.head, self.around = nn.Linear(hidden, types), nn.Dropout(around)
         if tied:
             self.head.weight = self.embedding.weight
-            nn.init.uniform_(self.head.weight, -.1, .1); nn.init.zeros_(self.head.bias)
+            nn.init.uniform_(self.head.weight, -0.1, 0.1)
+            nn.init.zeros_(self.head.bias)
 
-    def forward(self,
-                x_BT: torch.Tensor,    # ids
-                state=None,            # what the call before returned; None: start from zeros
-               ):                      # (h_BTD, state)
+    def forward(
+        self,
+        x_BT: torch.Tensor,  # ids
+        state=None,  # what the call before returned; None: start from zeros
+    ):  # (h_BTD, state)
         "Hidden states, and the state to hand on."
         h_BTD, state = self.layers(self.around(self.embedding(x_BT)), state)
         return self.around(h_BTD), state
 
-    def logits(self,
-               x_BT: torch.Tensor,     # ids
-               state=None,             # what the call before returned
-              ):                       # (logits_BTV, state)
-        "Scores of the next token and the state to hand on: for a look at predictions; training goes through the fused loss."
+    def logits(
+        self,
+        x_BT: torch.Tensor,  # ids
+        state=None,  # what the call before returned
+    ):  # (logits_BTV, state)
+        """Scores of the next token and the state to hand on: for a look at predictions; training goes through the fused
+        loss."""
         h_BTD, state = self(x_BT, state)
         return self.head(h_BTD), state
 
@@ -144,37 +170,50 @@ class RecurrentLM(nn.Module):
 @dataclass(frozen=True)
 class Recurrent:
     "The configuration of a recurrent language model."
-    cell: str='lstm'       # lstm, gru or elman
-    embedding: int=256     # width of a token's vector
-    hidden: int=256        # width of the hidden state
-    layers: int=2          # recurrent layers
-    dropout: float=0.3     # between layers
-    around: float=0.0      # on the embedded inputs and on the last hidden states
-    tied: bool=False       # one matrix for embedding and head
 
-    def __post_init__(self): _check_model(**asdict(self))
-    def build(self, types: int)->RecurrentLM: return RecurrentLM(types, **asdict(self))
-    def tiny(self)->'Recurrent':
+    cell: str = 'lstm'  # lstm, gru or elman
+    embedding: int = 256  # width of a token's vector
+    hidden: int = 256  # width of the hidden state
+    layers: int = 2  # recurrent layers
+    dropout: float = 0.3  # between layers
+    around: float = 0.0  # on the embedded inputs and on the last hidden states
+    tied: bool = False  # one matrix for embedding and head
+
+    def __post_init__(self):
+        _check_model(**asdict(self))
+
+    def build(self, types: int) -> RecurrentLM:
+        return RecurrentLM(types, **asdict(self))
+
+    def tiny(self) -> 'Recurrent':
         "At most two layers, width 32."
         return replace(self, embedding=min(self.embedding, 32), hidden=min(self.hidden, 32), layers=min(self.layers, 2))
 
 # %% ../nbs/11_recurrent.ipynb #73aae7db
-def model_parameters(config: Recurrent, # the widths
-                     types: int,        # V, size of the vocabulary
-                    )->dict:            # {'embedding', 'recurrent', 'head'}: how many parameters sit where
+def model_parameters(
+    config: Recurrent,  # the widths
+    types: int,  # V, size of the vocabulary
+) -> dict:  # {'embedding', 'recurrent', 'head'}: how many parameters sit where
     "The parameters of a recurrent language model by closed form; a tied head has only its bias left."
     inputs = [config.embedding] + [config.hidden] * (config.layers - 1)
-    return dict(embedding=types * config.embedding,
-                recurrent=sum(cell_parameters(config.cell, i, config.hidden) for i in inputs),
-                head=types * (0 if config.tied else config.hidden) + types)
+    return dict(
+        embedding=types * config.embedding,
+        recurrent=sum(cell_parameters(config.cell, i, config.hidden) for i in inputs),
+        head=types * (0 if config.tied else config.hidden) + types,
+    )
 
 # %% ../nbs/11_recurrent.ipynb #d7121af9
-def _note_000(name: str, cell: str, **changes)->Recipe:
+def _note_000(name: str, cell: str, **changes) -> Recipe:
     "The notes' settings: windows side by side, state reset at every batch, AdamW at 3e-4."
     model = dict(cell=cell, embedding=256, hidden=256, layers=2, dropout=0.3)
     length = changes.pop('length', 35)
-    return Recipe(name, Recurrent(**(model | changes)), Data(batches='windows', length=length, batch=64),
-                  Optim(lr=3e-4, weight_decay=1e-4, clip=1.0), Train(epochs=20))
+    return Recipe(
+        name,
+        Recurrent(**(model | changes)),
+        Data(batches='windows', length=length, batch=64),
+        Optim(lr=3e-4, weight_decay=1e-4, clip=1.0),
+        Train(epochs=20),
+    )
 
 # %% ../nbs/11_recurrent.ipynb #86103ec4
 @recipe(claimed=152)
@@ -183,6 +222,7 @@ def lstm_a():
 
     `lmcourse run lstm-a`. Claimed: validation perplexity 152 after two epochs, then overfitting."""
     return _note_000('lstm-a', 'lstm')
+
 
 @recipe(claimed=155)
 def gru_a():
@@ -198,6 +238,7 @@ def lstm_b():
 
     `lmcourse run lstm-b`. Claimed: validation perplexity 205, and elsewhere 196.13 at epoch 13."""
     return _note_000('lstm-b', 'lstm', hidden=128, layers=1, length=60)
+
 
 @recipe(claimed=195)
 def gru_b():

@@ -12,12 +12,14 @@ from .loss import LMCourseError, Tally
 from .fused_loss import fused_cross_entropy
 
 # %% ../nbs/15_speed.ipynb #595dbdf1
-def candidates(targets: torch.Tensor,  # ids of the tokens that came; -100 is not scored
-               types: int,             # V
-               often: int,             # the first ids, always asked: a vocabulary sorted by frequency has its commonest words there
-               others: int,            # how many of the rest are drawn, each as likely as the next
-              )->tuple:                # (ids_K: sorted, who is asked; weight_K: for how many each of them stands)
-    "Who competes with the right words of a batch: the right words themselves, the commonest, and a sample of all others. Made where the targets are; on the processor, where batches come from, nothing waits."
+def candidates(
+    targets: torch.Tensor,  # ids of the tokens that came; -100 is not scored
+    types: int,  # V
+    often: int,  # the first ids, always asked: a vocabulary sorted by frequency has its commonest words there
+    others: int,  # how many of the rest are drawn, each as likely as the next
+) -> tuple:  # (ids_K: sorted, who is asked; weight_K: for how many each of them stands)
+    """Who competes with the right words of a batch: the right words themselves, the commonest, and a sample of all
+    others. Made where the targets are; on the processor, where batches come from, nothing waits."""
     weight_V = torch.zeros(types, device=targets.device)
     weight_V[:often] = 1
     weight_V[targets[targets != -100]] = 1
@@ -28,18 +30,25 @@ def candidates(targets: torch.Tensor,  # ids of the tokens that came; -100 is no
     return ids_K, weight_V[ids_K]
 
 # %% ../nbs/15_speed.ipynb #5f6f1023
-def sampled_cross_entropy(hidden: torch.Tensor,      # hidden states (..., D)
-                          weight_VD: torch.Tensor,   # the head
-                          bias_V: torch.Tensor,      # its bias
-                          targets: torch.Tensor,     # ids (...); -100 is not scored
-                          often: int=2048,           # the first ids, always asked
-                          others: int=2048,          # how many of the rest are drawn
-                          precision: str|None=None,  # of the products: 'fp32', 'bf16', or None: choose
-                         )->Tally:                   # summed nats, estimated, and the number of tokens scored
-    "Cross-entropy with the softmax's sum estimated from a sample of the types; for training only. Raises `LMCourseError` if nobody is drawn."
-    if others < 1: raise LMCourseError(f'at least one of the other types is drawn, got {others}')
-    if targets.shape != hidden.shape[:-1]: raise LMCourseError(f'one target for each hidden state is wanted: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}')
-    if often + others >= len(weight_VD): return fused_cross_entropy(hidden, weight_VD, bias_V, targets, precision=precision)
+def sampled_cross_entropy(
+    hidden: torch.Tensor,  # hidden states (..., D)
+    weight_VD: torch.Tensor,  # the head
+    bias_V: torch.Tensor,  # its bias
+    targets: torch.Tensor,  # ids (...); -100 is not scored
+    often: int = 2048,  # the first ids, always asked
+    others: int = 2048,  # how many of the rest are drawn
+    precision: str | None = None,  # of the products: 'fp32', 'bf16', or None: choose
+) -> Tally:  # summed nats, estimated, and the number of tokens scored
+    """Cross-entropy with the softmax's sum estimated from a sample of the types; for training only. Raises
+    `LMCourseError` if nobody is drawn."""
+    if others < 1:
+        raise LMCourseError(f'at least one of the other types is drawn, got {others}')
+    if targets.shape != hidden.shape[:-1]:
+        raise LMCourseError(
+            f'one target for each hidden state is wanted: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}'
+        )
+    if often + others >= len(weight_VD):
+        return fused_cross_entropy(hidden, weight_VD, bias_V, targets, precision=precision)
     ids_K, weight_K = candidates(targets, len(weight_VD), often, others)
     place_V = torch.full((len(weight_VD),), -100, device=targets.device)
     place_V[ids_K] = torch.arange(len(ids_K), device=targets.device)

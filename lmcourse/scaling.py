@@ -24,149 +24,254 @@ from .transformer import Transformer, parts
 class ScalingError(LMCourseError):
     "A grid of runs that cannot be made, or a prediction that would be none."
 
-def flops(c: Transformer,        # the configuration
-          types: int,            # V
-          length: int|None=None, # T, tokens of a window; None: the whole context
-         )->dict:                # {part: floating-point operations}
-    "What one token costs on its way forward, by part: the products of matrices, and nothing else ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix F, which counts embeddings and the softmax too; an embedding is looked up here, and costs no product)."
-    D, T, matrices = c.width, length or c.context, 3 if c.activation == 'swiglu' else 2
-    return {'linear layers': 2 * c.layers * (4 * D * D + matrices * D * c.inner), 'scores and mixing': 2 * c.layers * 2 * T * D, 'head': 2 * types * D}
 
-def training_flops(c: Transformer,        # the configuration
-                   types: int,            # V
-                   length: int|None=None, # T, tokens of a window; None: the whole context
-                  )->int:                 # floating-point operations for one token
+def flops(
+    c: Transformer,  # the configuration
+    types: int,  # V
+    length: int | None = None,  # T, tokens of a window; None: the whole context
+) -> dict:  # {part: floating-point operations}
+    """What one token costs on its way forward, by part: the products of matrices, and nothing else ([Hoffmann et al.,
+    2022](../docs/bibliography.md#hoffmann2022), appendix F, which counts embeddings and the softmax too; an
+    embedding is looked up here, and costs no product)."""
+    D, T, matrices = c.width, length or c.context, 3 if c.activation == 'swiglu' else 2
+    return {
+        'linear layers': 2 * c.layers * (4 * D * D + matrices * D * c.inner),
+        'scores and mixing': 2 * c.layers * 2 * T * D,
+        'head': 2 * types * D,
+    }
+
+
+def training_flops(
+    c: Transformer,  # the configuration
+    types: int,  # V
+    length: int | None = None,  # T, tokens of a window; None: the whole context
+) -> int:  # floating-point operations for one token
     "Forward once, and backward twice as much: each product has two factors, and each wants its gradient."
     return 3 * sum(flops(c, types, length).values())
 
 # %% ../nbs/22_scaling.ipynb #b12bc800
 @recipe
 def scaling_small():
-    """A decoder with the bundle of lesson 20, of width 32 and one block, on the embedded text, read once: from here sizes and budgets are varied.
+    """A decoder with the bundle of lesson 20, of width 32 and one block, on the embedded text, read once: from here
+    sizes and budgets are varied.
 
     `lmcourse run scaling-small`: a quarter of a minute on one core to validation perplexity 34.8, bpe:512."""
-    model = Transformer(32, 2, 128, 1, 128, 0., positions='rotary', norm='rms', activation='relu2', qk_norm=True, bias=False, head_bias=False, start='still')
-    return Recipe('scaling-small', model, Data(corpus='stdlib', tokenizer='bpe:512', batches='windows', length=128, batch=8),
-                  Optim('muon', lr=3.5e-2, weight_decay=0.05, betas=(0.9, 0.95), warmup=20, schedule='cosine'), Train(epochs=1, precision='fp32'))
+    model = Transformer(
+        32,
+        2,
+        128,
+        1,
+        128,
+        0.0,
+        positions='rotary',
+        norm='rms',
+        activation='relu2',
+        qk_norm=True,
+        bias=False,
+        head_bias=False,
+        start='still',
+    )
+    return Recipe(
+        'scaling-small',
+        model,
+        Data(corpus='stdlib', tokenizer='bpe:512', batches='windows', length=128, batch=8),
+        Optim('muon', lr=3.5e-2, weight_decay=0.05, betas=(0.9, 0.95), warmup=20, schedule='cosine'),
+        Train(epochs=1, precision='fp32'),
+    )
 
-def sized(width: int,      # of a token's vector, a multiple of 16
-          layers: int,     # blocks
-         )->dict:          # changes for `override`
-    "The settings of a decoder of this width and depth: heads of 16, feed-forward layers four times as wide; a learning rate that falls as the root of the width, as Muon's steps grow with it."
-    return {'model.width': width, 'model.heads': width // 16, 'model.hidden': 4 * width, 'model.layers': layers, 'optim.lr': .2 / math.sqrt(width)}
+
+def sized(
+    width: int,  # of a token's vector, a multiple of 16
+    layers: int,  # blocks
+) -> dict:  # changes for `override`
+    """The settings of a decoder of this width and depth: heads of 16, feed-forward layers four times as wide; a
+    learning rate that falls as the root of the width, as Muon's steps grow with it."""
+    return {
+        'model.width': width,
+        'model.heads': width // 16,
+        'model.hidden': 4 * width,
+        'model.layers': layers,
+        'optim.lr': 0.2 / math.sqrt(width),
+    }
 
 # %% ../nbs/22_scaling.ipynb #52883de9
-def measured(recipe: Recipe,         # the whole of the run
-             unique: int|None=None,  # read the first so many tokens of the train split, pass after pass; None: all of it
-             stop: int|None=None,    # leave after so many steps, wherever the learning rate is then; None: at the end
-            )->dict:                 # counts, cost, and what came of it on validation
-    "Train for as long as the recipe says, look once, at the end, and say what it cost. Raises `Diverged` where the loss stops being a number."
+def measured(
+    recipe: Recipe,  # the whole of the run
+    unique: int | None = None,  # read the first so many tokens of the train split, pass after pass; None: all of it
+    stop: int | None = None,  # leave after so many steps, wherever the learning rate is then; None: at the end
+) -> dict:  # counts, cost, and what came of it on validation
+    """Train for as long as the recipe says, look once, at the end, and say what it cost. Raises `Diverged` where the
+    loss stops being a number."""
     c, d = recipe.model, recipe.data
     with tempfile.TemporaryDirectory() as folder:
-        t = Trainer(recipe, Path(folder)/'run', show=False)
+        t = Trainer(recipe, Path(folder) / 'run', show=False)
         ids, first = t.data.train.ids[:unique], t.data.tokenizer.first_id
         t.batches, tic = Windows(ids, d.length, d.batch, first, d.stride, seed=recipe.train.seed), time.perf_counter()
         for group in itertools.islice(steps(t), stop or t.total):
             nats = float(train_step(t, group)[0])
-            if not math.isfinite(nats): break
+            if not math.isfinite(nats):
+                break
         seconds, found = time.perf_counter() - tic, evaluate(t.model, t.data.validation, first, length=d.length)
-    if not math.isfinite(nats + found.nats): raise Diverged(f'the loss stopped being a number at step {t.step} of {t.total}')
+    if not math.isfinite(nats + found.nats):
+        raise Diverged(f'the loss stopped being a number at step {t.step} of {t.total}')
     p = parts(c, t.data.types)
-    return dict(parameters=sum(p.values()), blocks=sum(p.values()) - p['embedding'] - p['head bias'], tokens=t.tokens, unique=min(t.tokens, len(ids)),
-                flops=training_flops(c, t.data.types, d.length) * t.tokens, steps=t.step, nats=found.nats_per_token, bits_per_byte=found.bits_per_byte, seconds=seconds)
+    return dict(
+        parameters=sum(p.values()),
+        blocks=sum(p.values()) - p['embedding'] - p['head bias'],
+        tokens=t.tokens,
+        unique=min(t.tokens, len(ids)),
+        flops=training_flops(c, t.data.types, d.length) * t.tokens,
+        steps=t.step,
+        nats=found.nats_per_token,
+        bits_per_byte=found.bits_per_byte,
+        seconds=seconds,
+    )
 
 # %% ../nbs/22_scaling.ipynb #9fdda17b
-def planned(base: Recipe,    # where to start
-            sizes: list,     # (width, layers)
-            budgets: list,   # FLOPs of a whole run
-            least: int=100,  # steps that a run has, or it is left out
-           )->dict:          # {what the run is called: changes}
-    "A run for each size and budget: as many steps as the budget pays for, the learning rate falling over just these. Left out is what would need more text than there is."
+def planned(
+    base: Recipe,  # where to start
+    sizes: list,  # (width, layers)
+    budgets: list,  # FLOPs of a whole run
+    least: int = 100,  # steps that a run has, or it is left out
+) -> dict:  # {what the run is called: changes}
+    """A run for each size and budget: as many steps as the budget pays for, the learning rate falling over just these.
+    Left out is what would need more text than there is."""
     d, text, plan = base.data, tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count), {}
     for budget, (width, layers) in itertools.product(budgets, sizes):
         change = sized(width, layers)
         one = training_flops(override(base, change).model, text.types, d.length) * d.batch * d.length
         n = round(budget / one)
         if n >= least and n * d.batch * d.length <= text.train.tokens:
-            plan[f'{budget:.3g} FLOPs, width {width}, {layers} deep'] = change | {'train.max_steps': n, 'optim.warmup': n // 20}
+            plan[f'{budget:.3g} FLOPs, width {width}, {layers} deep'] = change | {
+                'train.max_steps': n,
+                'optim.warmup': n // 20,
+            }
     return plan
 
 # %% ../nbs/22_scaling.ipynb #9335ab0a
 def _one(recipe, limits, threads):
     "A run's row, or one that says why there is none."
-    before = torch.get_num_threads(); torch.set_num_threads(threads)
-    try: return measured(recipe, **limits)
-    except (Diverged, RuntimeError) as e: return dict(broken=str(e).splitlines()[0])
-    finally: torch.set_num_threads(before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return measured(recipe, **limits)
+    except (Diverged, RuntimeError) as e:
+        return dict(broken=str(e).splitlines()[0])
+    finally:
+        torch.set_num_threads(before)
+
 
 def _child():
     "One run in a process of its own: what to do comes in by the standard input, the row goes out as a line."
     print(json.dumps(plain(_one(*pickle.load(sys.stdin.buffer)))))
 
+
 def _elsewhere(work, children):
     "Start such a process, and wait for it."
-    child = subprocess.Popen([sys.executable, '-c', 'from lmcourse.scaling import _child; _child()'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, '-c', 'from lmcourse.scaling import _child; _child()'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     children.append(child)
     out, said = child.communicate(pickle.dumps(work))
-    if child.returncode == 0: return json.loads(out.splitlines()[-1])
-    return dict(broken=f'its process ended with {child.returncode}. ' + ''.join(said.decode(errors='replace').splitlines()[-1:]))
+    if child.returncode == 0:
+        return json.loads(out.splitlines()[-1])
+    return dict(
+        broken=f'its process ended with {child.returncode}. ' + ''.join(said.decode(errors='replace').splitlines()[-1:])
+    )
+
 
 def _made(work, jobs):
     "Rows by name as they are done, `jobs` at a time."
     if jobs == 1:
-        for name, one in work.items(): yield name, _one(*one)
+        for name, one in work.items():
+            yield name, _one(*one)
         return
     children, pool = [], ThreadPoolExecutor(jobs)
     try:
         runs = {pool.submit(_elsewhere, one, children): name for name, one in work.items()}
-        for done in as_completed(runs): yield runs[done], done.result()
+        for done in as_completed(runs):
+            yield runs[done], done.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in children:
-            if child.poll() is None: child.terminate()
+            if child.poll() is None:
+                child.terminate()
 
 # %% ../nbs/22_scaling.ipynb #7561a42f
-def run_all(base: Recipe,         # where to start
-            settings: dict,       # {what the run is called: changes}; beside those of `override`, 'unique' and 'stop' of `measured`
-            out: str|Path,        # a JSON file, to which rows are added as they are made
-            kind: str='grid',     # what these runs are for
-            jobs: int=1,          # runs at a time, each in a process of its own where there are several
-            threads: int=1,       # of each run
-            tell=None,            # called with a line when a run is done
-           )->list[dict]:         # their rows, in the order of `settings`
-    "Make the runs that the file does not have yet. Raises `ScalingError` where it has a run of that name with other settings."
-    out, mark = Path(out), hashlib.sha256(json.dumps([plain(getattr(base, s)) for s in SECTIONS], sort_keys=True).encode()).hexdigest()[:8]
+def run_all(
+    base: Recipe,  # where to start
+    settings: dict,  # {what the run is called: changes}; beside those of `override`, 'unique' and 'stop' of `measured`
+    out: str | Path,  # a JSON file, to which rows are added as they are made
+    kind: str = 'grid',  # what these runs are for
+    jobs: int = 1,  # runs at a time, each in a process of its own where there are several
+    threads: int = 1,  # of each run
+    tell=None,  # called with a line when a run is done
+) -> list[dict]:  # their rows, in the order of `settings`
+    """Make the runs that the file does not have yet. Raises `ScalingError` where it has a run of that name with other
+    settings."""
+    out, mark = (
+        Path(out),
+        hashlib.sha256(json.dumps([plain(getattr(base, s)) for s in SECTIONS], sort_keys=True).encode()).hexdigest()[
+            :8
+        ],
+    )
     log = read_json(out) if out.exists() else []
     rows = {r['run']: r for r in log if r['kind'] == kind}
     for name, change in settings.items():
         if name in rows and (rows[name]['base'], rows[name]['changes']) != (mark, plain(change)):
-            raise ScalingError(f'{out.name} has a run {name!r} with other settings: name another file, or take that row out')
+            raise ScalingError(
+                f'{out.name} has a run {name!r} with other settings: name another file, or take that row out'
+            )
     own = lambda change, ours: {k: v for k, v in change.items() if (k in ('unique', 'stop')) == ours}
-    work = {name: (override(base, own(change, False)), own(change, True), threads) for name, change in settings.items() if name not in rows}
+    work = {
+        name: (override(base, own(change, False)), own(change, True), threads)
+        for name, change in settings.items()
+        if name not in rows
+    }
     for name, found in _made(work, jobs):
         rows[name] = dict(kind=kind, run=name, base=mark, changes=plain(settings[name])) | found
-        log.append(rows[name]); write_json(out, log)
-        if tell: tell(f"{name}: {found.get('broken') or format(found['nats'], '.3f') + ' nats per token'}")
+        log.append(rows[name])
+        write_json(out, log)
+        if tell:
+            tell(f"{name}: {found.get('broken') or format(found['nats'], '.3f') + ' nats per token'}")
     return [rows[name] for name in settings]
 
-def good(rows: list[dict])->list[dict]: # of `run_all`
+
+def good(rows: list[dict]) -> list[dict]:  # of `run_all`
     "The rows of runs that came to an end."
     return [r for r in rows if 'broken' not in r]
 
 # %% ../nbs/22_scaling.ipynb #09a95cd7
-def isoflop(rows: list[dict],       # runs of a grid
-            budgets: list,          # FLOPs
-            size: str='parameters', # or blocks: without the table
-           )->list[dict]:           # budget, rows by size, curve (in ln of the size), inside: whether it has its valley between the runs; and then its place: the size, tokens, nats
-    "For each budget a parabola in the logarithm of the size, by least squares ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), section 3.2)."
+def isoflop(
+    rows: list[dict],  # runs of a grid
+    budgets: list,  # FLOPs
+    size: str = 'parameters',  # or blocks: without the table
+) -> list[
+    dict
+]:  # budget, rows by size, curve (in ln of the size), inside: whether it has its valley between the runs; and then its place: the size, tokens, nats
+    """For each budget a parabola in the logarithm of the size, by least squares ([Hoffmann et al.,
+    2022](../docs/bibliography.md#hoffmann2022), section 3.2)."""
     found = []
     for budget in budgets:
-        mine = sorted((r for r in good(rows) if abs(r['flops'] / budget - 1) < .1), key=lambda r: r[size])
-        if len(mine) < 3: continue
+        mine = sorted((r for r in good(rows) if abs(r['flops'] / budget - 1) < 0.1), key=lambda r: r[size])
+        if len(mine) < 3:
+            continue
         n, y, cost = np.log([(r[size], math.exp(r['nats']), r['flops'] / r['tokens']) for r in mine]).T
-        curve = np.polyfit(n, y, 2); low = -curve[1] / (2 * curve[0])
+        curve = np.polyfit(n, y, 2)
+        low = -curve[1] / (2 * curve[0])
         inside = bool(curve[0] > 0 and n[0] < low < n[-1])
-        place = {size: math.exp(low), 'tokens': budget / math.exp(np.interp(low, n, cost)), 'nats': float(np.polyval(curve, low))} if inside else {}
+        place = (
+            {
+                size: math.exp(low),
+                'tokens': budget / math.exp(np.interp(low, n, cost)),
+                'nats': float(np.polyval(curve, low)),
+            }
+            if inside
+            else {}
+        )
         found.append(dict(budget=budget, rows=mine, curve=curve.tolist(), inside=inside) | place)
     return found
 
@@ -174,31 +279,40 @@ def isoflop(rows: list[dict],       # runs of a grid
 @dataclass(frozen=True)
 class Law:
     "Nats per token by size and text."
-    E: float               # what stays
-    A: float               # A / N^a: for want of parameters
+
+    E: float  # what stays
+    A: float  # A / N^a: for want of parameters
     a: float
-    B: float               # B / D^b: for want of text
+    B: float  # B / D^b: for want of text
     b: float
 
-    def __call__(self,
-                 parameters,       # N; arrays too
-                 tokens):          # D
+    def __call__(
+        self,
+        parameters,  # N; arrays too
+        tokens,  # D
+    ):
         "Nats per token ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), equation 2)."
         return self.E + self.A / parameters**self.a + self.B / tokens**self.b
 
-    def best(self,
-             flops: float,         # budget of a run
-             per: float=6.,        # FLOPs for each parameter and token
-            )->tuple:              # (parameters, tokens)
-        "The best way to spend a budget, in closed form: where a little more of either helps alike ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), equation 4)."
-        n = (self.a * self.A / (self.b * self.B) * (flops / per)**self.b)**(1 / (self.a + self.b))
+    def best(
+        self,
+        flops: float,  # budget of a run
+        per: float = 6.0,  # FLOPs for each parameter and token
+    ) -> tuple:  # (parameters, tokens)
+        """The best way to spend a budget, in closed form: where a little more of either helps alike ([Hoffmann et al.,
+        2022](../docs/bibliography.md#hoffmann2022), equation 4)."""
+        n = (self.a * self.A / (self.b * self.B) * (flops / per) ** self.b) ** (1 / (self.a + self.b))
         return n, flops / per / n
 
 # %% ../nbs/22_scaling.ipynb #877a49fb
-def huber(r,                   # residuals, of any shape
-          delta: float=1e-3):  # where the bowl becomes a cone
-    "Half the square of a small residual; a large one counts in proportion ([Huber, 1964](../docs/bibliography.md#huber1964))."
+def huber(
+    r,  # residuals, of any shape
+    delta: float = 1e-3,  # where the bowl becomes a cone
+):
+    """Half the square of a small residual; a large one counts in proportion ([Huber,
+    1964](../docs/bibliography.md#huber1964))."""
     return np.where(abs(r) <= delta, r * r / 2, delta * (abs(r) - delta / 2))
+
 
 def _terms(p_S5, n_R, d_R):
     "ln of the values of S laws at R runs, and the share of each of the three terms in them."
@@ -207,12 +321,17 @@ def _terms(p_S5, n_R, d_R):
     total_SR = np.logaddexp.reduce(t_3SR)
     return total_SR, np.exp(t_3SR - total_SR)
 
-def fit_many(p_S5,              # where S fits start: ln A, a, ln B, b, ln E
-            n_R, d_R, y_R,     # logarithms of the parameters, tokens and nats of R runs
-            weight_SR,         # how often each run counts in each fit
-            rounds: int=100,
-           )->tuple:           # (p_S5, loss_S)
-    "Many fits side by side, by damped Gauss-Newton steps ([Marquardt, 1963](../docs/bibliography.md#marquardt1963)): one that does not help is taken back, and the next is shorter."
+
+def fit_many(
+    p_S5,  # where S fits start: ln A, a, ln B, b, ln E
+    n_R,
+    d_R,
+    y_R,  # logarithms of the parameters, tokens and nats of R runs
+    weight_SR,  # how often each run counts in each fit
+    rounds: int = 100,
+) -> tuple:  # (p_S5, loss_S)
+    """Many fits side by side, by damped Gauss-Newton steps ([Marquardt, 1963](../docs/bibliography.md#marquardt1963)):
+    one that does not help is taken back, and the next is shorter."""
     loss = lambda p_S5: (weight_SR * huber(_terms(p_S5, n_R, d_R)[0] - y_R)).sum(-1)
     damp_S, loss_S = np.full(len(p_S5), 1e-2), loss(p_S5)
     for _ in range(rounds):
@@ -222,67 +341,104 @@ def fit_many(p_S5,              # where S fits start: ln A, a, ln B, b, ln E
         H_S55, g_S5 = np.einsum('sri,sr,srj->sij', J_SR5, w_SR, J_SR5), np.einsum('sri,sr,sr->si', J_SR5, w_SR, r_SR)
         H_S55 = H_S55 + (damp_S[:, None] * np.einsum('sii->si', H_S55) + 1e-12)[..., None] * np.eye(5)
         new_S5 = p_S5 - np.linalg.solve(H_S55, g_S5[..., None])[..., 0]
-        new_S = loss(new_S5); better_S = new_S < loss_S
+        new_S = loss(new_S5)
+        better_S = new_S < loss_S
         p_S5, loss_S = np.where(better_S[:, None], new_S5, p_S5), np.where(better_S, new_S, loss_S)
         damp_S = np.clip(np.where(better_S, damp_S / 3, damp_S * 4), 1e-9, 1e9)
     return p_S5, loss_S
 
 # %% ../nbs/22_scaling.ipynb #cfb34ac9
-def fit_law(rows: list[dict],          # runs: parameters (or blocks), tokens, nats
-            size: str='parameters',    # or blocks: without the table
-            resamples: int=0,          # how many times the runs are drawn anew and fitted again
-            seed: int=0,               # of the draws
-           )->tuple:                   # (the law, the laws of the resamples, the loss from each start, lowest first)
-    "The law from 81 starts, the best kept ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix D.2); and again for every resample ([Efron, 1979](../docs/bibliography.md#efron1979)). Raises `ScalingError` for fewer than six runs."
+def fit_law(
+    rows: list[dict],  # runs: parameters (or blocks), tokens, nats
+    size: str = 'parameters',  # or blocks: without the table
+    resamples: int = 0,  # how many times the runs are drawn anew and fitted again
+    seed: int = 0,  # of the draws
+) -> tuple:  # (the law, the laws of the resamples, the loss from each start, lowest first)
+    """The law from 81 starts, the best kept ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix
+    D.2); and again for every resample ([Efron, 1979](../docs/bibliography.md#efron1979)). Raises `ScalingError` for
+    fewer than six runs."""
     rows = good(rows)
-    if bad := [r.get('run', n) for n, r in enumerate(rows) if not all(math.isfinite(r[k]) and r[k] > 0 for k in (size, 'tokens', 'nats'))]: raise ScalingError(f'{bad[0]} has a size, a length or nats that are no finite number above 0: leave such runs out')
+    if bad := [
+        r.get('run', n)
+        for n, r in enumerate(rows)
+        if not all(math.isfinite(r[k]) and r[k] > 0 for k in (size, 'tokens', 'nats'))
+    ]:
+        raise ScalingError(
+            f'{bad[0]} has a size, a length or nats that are no finite number above 0: leave such runs out'
+        )
     for k in (size, 'tokens'):
-        if len({r[k] for r in rows}) < 2 <= len(rows): raise ScalingError(f'all runs have the same {k}, and one alone does not tell an exponent: vary it')
+        if len({r[k] for r in rows}) < 2 <= len(rows):
+            raise ScalingError(f'all runs have the same {k}, and one alone does not tell an exponent: vary it')
     n_R, d_R, y_R = np.log([[r[k] for r in rows] for k in (size, 'tokens', 'nats')]).reshape(3, -1)
-    if len(n_R) < 6: raise ScalingError(f'a law has five unknowns: {len(n_R)} runs do not determine it, make at least six')
+    if len(n_R) < 6:
+        raise ScalingError(f'a law has five unknowns: {len(n_R)} runs do not determine it, make at least six')
     n, d, y = n_R.mean(), d_R.mean(), y_R.mean()
-    starts = np.array([[y + math.log((1 - e) * s), a, y + math.log((1 - e) * (1 - s)), b, y + math.log(e)]
-                       for e, s, a, b in itertools.product((.2, .5, .8), (.2, .5, .8), (.2, .6, 1.2), (.2, .6, 1.2))])
+    starts = np.array(
+        [
+            [y + math.log((1 - e) * s), a, y + math.log((1 - e) * (1 - s)), b, y + math.log(e)]
+            for e, s, a, b in itertools.product((0.2, 0.5, 0.8), (0.2, 0.5, 0.8), (0.2, 0.6, 1.2), (0.2, 0.6, 1.2))
+        ]
+    )
     law = lambda p: Law(math.exp(p[4]), math.exp(p[0] + p[1] * n), p[1], math.exp(p[2] + p[3] * d), p[3])
     p_S5, loss_S = fit_many(starts, n_R - n, d_R - d, y_R, np.ones((len(starts), len(n_R))))
     best, again = p_S5[loss_S.argmin()], []
     if resamples:
         weights = np.random.default_rng(seed).multinomial(len(n_R), np.full(len(n_R), 1 / len(n_R)), resamples)
-        again = [law(p) for p in fit_many(np.repeat(best[None], resamples, 0), n_R - n, d_R - d, y_R, weights)[0].tolist()]
+        again = [
+            law(p) for p in fit_many(np.repeat(best[None], resamples, 0), n_R - n, d_R - d, y_R, weights)[0].tolist()
+        ]
     return law(best.tolist()), again, np.sort(loss_S)
 
 # %% ../nbs/22_scaling.ipynb #43c34c40
-def predicted(rows: list[dict],    # runs of a grid
-              parameters: float,   # N of a run that is not among them
-              tokens: float,       # its D
-              resamples: int=1000,
-              seed: int=0,
-             )->dict:              # nats, low and high (95 %), law, runs
-    "What the law says of another run. Its interval: the laws of the resamples, and on top of each the miss of one of the runs, widened for the five numbers that were fitted to them."
+def predicted(
+    rows: list[dict],  # runs of a grid
+    parameters: float,  # N of a run that is not among them
+    tokens: float,  # its D
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict:  # nats, low and high (95 %), law, runs
+    """What the law says of another run. Its interval: the laws of the resamples, and on top of each the miss of one of
+    the runs, widened for the five numbers that were fitted to them."""
     rows = good(rows)
     law, again, _ = fit_law(rows, resamples=resamples, seed=seed)
-    misses = np.array([math.log(r['nats'] / law(r['parameters'], r['tokens'])) for r in rows]) * math.sqrt(len(rows) / (len(rows) - 5))
+    misses = np.array([math.log(r['nats'] / law(r['parameters'], r['tokens'])) for r in rows]) * math.sqrt(
+        len(rows) / (len(rows) - 5)
+    )
     draws = np.log([l(parameters, tokens) for l in again]) + np.random.default_rng(seed + 1).choice(misses, resamples)
-    low, high = np.exp(np.quantile(draws, [.025, .975])).tolist()
+    low, high = np.exp(np.quantile(draws, [0.025, 0.975])).tolist()
     return dict(nats=law(parameters, tokens), low=low, high=high, law=asdict(law), runs=len(rows))
 
-def foretold(base: Recipe,     # where to start, the grid's
-             sizes: list,      # (width, layers) to choose from
-             budget: float,    # FLOPs, more than any run had
-             out: str|Path,    # the grid's file
-             **how,            # jobs, threads, tell of `run_all`
-            )->tuple:          # (the prediction, the row of the run)
-    "The grid's law picks a size for a larger budget, its prediction goes into the file, and then the run is made. Raises `ScalingError` where the run is there and no prediction."
+
+def foretold(
+    base: Recipe,  # where to start, the grid's
+    sizes: list,  # (width, layers) to choose from
+    budget: float,  # FLOPs, more than any run had
+    out: str | Path,  # the grid's file
+    **how,  # jobs, threads, tell of `run_all`
+) -> tuple:  # (the prediction, the row of the run)
+    """The grid's law picks a size for a larger budget, its prediction goes into the file, and then the run is made.
+    Raises `ScalingError` where the run is there and no prediction."""
     log, plan = read_json(out), planned(base, sizes, [budget], least=1)
     said = next((r for r in log if r['kind'] == 'prediction' and r['run'] in plan), None)
     if said is None:
         made = [r['run'] for r in log if r['kind'] == 'larger' and r['run'] in plan]
-        if made: raise ScalingError(f'{Path(out).name} has the run {made[0]!r} already: what is said of it now is no prediction')
-        rows, types = [r for r in log if r['kind'] == 'grid'], tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count).types
+        if made:
+            raise ScalingError(
+                f'{Path(out).name} has the run {made[0]!r} already: what is said of it now is no prediction'
+            )
+        rows, types = (
+            [r for r in log if r['kind'] == 'grid'],
+            tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count).types,
+        )
         law = fit_law(rows)[0]
-        size = lambda change: (sum(parts(override(base, change).model, types).values()), change['train.max_steps'] * base.data.batch * base.data.length)
+        size = lambda change: (
+            sum(parts(override(base, change).model, types).values()),
+            change['train.max_steps'] * base.data.batch * base.data.length,
+        )
         name = min(plan, key=lambda name: law(*size(plan[name])))
         n, d = size(plan[name])
-        said = plain(dict(kind='prediction', run=name, changes=plan[name], parameters=n, tokens=d) | predicted(rows, n, d))
+        said = plain(
+            dict(kind='prediction', run=name, changes=plan[name], parameters=n, tokens=d) | predicted(rows, n, d)
+        )
         write_json(out, log + [said])
     return said, run_all(base, {said['run']: said['changes']}, out, 'larger', **how)[0]

@@ -18,130 +18,188 @@ from .recipes import Recipe
 from .train import Trainer, TrainingError, descend, fit, gradient, pick_device, scored, steps, stop_when_asked
 
 # %% ../nbs/24_several.ipynb #1b81861d
-def share(batch: tuple,          # x_BT, y_BT
-          rank: int,             # the number of the process that asks
-          size: int,             # how many there are
-         )->tuple:               # the same of its rows
+def share(
+    batch: tuple,  # x_BT, y_BT
+    rank: int,  # the number of the process that asks
+    size: int,  # how many there are
+) -> tuple:  # the same of its rows
     "Every `size`-th row of a batch, from number `rank` on; where that is none, one row with nothing to score."
     x_BT, y_BT = batch
-    if rank < len(x_BT): return x_BT[rank::size], y_BT[rank::size]
+    if rank < len(x_BT):
+        return x_BT[rank::size], y_BT[rank::size]
     return x_BT[:1], torch.full_like(y_BT[:1], -100)
 
 # %% ../nbs/24_several.ipynb #70be768f
-def place()->tuple:              # (rank, size)
+def place() -> tuple:  # (rank, size)
     "This process's number and how many there are, as torchrun told it; (0, 1) where nobody told."
     found = [os.environ.get(k) for k in ('RANK', 'WORLD_SIZE')]
-    if not all(found): return 0, 1
-    try: rank, size = map(int, found)
-    except ValueError: rank, size = -1, 0
-    if not 0 <= rank < size: raise TrainingError(f'RANK is {found[0]!r} and WORLD_SIZE {found[1]!r}, which are no place among processes: unset them, or start with torchrun, which sets them')
+    if not all(found):
+        return 0, 1
+    try:
+        rank, size = map(int, found)
+    except ValueError:
+        rank, size = -1, 0
+    if not 0 <= rank < size:
+        raise TrainingError(
+            f'RANK is {found[0]!r} and WORLD_SIZE {found[1]!r}, which are no place among processes: unset them, or'
+            ' start with torchrun, which sets them'
+        )
     return rank, size
 
 # %% ../nbs/24_several.ipynb #6d60e178
-_PATIENCE = timedelta(hours=1)   # of the others, while the first cuts a text into tokens, or looks at validation
+_PATIENCE = timedelta(hours=1)  # of the others, while the first cuts a text into tokens, or looks at validation
 
-def team()->tuple:               # (rank, size)
+
+def team() -> tuple:  # (rank, size)
     "Join the others, once: gloo carries what lies in main memory, nccl what lies on graphics cards."
     rank, size = place()
-    if size > 1 and not os.environ.get('MASTER_ADDR'): raise TrainingError('RANK and WORLD_SIZE say that there are several processes, but not where they meet: start with torchrun, or unset the two')
+    if size > 1 and not os.environ.get('MASTER_ADDR'):
+        raise TrainingError(
+            'RANK and WORLD_SIZE say that there are several processes, but not where they meet: start with torchrun, or'
+            ' unset the two'
+        )
     if size > 1 and not dist.is_initialized():
         dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=_PATIENCE)
         atexit.register(dist.destroy_process_group)
     return rank, size
 
 # %% ../nbs/24_several.ipynb #7c3aed9b
-def own_device(name: str         # auto, cpu or cuda
-              )->torch.device:
-    "This process's device. Raises `TrainingError` where several processes would have to share one that cannot be shared."
-    here, want, there = int(os.environ.get('LOCAL_RANK', 0)), int(os.environ.get('LOCAL_WORLD_SIZE', 1)), torch.cuda.device_count()
+def own_device(name: str) -> torch.device:  # auto, cpu or cuda
+    """This process's device. Raises `TrainingError` where several processes would have to share one that cannot be
+    shared."""
+    here, want, there = (
+        int(os.environ.get('LOCAL_RANK', 0)),
+        int(os.environ.get('LOCAL_WORLD_SIZE', 1)),
+        torch.cuda.device_count(),
+    )
     if name in ('auto', 'cuda') and there:
-        if want > there: raise TrainingError(f'{want} processes were started on a machine with {there} GPU{"s" * (there > 1)}: start one for each GPU, or add --device cpu')
+        if want > there:
+            raise TrainingError(
+                f'{want} processes were started on a machine with {there} GPU{"s" * (there > 1)}: start one for each'
+                ' GPU, or add --device cpu'
+            )
         torch.cuda.set_device(here)
     device = pick_device(name)
     if device.type not in ('cpu', 'cuda') or name.startswith('cuda:'):
-        raise TrainingError(f'{device} is one device, and the processes are several: with --device cuda each takes a GPU of its own, and with --device cpu each takes cores')
+        raise TrainingError(
+            f'{device} is one device, and the processes are several: with --device cuda each takes a GPU of its own,'
+            ' and with --device cpu each takes cores'
+        )
     return device
 
 # %% ../nbs/24_several.ipynb #90b2c2bf
-def told(value):                 # anything small
+def told(value):  # anything small
     "What the first process says, to all (a broadcast); whoever comes early waits."
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device('cpu'))
     return box[0]
 
-def seed_at(seed: int, step: int, rank: int)->int: # what that process's random numbers begin from in that step
+
+def seed_at(seed: int, step: int, rank: int) -> int:  # what that process's random numbers begin from in that step
     "A number that follows from seed, step and process."
     return random.Random(f'{seed} {step} {rank}').getrandbits(63)
 
 # %% ../nbs/24_several.ipynb #5d1e70ef
 class TeamError(TrainingError):
     "Another process is gone."
+
     exit_code = 1
+
 
 @contextmanager
 def together():
     "Turns the loss of another process into a sentence."
-    try: yield
+    try:
+        yield
     except RuntimeError as e:
-        if not isinstance(e, dist.DistError) and 'gloo' not in str(e).lower(): raise
-        raise TeamError('another of the processes has ended (its own message says why), and this one cannot go on alone: what was saved can be taken up again with --resume') from e
+        if not isinstance(e, dist.DistError) and 'gloo' not in str(e).lower():
+            raise
+        raise TeamError(
+            'another of the processes has ended (its own message says why), and this one cannot go on alone: what was'
+            ' saved can be taken up again with --resume'
+        ) from e
 
 # %% ../nbs/24_several.ipynb #9169b838
 _REASONS = (None, 'interrupted', 'patience', 'max_minutes', 'max_steps', 'epochs')
 
+
 class TeamTrainer(Trainer):
     "A trainer that is one of several: each has its rows of every batch, and all take the same step."
-    def __init__(self,
-                 recipe: Recipe,             # the whole of the experiment; its batch is the whole batch
-                 run: Run|str|Path|None=None,# as `Trainer` has it; the first process alone writes there
-                 show: bool|None=None):      # a progress bar, of the first
+
+    def __init__(
+        self,
+        recipe: Recipe,  # the whole of the experiment; its batch is the whole batch
+        run: Run | str | Path | None = None,  # as `Trainer` has it; the first process alone writes there
+        show: bool | None = None,  # a progress bar, of the first
+    ):
         if recipe.data.batches == 'lanes':
-            raise TrainingError('data.batches is lanes, whose state each process would have to carry and store: train in one process, or set data.batches to windows')
+            raise TrainingError(
+                'data.batches is lanes, whose state each process would have to carry and store: train in one process,'
+                ' or set data.batches to windows'
+            )
         with together():
             (self.rank, self.size), _ = team(), own_device(recipe.train.device)
-            if self.rank: told(None)         # the first cuts the text into tokens, the others find it done
+            if self.rank:
+                told(None)  # the first cuts the text into tokens, the others find it done
             super().__init__(recipe, run, show)
-            if not self.rank: told(None)
-            self.forward, self.precision, self.parent = DistributedDataParallel(self.forward), told(self.precision), os.getppid()
-            self.forward.broadcast_buffers = False     # what a model only looks up never changes
+            if not self.rank:
+                told(None)
+            self.forward, self.precision, self.parent = (
+                DistributedDataParallel(self.forward),
+                told(self.precision),
+                os.getppid(),
+            )
+            self.forward.broadcast_buffers = False  # what a model only looks up never changes
 
-    def take(self, group: list)->tuple:      # (summed nats of all, tokens of all, norm of the gradient)
+    def take(self, group: list) -> tuple:  # (summed nats of all, tokens of all, norm of the gradient)
         "One step on a group of batches, of which this process has its share."
         torch.manual_seed(seed_at(self.recipe.train.seed, self.step, self.rank))
         count, mine = scored(group), [share(batch, self.rank, self.size) for batch in group]
-        with self.forward.no_sync(): nats = gradient(self, mine[:-1], count / self.size)
+        with self.forward.no_sync():
+            nats = gradient(self, mine[:-1], count / self.size)
         nats = nats + gradient(self, mine[-1:], count / self.size)
         dist.all_reduce(nats)
         return nats, count, descend(self, group, count)
 
-    def agree(self, why: str|None)->str|None:
+    def agree(self, why: str | None) -> str | None:
         "The first process's reason to stop, or its none; where torchrun itself is gone, that is one."
-        if why is None and not self.rank and os.getppid() != self.parent: why = 'interrupted'
-        code = torch.tensor([_REASONS.index(why)], dtype=torch.uint8)      # a byte: nothing is pickled in a step
+        if why is None and not self.rank and os.getppid() != self.parent:
+            why = 'interrupted'
+        code = torch.tensor([_REASONS.index(why)], dtype=torch.uint8)  # a byte: nothing is pickled in a step
         dist.broadcast(code, src=0)
         return _REASONS[int(code)]
 
 # %% ../nbs/24_several.ipynb #56d0bad1
 def follow(trainer: TeamTrainer):
     "What all but the first process do: take steps until the first says stop. Ctrl-C is the first one's business."
-    t = trainer; t.model.train()
+    t = trainer
+    t.model.train()
     with stop_when_asked() as ask:
-        for group in (() if t.agree(None) else steps(t)):
+        for group in () if t.agree(None) else steps(t):
             t.take(group)
-            if t.agree(None): return
-            if ask.asked and ask.asked != signal.SIGINT: raise TeamError('this process was told to end, and the others cannot go on without it: what was saved can be taken up again with --resume')
+            if t.agree(None):
+                return
+            if ask.asked and ask.asked != signal.SIGINT:
+                raise TeamError(
+                    'this process was told to end, and the others cannot go on without it: what was saved can be taken'
+                    ' up again with --resume'
+                )
 
-def fit_team(trainer: Trainer)->Run|None: # the run; None in a process that only took steps
+
+def fit_team(trainer: Trainer) -> Run | None:  # the run; None in a process that only took steps
     "Train to the end with as many processes as there are, and leave together. One process is served as well."
     t = trainer
     with together():
         run = follow(t) if t.rank else fit(t)
-        if t.size > 1: told(None)
+        if t.size > 1:
+            told(None)
     return run
 
 # %% ../nbs/24_several.ipynb #af84be7b
-def traffic(parameters: int,     # of the model, each with a gradient of four bytes
-            size: int,           # processes
-           )->float:             # bytes
-    "What each process sends for one step round a ring: 2 (size - 1) / size gradients ([Patarasuk & Yuan, 2009](../docs/bibliography.md#patarasuk2009))."
+def traffic(
+    parameters: int,  # of the model, each with a gradient of four bytes
+    size: int,  # processes
+) -> float:  # bytes
+    """What each process sends for one step round a ring: 2 (size - 1) / size gradients ([Patarasuk & Yuan,
+    2009](../docs/bibliography.md#patarasuk2009))."""
     return 4 * parameters * 2 * (size - 1) / size

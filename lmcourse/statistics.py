@@ -16,6 +16,7 @@ from .loss import LMCourseError
 class StatisticsError(LMCourseError):
     "Results that are too few, or not numbers."
 
+
 def _values(values, least, what):
     "At least so many finite numbers, as an array."
     x = np.asarray(list(values), dtype=float)
@@ -25,11 +26,14 @@ def _values(values, least, what):
         raise StatisticsError(f'{what} has a result that is no finite number')
     return x
 
-def mean_ci(values: Sequence,       # one result for each seed
-            confidence: float=.95,  # share of such intervals that hold the true mean
-           )->tuple:                # mean, low, high; from a single result the interval has no ends
+
+def mean_ci(
+    values: Sequence,  # one result for each seed
+    confidence: float = 0.95,  # share of such intervals that hold the true mean
+) -> tuple:  # mean, low, high; from a single result the interval has no ends
     "The mean over seeds and its interval by Student's t. Raises `StatisticsError` for none."
     from scipy.stats import t
+
     x = _values(values, 1, 'an interval')
     mean = float(x.mean())
     if len(x) == 1:
@@ -38,10 +42,11 @@ def mean_ci(values: Sequence,       # one result for each seed
     return mean, mean - half, mean + half
 
 # %% ../nbs/13b_differences.ipynb #5f24239d
-def paired_differences(a: Sequence,          # results
-                       b: Sequence,          # results that belong to them, one by one
-                       confidence: float=.95,
-                      )->tuple:              # mean of a - b, low, high
+def paired_differences(
+    a: Sequence,  # results
+    b: Sequence,  # results that belong to them, one by one
+    confidence: float = 0.95,
+) -> tuple:  # mean of a - b, low, high
     "The interval of a difference of pairs. Raises `StatisticsError` where they do not match."
     a, b = list(a), list(b)
     if len(a) != len(b):
@@ -49,22 +54,27 @@ def paired_differences(a: Sequence,          # results
     return mean_ci(np.subtract(a, b), confidence)
 
 # %% ../nbs/13b_differences.ipynb #62829580
-def pooled_sd(groups: dict,          # {setting: results}
-             )->tuple:               # standard deviation, degrees of freedom
-    "How far runs scatter around the mean of their own setting, from all settings together. Raises `StatisticsError` where no setting has two runs."
+def pooled_sd(
+    groups: dict,  # {setting: results}
+) -> tuple:  # standard deviation, degrees of freedom
+    """How far runs scatter around the mean of their own setting, from all settings together. Raises `StatisticsError`
+    where no setting has two runs."""
     arrays = [_values(v, 1, name) for name, v in groups.items()]
     freedom = sum(len(x) - 1 for x in arrays)
     if freedom < 1:
         raise StatisticsError('a spread needs a setting with at least two runs')
-    return math.sqrt(sum(((x - x.mean())**2).sum() for x in arrays) / freedom), freedom
+    return math.sqrt(sum(((x - x.mean()) ** 2).sum() for x in arrays) / freedom), freedom
 
 # %% ../nbs/13b_differences.ipynb #3517a5e1
-def dunnett_differences(groups: dict,          # {setting: results}, lower is better or higher, as you like
-                        baseline: str,         # the setting that the others are compared with
-                        confidence: float=.95, # that all intervals hold at once
-                       )->list[dict]:          # setting, n, difference, low, high, p; settings with a single run have no interval
-    "Every setting against one baseline, with intervals corrected for their number (Dunnett, 1955). Raises `StatisticsError` where the baseline has fewer than two runs."
+def dunnett_differences(
+    groups: dict,  # {setting: results}, lower is better or higher, as you like
+    baseline: str,  # the setting that the others are compared with
+    confidence: float = 0.95,  # that all intervals hold at once
+) -> list[dict]:  # setting, n, difference, low, high, p; settings with a single run have no interval
+    """Every setting against one baseline, with intervals corrected for their number (Dunnett, 1955). Raises
+    `StatisticsError` where the baseline has fewer than two runs."""
     from scipy.stats import dunnett
+
     if baseline not in groups:
         raise StatisticsError(f'there is no setting {baseline!r} to compare with')
     control = _values(groups[baseline], 2, baseline)
@@ -74,7 +84,10 @@ def dunnett_differences(groups: dict,          # {setting: results}, lower is be
     if several:
         test = dunnett(*[others[k] for k in several], control=control, rng=np.random.default_rng(0))
         ends = test.confidence_interval(confidence)
-        found = {k: (float(low), float(high), float(p)) for k, low, high, p in zip(several, ends.low, ends.high, test.pvalue, strict=True)}
+        found = {
+            k: (float(low), float(high), float(p))
+            for k, low, high, p in zip(several, ends.low, ends.high, test.pvalue, strict=True)
+        }
     rows = []
     for k, v in others.items():
         low, high, p = found.get(k, (-math.inf, math.inf, None))
@@ -82,36 +95,45 @@ def dunnett_differences(groups: dict,          # {setting: results}, lower is be
     return rows
 
 # %% ../nbs/13b_differences.ipynb #ba89d5c9
-def plot_differences(rows: list[dict],   # as `dunnett_differences` makes them
-                     ax=None,            # axes to draw on; None: new ones
-                    ):                   # the axes
+def plot_differences(
+    rows: list[dict],  # as `dunnett_differences` makes them
+    ax=None,  # axes to draw on; None: new ones
+):  # the axes
     "Differences with their intervals, the largest gain at the top; grey where the interval includes zero."
     import matplotlib.pyplot as plt
+
     rows = sorted((r for r in rows if math.isfinite(r['low'])), key=lambda r: -r['difference'])
     if ax is None:
-        ax = plt.subplots(figsize=(6.5, .6 + .28 * len(rows)))[1]
+        ax = plt.subplots(figsize=(6.5, 0.6 + 0.28 * len(rows)))[1]
     for y, r in enumerate(rows):
         color = 'C0' if r['low'] * r['high'] > 0 else '0.6'
         ax.plot([r['low'], r['high']], [y, y], color=color, lw=2)
         ax.plot(r['difference'], y, 'o', color=color)
-    ax.axvline(0, color='C5', lw=.8)
+    ax.axvline(0, color='C5', lw=0.8)
     ax.set_yticks(range(len(rows)), [r['setting'] for r in rows])
     ax.grid(axis='y', visible=False)
     ax.set_xlabel('difference in nats per token (left is better)')
     return ax
 
 # %% ../nbs/13b_differences.ipynb #e1c88041
-def detectable_difference(sd: float,           # standard deviation of single runs
-                          n: int,              # runs of each of the two settings
-                          comparisons: int=1,  # how many are made with one baseline
-                          power: float=.8,     # probability of finding it
-                          confidence: float=.95,
-                         )->float:             # in the unit of `sd`
-    "The smallest true difference that n runs of each find with that probability; for several comparisons by Bonferroni's bound, which is a little cautious."
+def detectable_difference(
+    sd: float,  # standard deviation of single runs
+    n: int,  # runs of each of the two settings
+    comparisons: int = 1,  # how many are made with one baseline
+    power: float = 0.8,  # probability of finding it
+    confidence: float = 0.95,
+) -> float:  # in the unit of `sd`
+    """The smallest true difference that n runs of each find with that probability; for several comparisons by
+    Bonferroni's bound, which is a little cautious."""
     from scipy.stats import norm
+
     if n < 2 or comparisons < 1 or not 0 < power < 1 or sd < 0:
-        raise StatisticsError(f'at least two runs, one comparison, a power between 0 and 1 and a spread of at least 0 are wanted, got {n}, {comparisons}, {power}, {sd}')
+        raise StatisticsError(
+            'at least two runs, one comparison, a power between 0 and 1 and a spread of at least 0 are wanted, got'
+            f' {n}, {comparisons}, {power}, {sd}'
+        )
     from scipy.stats import t
+
     freedom = 2 * n - 2
     bound = t.ppf(1 - (1 - confidence) / 2 / comparisons, freedom)
     return float((bound + norm.ppf(power)) * sd * math.sqrt(2 / n))

@@ -23,40 +23,48 @@ from .loss import LMCourseError
 class CorpusError(LMCourseError):
     "A text that cannot be used: what was wrong, where, and what to do."
 
+
 SPLITS = ('train', 'validation', 'test')
 
 # %% ../nbs/04_text.ipynb #99c85aa4
 @dataclass(frozen=True)
 class Corpus:
     "A text in three parts, each a sequence of rows; a row keeps its newline, and a blank row may be ''."
-    name: str                     # what a record calls it
-    splits: dict                  # {'train': rows, 'validation': rows, 'test': rows}; rows may be lazy
-    meaningful_bytes: bool=True   # False where the spelling means nothing, as in made-up words
+
+    name: str  # what a record calls it
+    splits: dict  # {'train': rows, 'validation': rows, 'test': rows}; rows may be lazy
+    meaningful_bytes: bool = True  # False where the spelling means nothing, as in made-up words
 
     def __post_init__(self):
         for split in SPLITS:
-            if split not in self.splits: raise CorpusError(f'{self.name} has no {split} split: a corpus needs {", ".join(SPLITS)}')
-            if isinstance(self.splits[split], str): raise CorpusError(f'{self.name}: {split} is one string, a sequence of rows is wanted')
-            if not len(self.splits[split]): raise CorpusError(f'{self.name}: {split} has no rows')
+            if split not in self.splits:
+                raise CorpusError(f'{self.name} has no {split} split: a corpus needs {", ".join(SPLITS)}')
+            if isinstance(self.splits[split], str):
+                raise CorpusError(f'{self.name}: {split} is one string, a sequence of rows is wanted')
+            if not len(self.splits[split]):
+                raise CorpusError(f'{self.name}: {split} has no rows')
 
-    def __getitem__(self, split: str)->Sequence: # the rows of train, validation or test
+    def __getitem__(self, split: str) -> Sequence:  # the rows of train, validation or test
         "The rows of a split."
-        if split not in SPLITS: raise CorpusError(f"'{split}' is no split: there are {', '.join(SPLITS)}")
+        if split not in SPLITS:
+            raise CorpusError(f"'{split}' is no split: there are {', '.join(SPLITS)}")
         return self.splits[split]
 
-    def words(self, split: str)->int: # white-space words, plus one per row for its end
+    def words(self, split: str) -> int:  # white-space words, plus one per row for its end
         "What `word_perplexity` divides by, whatever the tokenizer."
         return sum(len(row.split()) + 1 for row in self[split])
 
-    def bytes(self, split: str)->int|None: # UTF-8 bytes, newlines counted; None where they mean nothing
+    def bytes(self, split: str) -> int | None:  # UTF-8 bytes, newlines counted; None where they mean nothing
         "What bits per byte divide by, whatever the tokenizer."
         rows = self[split]
         return sum(len(row.encode()) for row in rows) if self.meaningful_bytes else None
 
-    def fingerprint(self, split: str)->str: # 16 hexadecimal digits
-        "The text's identity: SHA-256 over its rows, each with its length before it, so that no two divisions into rows agree."
+    def fingerprint(self, split: str) -> str:  # 16 hexadecimal digits
+        """The text's identity: SHA-256 over its rows, each with its length before it, so that no two divisions into
+        rows agree."""
         sha = hashlib.sha256()
-        for row in self[split]: sha.update(b'%d:%s' % (len(b := row.encode()), b))
+        for row in self[split]:
+            sha.update(b'%d:%s' % (len(b := row.encode()), b))
         return sha.hexdigest()[:16]
 
 # %% ../nbs/04_text.ipynb #163e8d04
@@ -66,58 +74,87 @@ def _some(names, most=6):
     return ', '.join(names[:most]) + (f' and {len(names) - most} more' if len(names) > most else '') or 'nothing'
 
 # %% ../nbs/04_text.ipynb #2f03232f
-def docstrings(tree: ast.AST      # a parsed module, class or function
-              )->list[str]:       # its docstring, its methods' and functions', its classes', in order
+def docstrings(
+    tree: ast.AST,  # a parsed module, class or function
+) -> list[str]:  # its docstring, its methods' and functions', its classes', in order
     "The docstrings of a source file, read from its syntax and never by running it."
     found = [ast.get_docstring(tree)]
     for node in tree.body:
-        if isinstance(node, ast.ClassDef): found += docstrings(node)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)): found.append(ast.get_docstring(node))
+        if isinstance(node, ast.ClassDef):
+            found += docstrings(node)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.append(ast.get_docstring(node))
     return [d for d in found if d]
 
 # %% ../nbs/04_text.ipynb #340c97d6
 _PLAIN = re.compile(r"""[("'`*]*[A-Za-z][A-Za-z'/-]*[.,;:!?)"'`*]*""")
 
+
 def _is_prose(words):
     "Whether a paragraph reads as English: five words or more, three in four of them plain, and a stop at the end."
-    return len(words) >= 5 and words[-1][-1] in '.!?:)"' and sum(bool(_PLAIN.fullmatch(w)) for w in words) >= .75 * len(words)
+    return (
+        len(words) >= 5
+        and words[-1][-1] in '.!?:)"'
+        and sum(bool(_PLAIN.fullmatch(w)) for w in words) >= 0.75 * len(words)
+    )
 
 # %% ../nbs/04_text.ipynb #98bfd9e5
 _ENDS = re.compile(r"""([("'\[{]*)(.*?)([)\]}"',;:!?.]*)""")
 
-def _set_off(word)->list[str]:
+
+def _set_off(word) -> list[str]:
     "A word and the punctuation at its ends, apart; brackets that close within the word and abbreviations stay whole."
     before, core, after = _ENDS.fullmatch(word).groups()
-    while after and {')': '(', ']': '[', '}': '{'}.get(after[0], ' ') in core: core, after = core + after[0], after[1:]
-    if after[:1] == '.' and re.fullmatch(r'etc|([a-z]\.)+[a-z]', core): core, after = core + '.', after[1:]
+    while after and {')': '(', ']': '[', '}': '{'}.get(after[0], ' ') in core:
+        core, after = core + after[0], after[1:]
+    if after[:1] == '.' and re.fullmatch(r'etc|([a-z]\.)+[a-z]', core):
+        core, after = core + '.', after[1:]
     return [*before, *[core] * bool(core), *re.findall(r'\.\.\.|.', after)]
 
 # %% ../nbs/04_text.ipynb #1b6fb99e
-def prose(doc: str          # a docstring
-         )->list[str]:      # its paragraphs of English, each on one line, punctuation set off by spaces
+def prose(
+    doc: str,  # a docstring
+) -> list[str]:  # its paragraphs of English, each on one line, punctuation set off by spaces
     "A docstring's readable paragraphs; code, doctests, grammar and tables are left out."
     rows = []
-    for block in re.split(r'\n\s*\n', doc.translate({0x2018: "'", 0x2019: "'", 0x201c: '"', 0x201d: '"'})):
-        if re.search('>>>|::=|={3,} +={3,}', block): continue
+    for block in re.split(r'\n\s*\n', doc.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})):
+        if re.search('>>>|::=|={3,} +={3,}', block):
+            continue
         words = ' '.join(line for line in block.splitlines() if re.search('[A-Za-z]', line)).split()
-        if not _is_prose(words): continue
+        if not _is_prose(words):
+            continue
         text = re.sub(r'[`*]+', '', re.sub(r':[a-z:]+:`([^`]*)`', r'\1', ' '.join(words)))
         rows.append(' '.join(piece for word in text.split() for piece in _set_off(word)) + '\n')
     return rows
 
 # %% ../nbs/04_text.ipynb #0980151b
-_SKIP = {'test', 'tests', 'idlelib', 'lib2to3', 'site-packages', 'dist-packages', 'pydoc_data', '__pycache__', 'turtledemo', 'ensurepip',
-         'distutils', 'lib-dynload', 'encodings'}
+_SKIP = {
+    'test',
+    'tests',
+    'idlelib',
+    'lib2to3',
+    'site-packages',
+    'dist-packages',
+    'pydoc_data',
+    '__pycache__',
+    'turtledemo',
+    'ensurepip',
+    'distutils',
+    'lib-dynload',
+    'encodings',
+}
+
 
 def _sources(root):
     "The standard library's own source files, in an order that no file system or locale decides."
     for here, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in _SKIP and not f.startswith('config-'))
-        yield from (Path(here)/f for f in sorted(files) if f.endswith('.py'))
+        yield from (Path(here) / f for f in sorted(files) if f.endswith('.py'))
 
 # %% ../nbs/04_text.ipynb #2b0acaec
-def _parse(source)->ast.Module:
-    "The syntax of a source file; the collector of cycles rests meanwhile, which halves the time, and so do warnings of odd escapes."
+def _parse(source) -> ast.Module:
+    """The syntax of a source file; the collector of cycles rests meanwhile, which halves the time, and so do warnings
+    of odd escapes."""
     resting = gc.isenabled()
     gc.disable()
     try:
@@ -125,62 +162,76 @@ def _parse(source)->ast.Module:
             warnings.simplefilter('ignore')
             return ast.parse(source)
     finally:
-        if resting: gc.enable()
+        if resting:
+            gc.enable()
 
 # %% ../nbs/04_text.ipynb #6ade6d6a
 @lru_cache
-def stdlib_documents()->dict[str, list[str]]: # {a topic or module: its paragraphs}, repeats and all
+def stdlib_documents() -> dict[str, list[str]]:  # {a topic or module: its paragraphs}, repeats and all
     "The prose that comes with this Python: the language reference's topics, then each module's docstrings."
     root, found = Path(sysconfig.get_path('stdlib')), {}
-    if (topics := root/'pydoc_data'/'topics.py').exists():
-        for name, text in sorted(ast.literal_eval(_parse(topics.read_bytes()).body[-1].value).items()): found[f'reference {name}'] = prose(text)
+    if (topics := root / 'pydoc_data' / 'topics.py').exists():
+        for name, text in sorted(ast.literal_eval(_parse(topics.read_bytes()).body[-1].value).items()):
+            found[f'reference {name}'] = prose(text)
     for path in _sources(root):
-        if b'"""' not in (source := path.read_bytes()): continue
+        if b'"""' not in (source := path.read_bytes()):
+            continue
         name = '.'.join(path.relative_to(root).with_suffix('').parts).removesuffix('.__init__')
         found[name] = [row for doc in docstrings(_parse(source)) for row in prose(doc)]
-    if not any(found.values()): raise CorpusError(f'stdlib: no docstrings in {root}; name another corpus, such as markov or a text file')
+    if not any(found.values()):
+        raise CorpusError(f'stdlib: no docstrings in {root}; name another corpus, such as markov or a text file')
     return {name: rows for name, rows in found.items() if rows}
 
 # %% ../nbs/04_text.ipynb #696df430
-def _stretches(rows, n)->Iterator[tuple]:
+def _stretches(rows, n) -> Iterator[tuple]:
     "Every run of `n` words within a row."
     for row in rows:
         words = row.split()
-        yield from (tuple(words[i:i + n]) for i in range(len(words) - n + 1))
+        yield from (tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 # %% ../nbs/04_text.ipynb #ce4028fb
-def leakage(rows: Sequence,  # the text that is scored
-            train: Sequence, # the text that was learnt from
-            n: int=8         # words in a stretch
-           )->float:         # share of the stretches in `rows`, 0 to 1; 0 where no row has n words
-    "How much of a text can be had by copying from train; Lee et al., 2022, use 50 subword tokens where this uses n words."
+def leakage(
+    rows: Sequence,  # the text that is scored
+    train: Sequence,  # the text that was learnt from
+    n: int = 8,  # words in a stretch
+) -> float:  # share of the stretches in `rows`, 0 to 1; 0 where no row has n words
+    """How much of a text can be had by copying from train; Lee et al., 2022, use 50 subword tokens where this uses n
+    words."""
     wanted = Counter(_stretches(rows, n))
     seen = {stretch for stretch in _stretches(train, n) if stretch in wanted}
     return sum(wanted[stretch] for stretch in seen) / max(1, wanted.total())
 
 # %% ../nbs/04_text.ipynb #105c4f84
-def drop_repeats(documents: dict[str, list[str]] # {document: rows}
-                )->dict[str, list[str]]:         # the same, each row only where it first stands; emptied documents gone
+def drop_repeats(
+    documents: dict[str, list[str]],  # {document: rows}
+) -> dict[str, list[str]]:  # the same, each row only where it first stands; emptied documents gone
     "Every row once."
     seen = set()
     once = {name: [row for row in rows if not (row in seen or seen.add(row))] for name, rows in documents.items()}
     return {name: rows for name, rows in once.items() if rows}
 
 # %% ../nbs/04_text.ipynb #c9dbb936
-def split_documents(documents: dict[str, list[str]], # {document: rows}
-                    share: float=.05                 # of the words, for validation and for test each
-                   )->dict[str, list[str]]:          # {split: rows}; each document begins with a title row
-    "Whole documents to splits, in the order of their names' hashes: to validation while there is room, then to test, else to train."
+def split_documents(
+    documents: dict[str, list[str]],  # {document: rows}
+    share: float = 0.05,  # of the words, for validation and for test each
+) -> dict[str, list[str]]:  # {split: rows}; each document begins with a title row
+    """Whole documents to splits, in the order of their names' hashes: to validation while there is room, then to test,
+    else to train."""
     size = {name: sum(len(row.split()) + 1 for row in rows) for name, rows in documents.items()}
     room, part = dict.fromkeys(SPLITS[1:], share * sum(size.values())), {}
     for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
         part[name] = next((split for split in room if size[name] <= room[split]), 'train')
-        if part[name] in room: room[part[name]] -= size[name]
-    return {split: [row for name, rows in documents.items() if part[name] == split for row in (f'= {name} =\n', *rows)] for split in SPLITS}
+        if part[name] in room:
+            room[part[name]] -= size[name]
+    return {
+        split: [row for name, rows in documents.items() if part[name] == split for row in (f'= {name} =\n', *rows)]
+        for split in SPLITS
+    }
 
 # %% ../nbs/04_text.ipynb #e262dfa8
 @lru_cache
-def _stdlib(): return Corpus('stdlib', split_documents(drop_repeats(stdlib_documents())))
+def _stdlib():
+    return Corpus('stdlib', split_documents(drop_repeats(stdlib_documents())))
 
 # %% ../nbs/04_text.ipynb #72fc7417
 _HUB = 'Salesforce/wikitext'
@@ -189,33 +240,59 @@ _CONFIGS = {name: f'{name}-v1' for name in ('wikitext-2', 'wikitext-2-raw', 'wik
 # %% ../nbs/04_text.ipynb #21df0411
 class _Column(Sequence):
     "The rows of an Arrow column, read a few thousand at a time and never copied as a whole."
-    def __init__(self, chunks): self.chunks = chunks
-    def __len__(self): return len(self.chunks)
-    def __getitem__(self, i): return self.chunks[i].to_pylist() if isinstance(i, slice) else self.chunks[i].as_py()
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+
+    def __len__(self):
+        return len(self.chunks)
+
+    def __getitem__(self, i):
+        return self.chunks[i].to_pylist() if isinstance(i, slice) else self.chunks[i].as_py()
+
     def __iter__(self):
-        for start in range(0, len(self), 4096): yield from self.chunks.slice(start, 4096).to_pylist()
+        for start in range(0, len(self), 4096):
+            yield from self.chunks.slice(start, 4096).to_pylist()
 
 # %% ../nbs/04_text.ipynb #ff4bad0d
 def _from_folder(config):
     "The splits in $LMCOURSE_DATA/wikitext, laid out as the hub's repository; None and the reason where there are none."
-    if not (data := os.environ.get('LMCOURSE_DATA')): return None, 'LMCOURSE_DATA is not set'
-    folder = Path(data).expanduser()/'wikitext'/config
+    if not (data := os.environ.get('LMCOURSE_DATA')):
+        return None, 'LMCOURSE_DATA is not set'
+    folder = Path(data).expanduser() / 'wikitext' / config
     files = {split: sorted(folder.glob(f'{split}*.parquet')) for split in SPLITS}
-    if not all(files.values()): return None, f'LMCOURSE_DATA has no {folder} with the parquet files of all three splits'
-    try: import pyarrow.parquet as pq
-    except ImportError: raise CorpusError(f'{folder} holds parquet files, and reading them needs `pip install pyarrow`') from None
-    try: return {s: _Column(pq.read_table(f, columns=['text'], memory_map=True)['text']) for s, f in files.items()}, None
-    except (OSError, ValueError, KeyError) as e: raise CorpusError(f'{folder} is damaged: {str(e).splitlines()[0]}; fetch it again') from None
+    if not all(files.values()):
+        return None, f'LMCOURSE_DATA has no {folder} with the parquet files of all three splits'
+    try:
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise CorpusError(f'{folder} holds parquet files, and reading them needs `pip install pyarrow`') from None
+    try:
+        return {s: _Column(pq.read_table(f, columns=['text'], memory_map=True)['text']) for s, f in files.items()}, None
+    except (OSError, ValueError, KeyError) as e:
+        raise CorpusError(f'{folder} is damaged: {str(e).splitlines()[0]}; fetch it again') from None
 
 # %% ../nbs/04_text.ipynb #f0280b12
 def _child(code, *args, seconds, offline=False, bars=False):
-    "Run `code` in a process that can be stopped: what it printed, or None and the reason. With `bars` its stderr is shown on a terminal."
+    """Run `code` in a process that can be stopped: what it printed, or None and the reason. With `bars` its stderr is
+    shown on a terminal."""
     env = dict(os.environ, **dict.fromkeys(('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE'), '1') if offline else {})
     shown = None if bars and sys.stderr and sys.stderr.isatty() else subprocess.PIPE
-    try: done = subprocess.run([sys.executable, '-c', code, *args], env=env, timeout=seconds, text=True, errors='replace',
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=shown)
-    except subprocess.TimeoutExpired: return None, f'gave no answer within {seconds:g} s'
-    if not done.returncode: return done.stdout, None
+    try:
+        done = subprocess.run(
+            [sys.executable, '-c', code, *args],
+            env=env,
+            timeout=seconds,
+            text=True,
+            errors='replace',
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=shown,
+        )
+    except subprocess.TimeoutExpired:
+        return None, f'gave no answer within {seconds:g} s'
+    if not done.returncode:
+        return done.stdout, None
     last = ((done.stderr or '').strip().splitlines() or ['see above'])[-1]
     return None, f'did not deliver ({last[:120]})'
 
@@ -229,22 +306,29 @@ print(json.dumps({name: [f['filename'] for f in split.cache_files] for name, spl
 def _open_arrow(printed):
     "The splits whose Arrow files the child's last line names."
     import pyarrow as pa
+
     read = lambda files: pa.concat_tables([pa.ipc.open_stream(pa.memory_map(f)).read_all() for f in files])['text']
     return {split: _Column(read(files)) for split, files in json.loads(printed.strip().splitlines()[-1]).items()}
 
+
 def _from_cache(config):
     "The splits in the offline cache of `datasets`; None and the reason where there are none."
-    if not importlib.util.find_spec('datasets'): return None, 'the package `datasets` is not installed'
+    if not importlib.util.find_spec('datasets'):
+        return None, 'the package `datasets` is not installed'
     out, _ = _child(_LOAD, _HUB, config, seconds=60, offline=True)
     return (_open_arrow(out), None) if out else (None, 'the offline cache does not hold it')
 
 # %% ../nbs/04_text.ipynb #dbdd1149
 def _from_hub(config, deadline):
-    "The splits from the hub, which has `deadline` seconds to answer and thirty times as long to send; None and the reason else."
-    if not importlib.util.find_spec('datasets'): return None, 'so the hub was not asked'
-    if os.environ.get('HF_HUB_OFFLINE', '0').upper() in ('1', 'TRUE', 'YES', 'ON'): return None, 'HF_HUB_OFFLINE keeps the hub from being asked'
+    """The splits from the hub, which has `deadline` seconds to answer and thirty times as long to send; None and the
+    reason else."""
+    if not importlib.util.find_spec('datasets'):
+        return None, 'so the hub was not asked'
+    if os.environ.get('HF_HUB_OFFLINE', '0').upper() in ('1', 'TRUE', 'YES', 'ON'):
+        return None, 'HF_HUB_OFFLINE keeps the hub from being asked'
     out, why = _child(_ASK, _HUB, seconds=deadline)
-    if out is not None: out, why = _child(_LOAD, _HUB, config, seconds=30 * deadline, bars=True)
+    if out is not None:
+        out, why = _child(_LOAD, _HUB, config, seconds=30 * deadline, bars=True)
     return (_open_arrow(out), None) if out else (None, f'the hub {why}')
 
 # %% ../nbs/04_text.ipynb #07b9de6f
@@ -253,30 +337,41 @@ def _wikitext(name, deadline):
     config, tried = _CONFIGS[name], []
     for source in (_from_folder, _from_cache, lambda c: _from_hub(c, deadline)):
         splits, why = source(config)
-        if splits: return Corpus(name, splits)
+        if splits:
+            return Corpus(name, splits)
         tried.append(why)
-    raise CorpusError(f'{name} ({_HUB}, {config}) was not found: {"; ".join(tried)}; let LMCOURSE_DATA name a folder that holds '
-                      f'wikitext/{config}/*.parquet, or fetch it beforehand where there is a network with `hf download {_HUB} '
-                      '--repo-type dataset --local-dir FOLDER/wikitext`, or go online and try again')
+    raise CorpusError(
+        f'{name} ({_HUB}, {config}) was not found: {"; ".join(tried)}; let LMCOURSE_DATA name a folder that holds '
+        f'wikitext/{config}/*.parquet, or fetch it beforehand where there is a network with `hf download {_HUB} '
+        '--repo-type dataset --local-dir FOLDER/wikitext`, or go online and try again'
+    )
 
 # %% ../nbs/04_text.ipynb #606fe1b6
-def stationary(p_VVV: np.ndarray # p_VVV[a, b, c]: the probability of c after a, b
-              )->np.ndarray:     # pi_VV[a, b]: the share of the places in an endless text at which a, b have just passed
-    "The shares of pairs that one more token leaves as they are: pi_bc = sum over a of pi_ab p_abc, and their sum is one."
+def stationary(
+    p_VVV: np.ndarray,  # p_VVV[a, b, c]: the probability of c after a, b
+) -> np.ndarray:  # pi_VV[a, b]: the share of the places in an endless text at which a, b have just passed
+    """The shares of pairs that one more token leaves as they are: pi_bc = sum over a of pi_ab p_abc, and their sum is
+    one."""
     V = len(p_VVV)
     step = np.zeros((V, V, V, V))
-    for b in range(V): step[:, b, b, :] = p_VVV[:, b]
+    for b in range(V):
+        step[:, b, b, :] = p_VVV[:, b]
     equations = step.reshape(V * V, V * V).T - np.eye(V * V)
     equations[-1] = 1
     return np.linalg.solve(equations, np.eye(V * V)[-1]).reshape(V, V)
 
 # %% ../nbs/04_text.ipynb #34ee3064
-def entropy_floor(p_VVV: np.ndarray, # p_VVV[a, b, c]: the probability of c after a, b
-                  memory: int=2      # how many tokens back the guesser may look: 0, 1 or 2
-                 )->float:           # nats per token
+def entropy_floor(
+    p_VVV: np.ndarray,  # p_VVV[a, b, c]: the probability of c after a, b
+    memory: int = 2,  # how many tokens back the guesser may look: 0, 1 or 2
+) -> float:  # nats per token
     "The cross-entropy that the best guesser with this memory comes down to; with memory 2, the source's entropy rate."
-    pi_VV, H = stationary(p_VVV), lambda p: -(p * np.log(np.where(p > 0, p, 1))).sum(-1)    # what never comes costs nothing
-    if memory == 2: return float((pi_VV * H(p_VVV)).sum())
+    pi_VV, H = (
+        stationary(p_VVV),
+        lambda p: -(p * np.log(np.where(p > 0, p, 1))).sum(-1),
+    )  # what never comes costs nothing
+    if memory == 2:
+        return float((pi_VV * H(p_VVV)).sum())
     joint_VV = np.einsum('ab,abc->bc', pi_VV, p_VVV)
     pi_V = joint_VV.sum(1)
     after_VV = joint_VV / np.where(pi_V > 0, pi_V, 1)[:, None]
@@ -284,62 +379,78 @@ def entropy_floor(p_VVV: np.ndarray, # p_VVV[a, b, c]: the probability of c afte
 
 # %% ../nbs/04_text.ipynb #a7d3e16e
 def _draw_odds(V, uniform):
-    "Odds of each type after each pair of types: whole numbers, from + * / alone, so that machines agree to the last one."
-    def odds(k): return 1 + int(1 / ((u := uniform()) * u + k))
-    h_V = [odds(.3) * (1 if c else 3) for c in range(V)]
-    g_VV = [[odds(.003) * h for h in h_V] for _ in range(V)]
-    return [[[odds(.003) * g for g in g_VV[b]] for b in range(V)] for _ in range(V)]
+    """Odds of each type after each pair of types: whole numbers, from + * / alone, so that machines agree to the last
+    one."""
+
+    def odds(k):
+        return 1 + int(1 / ((u := uniform()) * u + k))
+
+    h_V = [odds(0.3) * (1 if c else 3) for c in range(V)]
+    g_VV = [[odds(0.003) * h for h in h_V] for _ in range(V)]
+    return [[[odds(0.003) * g for g in g_VV[b]] for b in range(V)] for _ in range(V)]
+
 
 def _draw_words(n, uniform):
     "n different words of two syllables."
     words = []
     while len(words) < n:
         word = ''.join(letters[int(uniform() * len(letters))] for letters in ('bdfgklmnprstvz', 'aeiou') * 2)
-        if word not in words: words.append(word)
+        if word not in words:
+            words.append(word)
     return words
 
 # %% ../nbs/04_text.ipynb #09d1640a
 class MarkovSource:
-    "A source whose entropy is known: made-up words, drawn with odds that depend on the two tokens before; a row's end is a token too."
-    def __init__(self,
-                 words: int=24, # how many words; with the row's end there is one type more
-                 seed: int=33): # decides the words and the odds; of 0 to 39 this one has rows of about 11 tokens and no word that runs on
+    """A source whose entropy is known: made-up words, drawn with odds that depend on the two tokens before; a row's end
+    is a token too."""
+
+    def __init__(
+        self,
+        words: int = 24,  # how many words; with the row's end there is one type more
+        seed: int = 33,  # decides the words and the odds; of 0 to 39 this one has rows of about 11 tokens and no word that runs on
+    ):
         uniform = random.Random(seed).random
         self.words = _draw_words(words, uniform)
-        self.types = words + 1                      # type 0 is the row's end
+        self.types = words + 1  # type 0 is the row's end
         self.sums_VVV = [[[*itertools.accumulate(o_V)] for o_V in o_VV] for o_VV in _draw_odds(self.types, uniform)]
 
     @cached_property
-    def p_VVV(self)->np.ndarray: # (types, types, types)
+    def p_VVV(self) -> np.ndarray:  # (types, types, types)
         "p_VVV[a, b, c]: the probability of type c after a, then b."
         sums_VVV = np.array(self.sums_VVV, dtype=float)
-        return np.diff(sums_VVV, prepend=0.) / sums_VVV[:, :, -1:]
+        return np.diff(sums_VVV, prepend=0.0) / sums_VVV[:, :, -1:]
 
     @cached_property
-    def entropy_rate(self)->float: # nats per token, the row's end counted
+    def entropy_rate(self) -> float:  # nats per token, the row's end counted
         "The exact entropy per token, below which no guesser stays."
         return entropy_floor(self.p_VVV)
 
-    def rows(self,
-             n_tokens: int,   # stop at the first row's end at or after this many tokens, row ends counted
-             seed: int        # decides the draw
-            )->list[str]:     # rows with their newline; a blank row is ''
+    def rows(
+        self,
+        n_tokens: int,  # stop at the first row's end at or after this many tokens, row ends counted
+        seed: int,  # decides the draw
+    ) -> list[str]:  # rows with their newline; a blank row is ''
         "Draw a text; it begins as if two rows had just ended."
         uniform, a, b, n, row, rows = random.Random(seed).random, 0, 0, 0, [], []
         while n < n_tokens or row:
             sums_V = self.sums_VVV[a][b]
             a, b, n = b, bisect(sums_V, int(uniform() * sums_V[-1])), n + 1
-            if b: row.append(self.words[b - 1])
-            else: rows.append(' '.join(row) + '\n' * bool(row)); row = []
+            if b:
+                row.append(self.words[b - 1])
+            else:
+                rows.append(' '.join(row) + '\n' * bool(row))
+                row = []
         return rows
 
-    def ids(self, rows: Sequence)->np.ndarray: # (N,) types: 0 for a row's end, then the words in their order
+    def ids(self, rows: Sequence) -> np.ndarray:  # (N,) types: 0 for a row's end, then the words in their order
         "Rows to types; raises `CorpusError` at a word that this source does not have."
         id_of = {word: i for i, word in enumerate(self.words, 1)}
-        try: return np.array([i for row in rows for i in (*(id_of[w] for w in row.split()), 0)])
-        except KeyError as e: raise CorpusError(f'{e} is no word of this source, which has {_some(self.words)}') from None
+        try:
+            return np.array([i for row in rows for i in (*(id_of[w] for w in row.split()), 0)])
+        except KeyError as e:
+            raise CorpusError(f'{e} is no word of this source, which has {_some(self.words)}') from None
 
-    def nats(self, rows: Sequence)->np.ndarray: # (N,) surprise of each token, in nats
+    def nats(self, rows: Sequence) -> np.ndarray:  # (N,) surprise of each token, in nats
         "What the source itself thinks of a text: the score of the guesser that knows everything there is to know."
         c_N = self.ids(rows)
         a_N, b_N = np.append([0, 0], c_N)[:-2], np.append([0], c_N)[:-1]
@@ -349,80 +460,112 @@ class MarkovSource:
 @lru_cache
 def _markov():
     source = MarkovSource()
-    return Corpus('markov', {split: source.rows(n, seed) for seed, (split, n) in
-                             enumerate(zip(SPLITS, (200_000, 20_000, 20_000)), 1)}, meaningful_bytes=False)
+    return Corpus(
+        'markov',
+        {split: source.rows(n, seed) for seed, (split, n) in enumerate(zip(SPLITS, (200_000, 20_000, 20_000)), 1)},
+        meaningful_bytes=False,
+    )
 
 # %% ../nbs/04_text.ipynb #17a73182
 def _not_utf8(path, data, at):
     "The sentence for a file with a byte that UTF-8 does not have at offset `at`."
     line = data.count(b'\n', 0, at) + 1
-    return (f'{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at:,}, line {line:,}; if it is Latin-1, convert it with '
-            f'`iconv -f LATIN1 -t UTF-8 {path.name} > new.txt`')
+    return (
+        f'{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at:,}, line {line:,}; if it is Latin-1, convert it with'
+        f' `iconv -f LATIN1 -t UTF-8 {path.name} > new.txt`'
+    )
 
-def _unreadable(path, error)->CorpusError:
+
+def _unreadable(path, error) -> CorpusError:
     "What to raise where the system will not read a path."
     hint = '; look at its permissions with `ls -l`' if isinstance(error, PermissionError) else ''
     return CorpusError(f'{path} cannot be read: {error.strerror or error}{hint}')
 
 # %% ../nbs/04_text.ipynb #6406f2ff
-def read_rows(path: Path           # a UTF-8 text file
-             )->list[str]:         # its lines, each with its newline; a byte order mark dropped, \r\n and \r made \n
+def read_rows(
+    path: Path,  # a UTF-8 text file
+) -> list[str]:  # its lines, each with its newline; a byte order mark dropped, \r\n and \r made \n
     "The lines of a text file; raises `CorpusError` where it is not UTF-8 text with at least one word."
-    try: data = path.read_bytes()
-    except OSError as e: raise _unreadable(path, e) from None
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise _unreadable(path, e) from None
     if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
-        raise CorpusError(f'{path} is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8 {path.name} > new.txt`')
-    if (at := data.find(0)) >= 0: raise CorpusError(f'{path} is a binary file (a zero byte at offset {at:,}), and text is wanted')
+        raise CorpusError(
+            f'{path} is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8 {path.name} > new.txt`'
+        )
+    if (at := data.find(0)) >= 0:
+        raise CorpusError(f'{path} is a binary file (a zero byte at offset {at:,}), and text is wanted')
     bom = 3 if data.startswith(b'\xef\xbb\xbf') else 0
-    try: text = data[bom:].decode()
-    except UnicodeDecodeError as e: raise CorpusError(_not_utf8(path, data, e.start + bom)) from None
-    if not text.strip(): raise CorpusError(f'{path} is empty: it holds {len(data)} bytes and no word')
+    try:
+        text = data[bom:].decode()
+    except UnicodeDecodeError as e:
+        raise CorpusError(_not_utf8(path, data, e.start + bom)) from None
+    if not text.strip():
+        raise CorpusError(f'{path} is empty: it holds {len(data)} bytes and no word')
     *rows, last = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
     return [row + '\n' for row in rows] + [last] * bool(last)
 
 # %% ../nbs/04_text.ipynb #00eb4898
-def divide(rows: Sequence,      # lines in their order
-           name: str='the text' # what an error calls it
-          )->dict[str, list]:   # {'train': 90 %, 'validation': 5 %, 'test': 5 %} of the lines, in this order
+def divide(
+    rows: Sequence,
+    name: str = 'the text',  # lines in their order  # what an error calls it
+) -> dict[str, list]:  # {'train': 90 %, 'validation': 5 %, 'test': 5 %} of the lines, in this order
     "Cut one text in three; raises `CorpusError` where there are fewer than 20 lines or a part would have no word."
     n, twentieth = len(rows), len(rows) // 20
-    if not twentieth: raise CorpusError(f'{name} is too short to be split: {n} line{"s" * (n != 1)}, and at least 20 are needed; '
-                                        'break it into more lines, or give a folder with train, valid and test files')
+    if not twentieth:
+        raise CorpusError(
+            f'{name} is too short to be split: {n} line{"s" * (n != 1)}, and at least 20 are needed; '
+            'break it into more lines, or give a folder with train, valid and test files'
+        )
     a, b = n - 2 * twentieth, n - twentieth
     splits = dict(train=rows[:a], validation=rows[a:b], test=rows[b:])
     for split, part in splits.items():
         if not any(row.strip() for row in part):
-            raise CorpusError(f'{name} is too short to be split: all lines of its {split} part ({len(part)} of {n}) are blank')
+            raise CorpusError(
+                f'{name} is too short to be split: all lines of its {split} part ({len(part)} of {n}) are blank'
+            )
     return splits
 
 # %% ../nbs/04_text.ipynb #2275eade
-_CLAIMS = dict(train='train', valid='validation', val='validation', dev='validation', validation='validation', test='test')
+_CLAIMS = dict(
+    train='train', valid='validation', val='validation', dev='validation', validation='validation', test='test'
+)
 _TEXT = ('', '.txt', '.text', '.tokens', '.raw', '.md')
 
-def _claim(path)->str|None:
-    "The split that a text file's name claims, as in train.txt, ptb.valid.txt, wiki.test.tokens; None where it claims none."
+
+def _claim(path) -> str | None:
+    """The split that a text file's name claims, as in train.txt, ptb.valid.txt, wiki.test.tokens; None where it claims
+    none."""
     found = {_CLAIMS[w] for w in re.split('[^a-z]+', path.name.lower()) if w in _CLAIMS}
     return found.pop() if len(found) == 1 and path.suffix.lower() in _TEXT else None
 
 # %% ../nbs/04_text.ipynb #f48839e9
-def split_files(folder: Path       # a folder with three text files
-               )->dict[str, Path]: # {'train': …, 'validation': …, 'test': …}
+def split_files(
+    folder: Path,  # a folder with three text files
+) -> dict[str, Path]:  # {'train': …, 'validation': …, 'test': …}
     "Which file is which split, by name; raises `CorpusError` where one is missing or two claim the same."
-    try: paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith('.'))
-    except OSError as e: raise _unreadable(folder, e) from None
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith('.'))
+    except OSError as e:
+        raise _unreadable(folder, e) from None
     claims = {split: [p for p in paths if _claim(p) == split] for split in SPLITS}
     for split, files in claims.items():
-        if len(files) > 1: raise CorpusError(f'{folder}: {" and ".join(p.name for p in files)} both claim to be {split}; keep one')
+        if len(files) > 1:
+            raise CorpusError(f'{folder}: {" and ".join(p.name for p in files)} both claim to be {split}; keep one')
     if missing := [split for split, files in claims.items() if not files]:
-        raise CorpusError(f'{folder} is not a corpus: no text file for {" or ".join(missing)} (found: {_some(p.name for p in paths)}; '
-                          'expected: three text files with train, valid (or val, dev, validation), and test in their names)')
+        raise CorpusError(
+            f'{folder} is not a corpus: no text file for {" or ".join(missing)} (found: {_some(p.name for p in paths)};'
+            ' expected: three text files with train, valid (or val, dev, validation), and test in their names)'
+        )
     return {split: files[0] for split, files in claims.items()}
 
 # %% ../nbs/04_text.ipynb #c0ac00ba
 def _own_text(path):
     "A corpus from a file, split by itself, or from a folder of three."
     name = path.resolve().name
-    if path.is_file(): return Corpus(name, divide(read_rows(path), str(path)))
+    if path.is_file():
+        return Corpus(name, divide(read_rows(path), str(path)))
     return Corpus(name, {split: read_rows(file) for split, file in split_files(path).items()})
 
 # %% ../nbs/04_text.ipynb #e31cfafa
@@ -431,32 +574,44 @@ CORPORA = ('stdlib', 'markov', *_CONFIGS)
 # %% ../nbs/04_text.ipynb #9ac20146
 def _unknown(name, path):
     "The sentence for a name that is no corpus and no file."
-    if path.exists(): return f'{name} is neither a file nor a folder'
+    if path.exists():
+        return f'{name} is neither a file nor a folder'
     looks_like_path = len(path.parts) > 1 or path.suffix
     near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, near + [*CORPORA] * (not looks_like_path), n=1)
-    hint = f"; did you mean '{path.parent/close[0] if len(path.parts) > 1 else close[0]}'?" if close else ''
-    if looks_like_path: return f"there is no file or folder '{name}'{hint}"
-    return f"'{name}' is no corpus and no file{hint or '; corpora are ' + ', '.join(CORPORA) + ', or the path of a text file or folder'}"
+    hint = f"; did you mean '{path.parent / close[0] if len(path.parts) > 1 else close[0]}'?" if close else ''
+    if looks_like_path:
+        return f"there is no file or folder '{name}'{hint}"
+    return (
+        f"'{name}' is no corpus and no"
+        f" file{hint or '; corpora are ' + ', '.join(CORPORA) + ', or the path of a text file or folder'}"
+    )
 
 # %% ../nbs/04_text.ipynb #e6f195f7
-def load_corpus(name: str|Path,      # stdlib, markov, wikitext-2, wikitext-2-raw, wikitext-103, wikitext-103-raw, or a path
-                deadline: float=20   # seconds that the hub has to answer, where it must be asked
-               )->Corpus:
+def load_corpus(
+    name: str | Path,  # stdlib, markov, wikitext-2, wikitext-2-raw, wikitext-103, wikitext-103-raw, or a path
+    deadline: float = 20,  # seconds that the hub has to answer, where it must be asked
+) -> Corpus:
     "The text of that name, in three parts; raises `CorpusError` with a sentence that says what to do."
-    if not isinstance(name, (str, os.PathLike)) or not str(name): raise CorpusError(f'a corpus is a name or a path, got {name!r}')
-    if name == 'stdlib': return _stdlib()
-    if name == 'markov': return _markov()
-    if name in _CONFIGS: return _wikitext(name, deadline)
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise CorpusError(f'a corpus is a name or a path, got {name!r}')
+    if name == 'stdlib':
+        return _stdlib()
+    if name == 'markov':
+        return _markov()
+    if name in _CONFIGS:
+        return _wikitext(name, deadline)
     try:
         path = Path(name).expanduser()
-        if path.is_file() or path.is_dir(): return _own_text(path)
+        if path.is_file() or path.is_dir():
+            return _own_text(path)
         raise CorpusError(_unknown(str(name), path))
-    except OSError as e: raise _unreadable(name, e) from None
+    except OSError as e:
+        raise _unreadable(name, e) from None
 
 # %% ../nbs/04_text.ipynb #8a780708
-def have_corpus(name: str|Path # as for `load_corpus`
-               )->bool:        # whether it loads without a network
+def have_corpus(name: str | Path) -> bool:  # as for `load_corpus`  # whether it loads without a network
     "Whether a corpus is on this machine; never asks the hub."
-    if name in _CONFIGS: return bool(_from_folder(_CONFIGS[name])[0] or _from_cache(_CONFIGS[name])[0])
+    if name in _CONFIGS:
+        return bool(_from_folder(_CONFIGS[name])[0] or _from_cache(_CONFIGS[name])[0])
     return name in CORPORA or Path(name).expanduser().exists()

@@ -25,12 +25,14 @@ class TokenError(LMCourseError):
     "A text that cannot be cut as asked, or ids that stand for nothing."
 
 # %% ../nbs/05_tokens.ipynb #bdfeeae3
-def count_words(rows: Sequence,   # rows of the train split
-                min_count: int=3, # a word seen less often is left to <unk>
-               )->list[str]:      # the vocabulary: <unk>, <eos>, then words from the most frequent on, equals by spelling
+def count_words(
+    rows: Sequence,  # rows of the train split
+    min_count: int = 3,  # a word seen less often is left to <unk>
+) -> list[str]:  # the vocabulary: <unk>, <eos>, then words from the most frequent on, equals by spelling
     "The vocabulary of the `word` tokenizer."
     seen = Counter()
-    for row in rows: seen.update(row.split())
+    for row in rows:
+        seen.update(row.split())
     special = ['<unk>', '<eos>']
     words = [word for word, n in seen.items() if n >= min_count and word not in special]
     return special + sorted(words, key=lambda word: (-seen[word], word))
@@ -38,27 +40,33 @@ def count_words(rows: Sequence,   # rows of the train split
 # %% ../nbs/05_tokens.ipynb #a744a94d
 class Tokenizer:
     "Text to ids and back; the ids are whole numbers below `types`."
-    def __init__(self,
-                 name: str,            # word, whitespace, gpt2, gpt2-note or bpe:N
-                 types: int,           # one more than the largest id: the number of classes a model guesses among
-                 first_id: int,        # the input before the first token of a text
-                 eos: str|None=None,   # what is put at the end of each row, or None where nothing is
-                 unk_id: int|None=None,# what stands for a word outside the vocabulary, or None where there is no outside
-                 row_ends: bool=True,  # whether the tokens tell where a row ends
-                 keeps_text: bool=True): # whether they give the text back, so that every byte is paid for
+
+    def __init__(
+        self,
+        name: str,  # word, whitespace, gpt2, gpt2-note or bpe:N
+        types: int,  # one more than the largest id: the number of classes a model guesses among
+        first_id: int,  # the input before the first token of a text
+        eos: str | None = None,  # what is put at the end of each row, or None where nothing is
+        unk_id: int | None = None,  # what stands for a word outside the vocabulary, or None where there is no outside
+        row_ends: bool = True,  # whether the tokens tell where a row ends
+        keeps_text: bool = True,  # whether they give the text back, so that every byte is paid for
+    ):
         self.name, self.types, self.first_id, self.eos, self.unk_id = name, types, first_id, eos, unk_id
         self.row_ends, self.keeps_text = row_ends, keeps_text
         self.dtype = np.min_scalar_type(types - 1)
 
-    def __repr__(self): return f'{self.name} tokenizer, {self.types:,} types'
+    def __repr__(self):
+        return f'{self.name} tokenizer, {self.types:,} types'
 
-    def chunks(self,
-               rows: Sequence         # rows of text, perhaps far more than fit into memory
-              )->Iterator[np.ndarray]: # the ids of ten thousand rows at a time, in the smallest unsigned type that holds them
+    def chunks(
+        self,
+        rows: Sequence,  # rows of text, perhaps far more than fit into memory
+    ) -> Iterator[np.ndarray]:  # the ids of ten thousand rows at a time, in the smallest unsigned type that holds them
         "The stream of ids of a split, piece by piece."
-        for some in _in_chunks(rows): yield np.fromiter((i for ids in self._rows(some) for i in ids), self.dtype)
+        for some in _in_chunks(rows):
+            yield np.fromiter((i for ids in self._rows(some) for i in ids), self.dtype)
 
-    def encode_rows(self, rows: Sequence)->np.ndarray: # ids_N
+    def encode_rows(self, rows: Sequence) -> np.ndarray:  # ids_N
         "The stream of ids of a sequence of rows."
         return np.concatenate([np.empty(0, self.dtype), *self.chunks(rows)])
 
@@ -66,108 +74,150 @@ class Tokenizer:
         "The ids as a list; raises `TokenError` at one that stands for nothing."
         for i in (ids := [int(i) for i in ids]):
             if not 0 <= i < self.types:
-                raise TokenError(f'{i} is no id of the {self.name} tokenizer, whose ids run from 0 to {self.types - 1:,}: '
-                                 'was it made by another tokenizer?')
+                raise TokenError(
+                    f'{i} is no id of the {self.name} tokenizer, whose ids run from 0 to {self.types - 1:,}: '
+                    'was it made by another tokenizer?'
+                )
         return ids
 
     @property
-    def ids_by_frequency(self)->bool: # whether id 2 is the commonest type of the train split, id 3 the next, and so on
+    def ids_by_frequency(
+        self,
+    ) -> bool:  # whether id 2 is the commonest type of the train split, id 3 the next, and so on
         "Vocabularies of whole words are sorted; pieces stand in the order in which they were merged."
         return self.name in ('word', 'whitespace')
 
-    def predicted_rows(self, rows: Sequence)->Iterator[str]: # the text that the ids stand for, row by row
+    def predicted_rows(self, rows: Sequence) -> Iterator[str]:  # the text that the ids stand for, row by row
         "What is predicted of a text: a denominator that counts more makes a model look better than it is."
-        if self.name == 'gpt2-note': yield from (row.strip() for row in rows if row.strip())
-        else: yield from rows
+        if self.name == 'gpt2-note':
+            yield from (row.strip() for row in rows if row.strip())
+        else:
+            yield from rows
 
     @staticmethod
-    def from_dict(d: dict)->'Tokenizer': # made by a tokenizer's `to_dict`
+    def from_dict(d: dict) -> 'Tokenizer':  # made by a tokenizer's `to_dict`
         "A tokenizer as it was kept. Raises `TokenError` for what no tokenizer's `to_dict` has made."
         try:
             _parsed(d['name'], 1)
             return WordTokenizer(_words(d['vocabulary'])) if d['name'] == 'word' else PieceTokenizer.revive(d)
-        except TokenError: raise
-        except Exception as e:                       # the library raises plain exceptions for what it cannot read
-            raise TokenError(f'this is no stored tokenizer, or a damaged one ({type(e).__name__}: {str(e)[:80]}): copy the file again') from None
+        except TokenError:
+            raise
+        except Exception as e:  # the library raises plain exceptions for what it cannot read
+            raise TokenError(
+                f'this is no stored tokenizer, or a damaged one ({type(e).__name__}: {str(e)[:80]}): copy the file'
+                ' again'
+            ) from None
 
 # %% ../nbs/05_tokens.ipynb #baf35db7
-def _in_chunks(rows): return (rows[start:start + 10_000] for start in range(0, len(rows), 10_000))
+def _in_chunks(rows):
+    return (rows[start : start + 10_000] for start in range(0, len(rows), 10_000))
 
 # %% ../nbs/05_tokens.ipynb #3e7eb632
 class WordTokenizer(Tokenizer):
     "White space divides; a word outside the vocabulary is `<unk>`, and each row ends with `<eos>`."
-    def __init__(self,
-                 vocabulary: Sequence[str]): # the types, `<unk>` and `<eos>` first
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],  # the types, `<unk>` and `<eos>` first
+    ):
         super().__init__('word', len(vocabulary), 1, '<eos>', 0)
         self.vocabulary = list(vocabulary)
         self.id_of = {word: i for i, word in enumerate(self.vocabulary)}
 
-    def encode(self, text: str)->list[int]: # ids; no <eos> is put
+    def encode(self, text: str) -> list[int]:  # ids; no <eos> is put
         "Words to ids."
         return [self.id_of.get(word, 0) for word in text.split()]
 
-    def _rows(self, rows): return ([*self.encode(row), 1] for row in rows)
+    def _rows(self, rows):
+        return ([*self.encode(row), 1] for row in rows)
 
-    def tokens(self, ids: Iterable[int])->list[str]: # one string per id
+    def tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
         "The words that ids stand for."
         return [self.vocabulary[i] for i in self._checked(ids)]
 
-    def decode(self, ids: Iterable[int])->str: # text
+    def decode(self, ids: Iterable[int]) -> str:  # text
         "Words with spaces between; a row's end is a new line."
-        return ' '.join('\n' if word == '<eos>' else word for word in self.tokens(ids)).replace(' \n', '\n').replace('\n ', '\n')
+        return (
+            ' '.join('\n' if word == '<eos>' else word for word in self.tokens(ids))
+            .replace(' \n', '\n')
+            .replace('\n ', '\n')
+        )
 
-    def to_dict(self)->dict:  # goes through JSON
+    def to_dict(self) -> dict:  # goes through JSON
         "All there is to the tokenizer, to be kept beside a model."
         return {'name': 'word', 'vocabulary': self.vocabulary}
 
 # %% ../nbs/05_tokens.ipynb #f099f6f4
 class PieceTokenizer(Tokenizer):
     "A tokenizer of the `tokenizers` library, by whichever rules it was made with."
-    def __init__(self,
-                 name: str,          # whitespace, gpt2, gpt2-note or bpe:N
-                 backend,            # tokenizers.Tokenizer
-                 first: str,         # the token that stands before a text
-                 unk: str|None=None): # the token for what is outside the vocabulary
-        self.backend, self.first, self.unk, self.id_of = backend, first, unk, backend.get_vocab()
-        super().__init__(name, max(self.id_of.values()) + 1, self.id_of[first], None, self.id_of.get(unk),
-                         row_ends=name not in ('whitespace', 'gpt2-note'), keeps_text=name != 'whitespace')
 
-    def encode(self, text: str)->list[int]: # ids
-        "Text to ids. Raises `TokenError` for a text that is not Unicode: half of a character, as a stray byte of a command line becomes."
-        try: return self.backend.encode(text, add_special_tokens=False).ids
-        except TypeError: raise TokenError(f'{ascii(text[:40])} has half of a character in it, which no text file can hold: type it again') from None
+    def __init__(
+        self,
+        name: str,  # whitespace, gpt2, gpt2-note or bpe:N
+        backend,  # tokenizers.Tokenizer
+        first: str,  # the token that stands before a text
+        unk: str | None = None,  # the token for what is outside the vocabulary
+    ):
+        self.backend, self.first, self.unk, self.id_of = backend, first, unk, backend.get_vocab()
+        super().__init__(
+            name,
+            max(self.id_of.values()) + 1,
+            self.id_of[first],
+            None,
+            self.id_of.get(unk),
+            row_ends=name not in ('whitespace', 'gpt2-note'),
+            keeps_text=name != 'whitespace',
+        )
+
+    def encode(self, text: str) -> list[int]:  # ids
+        """Text to ids. Raises `TokenError` for a text that is not Unicode: half of a character, as a stray byte of a
+        command line becomes."""
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise TokenError(
+                f'{ascii(text[:40])} has half of a character in it, which no text file can hold: type it again'
+            ) from None
 
     def _rows(self, rows):
-        return (e.ids for e in self.backend.encode_batch_fast(list(self.predicted_rows(rows)), add_special_tokens=False))
+        return (
+            e.ids for e in self.backend.encode_batch_fast(list(self.predicted_rows(rows)), add_special_tokens=False)
+        )
 
-    def tokens(self, ids: Iterable[int])->list[str]: # one string per id
+    def tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
         "The pieces that ids stand for; bytes that are only part of a letter are shown as \\x.."
         pieces = [self.backend.id_to_token(i) or '' for i in self._checked(ids)]
         return pieces if self.unk else [_as_bytes(piece).decode(errors='backslashreplace') for piece in pieces]
 
-    def decode(self, ids: Iterable[int])->str: # text
+    def decode(self, ids: Iterable[int]) -> str:  # text
         "The text that ids stand for."
         return self.backend.decode(self._checked(ids), skip_special_tokens=False)
 
-    def to_dict(self)->dict:         # goes through JSON
+    def to_dict(self) -> dict:  # goes through JSON
         "All there is to the tokenizer, to be kept beside a model."
         return {'name': self.name, 'backend': self.backend.to_str(), 'first': self.first, 'unk': self.unk}
 
     @classmethod
-    def revive(cls, d: dict)->'PieceTokenizer': # made by `to_dict`
+    def revive(cls, d: dict) -> 'PieceTokenizer':  # made by `to_dict`
         "The tokenizer as it was kept."
         from tokenizers import Tokenizer as Backend
+
         return cls(d['name'], Backend.from_str(d['backend']), d['first'], d['unk'])
 
 # %% ../nbs/05_tokens.ipynb #9c6e95ca
-def train_whitespace(rows: Sequence,  # rows of the train split
-                     min_count: int=3 # a token seen less often is left to <unk>
-                    )->PieceTokenizer:
-    "`Whitespace` with `<unk>` not declared: letters and signs part, and a `<unk>` that is written in the text becomes three tokens."
+def train_whitespace(
+    rows: Sequence,
+    min_count: int = 3,  # rows of the train split  # a token seen less often is left to <unk>
+) -> PieceTokenizer:
+    """`Whitespace` with `<unk>` not declared: letters and signs part, and a `<unk>` that is written in the text becomes
+    three tokens."""
     from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
+
     count, cut = Backend(models.WordLevel()), pre_tokenizers.Whitespace()
     count.pre_tokenizer = cut
-    trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=min_count, special_tokens=[], show_progress=False)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31, min_frequency=min_count, special_tokens=[], show_progress=False
+    )
     count.train_from_iterator(_in_chunks(rows), trainer)
     found = count.get_vocab()
     types = ['<unk>', '<eos>', *sorted(found, key=found.get)]
@@ -182,83 +232,122 @@ def _byte_letters():
     other = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other)}
 
+
 def _as_bytes(piece, byte_of=_byte_letters()):
     "A piece of a byte-level vocabulary as the bytes it stands for."
     return bytes(byte_of[letter] for letter in piece)
 
 # %% ../nbs/05_tokens.ipynb #227e17f3
-def train_bpe(rows: Sequence,  # rows of the train split
-              pieces: int      # types in all: 256 bytes, <|endoftext|>, and what is merged
-             )->PieceTokenizer:
-    "Byte-level BPE, as GPT-2's; a text too short for that many merges gives fewer pieces. A run of 256 characters without a blank is cut, so that a text without blanks takes no longer than another."
+def train_bpe(
+    rows: Sequence,
+    pieces: int,  # rows of the train split  # types in all: 256 bytes, <|endoftext|>, and what is merged
+) -> PieceTokenizer:
+    """Byte-level BPE, as GPT-2's; a text too short for that many merges gives fewer pieces. A run of 256 characters
+    without a blank is cut, so that a text without blanks takes no longer than another."""
     from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
+
     backend = Backend(models.BPE())
-    longest = pre_tokenizers.Split(Regex(r'\S{256}'), 'isolated')      # learning merges takes the square of the longest word's time
+    longest = pre_tokenizers.Split(
+        Regex(r'\S{256}'), 'isolated'
+    )  # learning merges takes the square of the longest word's time
     backend.pre_tokenizer = pre_tokenizers.Sequence([longest, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=pieces, special_tokens=['<|endoftext|>'], show_progress=False,
-                                  initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
+    trainer = trainers.BpeTrainer(
+        vocab_size=pieces,
+        special_tokens=['<|endoftext|>'],
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
     backend.train_from_iterator(_in_chunks(rows), trainer)
     return PieceTokenizer(f'bpe:{pieces}', backend, '<|endoftext|>')
 
 # %% ../nbs/05_tokens.ipynb #2c14cb2f
 _GPT2 = 'openai-community/gpt2'
 
+
 def _gpt2_here():
     "GPT-2's tokenizer.json on this machine, or None: in $LMCOURSE_DATA/gpt2, else in the hub's cache."
     if data := os.environ.get('LMCOURSE_DATA'):
-        path = Path(data).expanduser()/'gpt2'/'tokenizer.json'
-        if path.is_file(): return path
-    try: from huggingface_hub import try_to_load_from_cache
-    except ImportError: return None
+        path = Path(data).expanduser() / 'gpt2' / 'tokenizer.json'
+        if path.is_file():
+            return path
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
     found = try_to_load_from_cache(_GPT2, 'tokenizer.json')
     return Path(found) if isinstance(found, str) else None
 
 # %% ../nbs/05_tokens.ipynb #5489c1dc
-def have_gpt2()->bool:
+def have_gpt2() -> bool:
     "Whether GPT-2's vocabulary is on this machine; never asks the hub."
     return _gpt2_here() is not None
 
 # %% ../nbs/05_tokens.ipynb #0979540f
 _FETCH = 'import sys; from huggingface_hub import hf_hub_download; print(hf_hub_download(*sys.argv[1:]))'
 
+
 def _gpt2(name, deadline):
     "GPT-2's BPE from this machine, else from the hub."
     from tokenizers import Tokenizer as Backend
+
     path = _gpt2_here()
     if not path:
         out, why = _child(_FETCH, _GPT2, 'tokenizer.json', seconds=deadline)
-        if out is None: raise TokenError(
-            "GPT-2's tokenizer.json was not found: $LMCOURSE_DATA/gpt2/tokenizer.json is not there, the hub's cache does not hold it, "
-            f'and the hub {why}; put the file there, or fetch it where there is a network with `hf download {_GPT2} tokenizer.json`, '
-            'or go online')
+        if out is None:
+            raise TokenError(
+                "GPT-2's tokenizer.json was not found: $LMCOURSE_DATA/gpt2/tokenizer.json is not there, the hub's"
+                f" cache does not hold it, and the hub {why}; put the file there, or fetch it where there is a network"
+                f" with `hf download {_GPT2} tokenizer.json`, or go online"
+            )
         path = Path(out.strip().splitlines()[-1])
-    try: return PieceTokenizer(name, Backend.from_file(str(path)), '<|endoftext|>')
-    except Exception as e: raise TokenError(f"{path} is not GPT-2's tokenizer ({str(e)[:80]}); fetch it again") from None
+    try:
+        return PieceTokenizer(name, Backend.from_file(str(path)), '<|endoftext|>')
+    except Exception as e:
+        raise TokenError(f"{path} is not GPT-2's tokenizer ({str(e)[:80]}); fetch it again") from None
 
 # %% ../nbs/05_tokens.ipynb #3062b50d
 NAMES = ('word', 'whitespace', 'gpt2', 'gpt2-note', 'bpe:N')
 
 # %% ../nbs/05_tokens.ipynb #db9ebe1a
-_MOST_TYPES = 2_000_000       # of a vocabulary: more is no vocabulary but a mistake, or a file that somebody made to fill a memory
+_MOST_TYPES = (
+    2_000_000  # of a vocabulary: more is no vocabulary but a mistake, or a file that somebody made to fill a memory
+)
+
 
 def _words(vocabulary):
     "A stored vocabulary, checked."
-    if not (isinstance(vocabulary, list) and vocabulary[:2] == ['<unk>', '<eos>'] and len(vocabulary) <= _MOST_TYPES and all(isinstance(w, str) for w in vocabulary)):
-        raise TokenError(f'a stored vocabulary is a list of at most {_MOST_TYPES:,} words that begins with <unk> and <eos>: copy the file again')
+    if not (
+        isinstance(vocabulary, list)
+        and vocabulary[:2] == ['<unk>', '<eos>']
+        and len(vocabulary) <= _MOST_TYPES
+        and all(isinstance(w, str) for w in vocabulary)
+    ):
+        raise TokenError(
+            f'a stored vocabulary is a list of at most {_MOST_TYPES:,} words that begins with <unk> and <eos>: copy the'
+            ' file again'
+        )
     return vocabulary
+
 
 def _parsed(name, min_count):
     "A tokenizer's kind and, for bpe:N, its N; raises `TokenError` for what is no name or no count."
     kind, colon, n = str(name).partition(':')
-    if kind != 'bpe' and (colon or kind not in NAMES): raise TokenError(f"'{name}' is no tokenizer; there are {', '.join(NAMES)}")
+    if kind != 'bpe' and (colon or kind not in NAMES):
+        raise TokenError(f"'{name}' is no tokenizer; there are {', '.join(NAMES)}")
     if kind == 'bpe' and not (n.isascii() and n.isdigit() and len(n) < 9 and 256 < int(n) <= _MOST_TYPES):
-        raise TokenError(f"'{str(name)[:40]}' wants a number of pieces from 257 on (256 bytes and <|endoftext|>), at most {_MOST_TYPES:,}, as in bpe:8000")
-    if not isinstance(min_count, int) or min_count < 1: raise TokenError(f'min_count is a whole number of at least 1, got {min_count!r}')
+        raise TokenError(
+            f"'{str(name)[:40]}' wants a number of pieces from 257 on (256 bytes and <|endoftext|>), at most"
+            f" {_MOST_TYPES:,}, as in bpe:8000"
+        )
+    if not isinstance(min_count, int) or min_count < 1:
+        raise TokenError(f'min_count is a whole number of at least 1, got {min_count!r}')
     return kind, int(n or 0)
 
 # %% ../nbs/05_tokens.ipynb #c77770c7
-def _key(*parts): return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def _key(*parts):
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
 
 @contextmanager
 def _replacing(path):
@@ -266,105 +355,146 @@ def _replacing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}')
     try:
-        with open(new, 'wb') as file: yield file
+        with open(new, 'wb') as file:
+            yield file
         os.replace(new, path)
-    finally: new.unlink(missing_ok=True)
+    finally:
+        new.unlink(missing_ok=True)
+
 
 def _keep(path, body):
     "Write JSON with a check of its contents."
-    with _replacing(path) as file: file.write(json.dumps({'check': _key(body), 'body': body}).encode())
+    with _replacing(path) as file:
+        file.write(json.dumps({'check': _key(body), 'body': body}).encode())
+
 
 def _kept(path):
     "JSON written by `_keep`, or None where there is none; raises `ValueError` where it is damaged."
-    try: kept = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError): return None
-    except ValueError: raise ValueError(f'{path.name} is cut short or overwritten') from None
+    try:
+        kept = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:
+        raise ValueError(f'{path.name} is cut short or overwritten') from None
     if not isinstance(kept, dict) or kept.get('check') != _key(kept.get('body')):
         raise ValueError(f'{path.name} does not agree with its check')
     return kept['body']
 
 # %% ../nbs/05_tokens.ipynb #c000a189
-def _cache_folder(cache): return Path(cache or os.environ.get('LMCOURSE_CACHE') or '~/.cache/lmcourse').expanduser()
+def _cache_folder(cache):
+    return Path(cache or os.environ.get('LMCOURSE_CACHE') or '~/.cache/lmcourse').expanduser()
 
-def _say(sentence): print(f'lmcourse: {sentence}', file=sys.stderr)
+
+def _say(sentence):
+    print(f'lmcourse: {sentence}', file=sys.stderr)
 
 # %% ../nbs/05_tokens.ipynb #e300660c
-def load_tokenizer(name: str,          # word, whitespace, gpt2, gpt2-note or bpe:N
-                   corpus: Corpus|str|Path|None=None, # its train split makes the vocabulary; GPT-2's needs none
-                   min_count: int=3,   # word, whitespace: a type seen less often in train is left to <unk>
-                   cache: str|Path|None=None, # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
-                   deadline: float=20  # seconds that the hub has, where GPT-2's file must be fetched
-                  )->Tokenizer:
+def load_tokenizer(
+    name: str,  # word, whitespace, gpt2, gpt2-note or bpe:N
+    corpus: Corpus | str | Path | None = None,  # its train split makes the vocabulary; GPT-2's needs none
+    min_count: int = 3,  # word, whitespace: a type seen less often in train is left to <unk>
+    cache: str | Path | None = None,  # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
+    deadline: float = 20,  # seconds that the hub has, where GPT-2's file must be fetched
+) -> Tokenizer:
     "The tokenizer of that name; raises `TokenError` where there is none."
     kind, pieces = _parsed(name, min_count)
-    if kind in ('gpt2', 'gpt2-note'): return _gpt2(kind, deadline)
-    if not isinstance(corpus, Corpus): corpus = load_corpus(corpus)
-    path = _cache_folder(cache)/'tokenizers'/f'{kind}-{_key(1, name, min_count, corpus.fingerprint("train"))}.json'
+    if kind in ('gpt2', 'gpt2-note'):
+        return _gpt2(kind, deadline)
+    if not isinstance(corpus, Corpus):
+        corpus = load_corpus(corpus)
+    path = _cache_folder(cache) / 'tokenizers' / f'{kind}-{_key(1, name, min_count, corpus.fingerprint("train"))}.json'
     try:
-        if kept := _kept(path): return Tokenizer.from_dict(kept)
-    except (OSError, ValueError) as e: _say(f'the kept {name} tokenizer of {corpus.name} is damaged ({e}); making it again')
-    if kind == 'word': tokenizer = WordTokenizer(count_words(corpus['train'], min_count))
-    else: tokenizer = train_bpe(corpus['train'], pieces) if pieces else train_whitespace(corpus['train'], min_count)
-    with suppress(OSError): _keep(path, tokenizer.to_dict())   # what cannot be kept is made again next time
+        if kept := _kept(path):
+            return Tokenizer.from_dict(kept)
+    except (OSError, ValueError) as e:
+        _say(f'the kept {name} tokenizer of {corpus.name} is damaged ({e}); making it again')
+    if kind == 'word':
+        tokenizer = WordTokenizer(count_words(corpus['train'], min_count))
+    else:
+        tokenizer = train_bpe(corpus['train'], pieces) if pieces else train_whitespace(corpus['train'], min_count)
+    with suppress(OSError):
+        _keep(path, tokenizer.to_dict())  # what cannot be kept is made again next time
     return tokenizer
 
 # %% ../nbs/05_tokens.ipynb #e556905e
 @dataclass(frozen=True, eq=False)
 class TokenSplit:
     "A split as ids, with what it takes to measure a model on it."
-    name: str                 # train, validation or test
-    ids: np.ndarray = field(repr=False) # ids_N, read-only; memory-mapped where the cache could be written
-    bytes: int|None           # UTF-8 bytes of what is predicted; None where not every byte is paid for: unknown tokens, <unk> in the text, made-up words, a tokenizer that loses text
-    words: int                # white-space words of what is predicted, plus one per row where row ends are predicted
-    unknown: int              # tokens that are <unk>
-    fingerprint: str          # of the text that the tokens tell
-    corpus: str               # the corpus's name
+
+    name: str  # train, validation or test
+    ids: np.ndarray = field(repr=False)  # ids_N, read-only; memory-mapped where the cache could be written
+    bytes: (
+        int | None
+    )  # UTF-8 bytes of what is predicted; None where not every byte is paid for: unknown tokens, <unk> in the text, made-up words, a tokenizer that loses text
+    words: int  # white-space words of what is predicted, plus one per row where row ends are predicted
+    unknown: int  # tokens that are <unk>
+    fingerprint: str  # of the text that the tokens tell
+    corpus: str  # the corpus's name
     tokenizer: Tokenizer
 
     def __post_init__(self):
         if not len(self.ids):
-            raise TokenError(f'the {self.name} split of {self.corpus} has no tokens as {self.tokenizer.name}: all its rows are blank')
+            raise TokenError(
+                f'the {self.name} split of {self.corpus} has no tokens as {self.tokenizer.name}: all its rows are blank'
+            )
 
     @property
-    def tokens(self)->int:    # N
+    def tokens(self) -> int:  # N
         "How many tokens the split has."
         return len(self.ids)
 
-    def measurement(self,
-                    nats: float, # summed surprise of all its tokens
-                    **conditions # context, stride, carried, lanes; accuracy and interval where they are known
-                   )->Measurement:
+    def measurement(
+        self,
+        nats: float,  # summed surprise of all its tokens
+        **conditions,  # context, stride, carried, lanes; accuracy and interval where they are known
+    ) -> Measurement:
         "A model's nats on this split, with the passport of what was scored."
-        return Measurement.of(nats, tokens=self.tokens, words=self.words, bytes=self.bytes, types=self.tokenizer.types,
-            unknown=self.unknown, tokenizer=self.tokenizer.name, eos=self.tokenizer.eos, corpus=self.corpus, split=self.name,
-            fingerprint=self.fingerprint, **conditions)
+        return Measurement.of(
+            nats,
+            tokens=self.tokens,
+            words=self.words,
+            bytes=self.bytes,
+            types=self.tokenizer.types,
+            unknown=self.unknown,
+            tokenizer=self.tokenizer.name,
+            eos=self.tokenizer.eos,
+            corpus=self.corpus,
+            split=self.name,
+            fingerprint=self.fingerprint,
+            **conditions,
+        )
 
 # %% ../nbs/05_tokens.ipynb #7f5530c1
 @dataclass(frozen=True, eq=False)
 class TokenizedCorpus:
     "Three splits as ids, and the tokenizer that made them."
-    corpus: str               # its name
+
+    corpus: str  # its name
     tokenizer: Tokenizer
     train: TokenSplit
     validation: TokenSplit
     test: TokenSplit
 
     @property
-    def types(self)->int:     # V, the number of classes
+    def types(self) -> int:  # V, the number of classes
         "What a model of this corpus guesses among."
         return self.tokenizer.types
 
 # %% ../nbs/05_tokens.ipynb #9bf0eaec
 def _text_facts(corpus, split, tokenizer, unknown):
-    "The fingerprint of the text behind a split, and the words and bytes of what is predicted of it. Bytes are None unless every one of them is paid for."
+    """The fingerprint of the text behind a split, and the words and bytes of what is predicted of it. Bytes are None
+    unless every one of them is paid for."""
     fingerprint, words, size, hidden = corpus.fingerprint(split), 0, 0, bool(unknown)
     for row in tokenizer.predicted_rows(corpus[split]):
         words += len(row.split()) + tokenizer.row_ends
         size += len(row.encode())
         hidden = hidden or '<unk>' in row
     paid = corpus.meaningful_bytes and tokenizer.keeps_text and not hidden
-    return {'bytes': size if paid else None, 'words': words,
-            'fingerprint': fingerprint if tokenizer.row_ends else _key('without row ends', fingerprint)}
+    return {
+        'bytes': size if paid else None,
+        'words': words,
+        'fingerprint': fingerprint if tokenizer.row_ends else _key('without row ends', fingerprint),
+    }
 
 # %% ../nbs/05_tokens.ipynb #98f4b2f8
 def _in_memory(corpus, tokenizer):
@@ -374,7 +504,14 @@ def _in_memory(corpus, tokenizer):
         ids = tokenizer.encode_rows(corpus[split])
         ids.flags.writeable = False
         unknown = int((ids == tokenizer.unk_id).sum()) if tokenizer.unk_id is not None else 0
-        splits[split] = TokenSplit(split, ids, unknown=unknown, corpus=corpus.name, tokenizer=tokenizer, **_text_facts(corpus, split, tokenizer, unknown))
+        splits[split] = TokenSplit(
+            split,
+            ids,
+            unknown=unknown,
+            corpus=corpus.name,
+            tokenizer=tokenizer,
+            **_text_facts(corpus, split, tokenizer, unknown),
+        )
     return TokenizedCorpus(corpus.name, tokenizer, **splits)
 
 # %% ../nbs/05_tokens.ipynb #fc2a37bd
@@ -398,20 +535,25 @@ def _write_splits(folder, corpus, tokenizer):
     "Cut a corpus into the files of a cache folder; what is written last says that all is there."
     facts = {}
     for split in SPLITS:
-        ids = _write_ids(folder/f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
+        ids = _write_ids(folder / f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
         facts[split] = ids | _text_facts(corpus, split, tokenizer, ids['unknown'])
-    _keep(folder/'facts.json', facts)
+    _keep(folder / 'facts.json', facts)
+
 
 def _read_splits(folder, corpus, tokenizer):
-    "The splits in a cache folder, or None where there are none; raises `ValueError` where they are damaged or unfinished."
-    facts, splits = _kept(folder/'facts.json'), {}
+    """The splits in a cache folder, or None where there are none; raises `ValueError` where they are damaged or
+    unfinished."""
+    facts, splits = _kept(folder / 'facts.json'), {}
     if facts is None:
-        if folder.is_dir() and any(folder.iterdir()): raise ValueError('facts.json is missing')
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ValueError('facts.json is missing')
         return None
     for split in SPLITS:
         fact = dict(facts[split])
-        try: ids = np.load(folder/f'{split}.npy', mmap_mode='r', allow_pickle=False)
-        except (OSError, ValueError, EOFError): raise ValueError(f'{split}.npy is missing or cut short') from None
+        try:
+            ids = np.load(folder / f'{split}.npy', mmap_mode='r', allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise ValueError(f'{split}.npy is missing or cut short') from None
         n, check = fact.pop('tokens'), fact.pop('check')
         if ids.dtype != tokenizer.dtype or ids.shape != (n,) or zlib.crc32(ids) != check:
             raise ValueError(f'{split}.npy does not agree with facts.json')
@@ -419,26 +561,32 @@ def _read_splits(folder, corpus, tokenizer):
     return TokenizedCorpus(corpus.name, tokenizer, **splits)
 
 # %% ../nbs/05_tokens.ipynb #dfad08e8
-def tokenize_corpus(corpus: Corpus|str|Path,   # a corpus, its name, or a path
-                    tokenizer: str|Tokenizer='word', # a name, or a tokenizer that was made before
-                    min_count: int=3,          # word, whitespace: a type seen less often in train is left to <unk>
-                    cache: str|Path|None=None  # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
-                   )->TokenizedCorpus:
+def tokenize_corpus(
+    corpus: Corpus | str | Path,  # a corpus, its name, or a path
+    tokenizer: str | Tokenizer = 'word',  # a name, or a tokenizer that was made before
+    min_count: int = 3,  # word, whitespace: a type seen less often in train is left to <unk>
+    cache: str | Path | None = None,  # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
+) -> TokenizedCorpus:
     "A corpus as three streams of ids: cut once, and from then on read from the cache."
-    if not isinstance(corpus, Corpus): corpus = load_corpus(corpus)
-    if not isinstance(tokenizer, Tokenizer): tokenizer = load_tokenizer(tokenizer, corpus, min_count, cache)
+    if not isinstance(corpus, Corpus):
+        corpus = load_corpus(corpus)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer, corpus, min_count, cache)
     what, texts = f'{corpus.name} as {tokenizer.name}', [corpus.fingerprint(split) for split in SPLITS]
     key = _key(2, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
-    folder = _cache_folder(cache)/'tokens'/f'{tokenizer.name.replace(":", "-")}-{key}'
-    with suppress(OSError, ValueError):                  # no lock is needed for what is whole
-        if found := _read_splits(folder, corpus, tokenizer): return found
+    folder = _cache_folder(cache) / 'tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
+    with suppress(OSError, ValueError):  # no lock is needed for what is whole
+        if found := _read_splits(folder, corpus, tokenizer):
+            return found
     try:
-        locks = _cache_folder(cache)/'locks'
+        locks = _cache_folder(cache) / 'locks'
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks/f'{folder.name}.lock'):      # of several processes, one cuts and the others wait
+        with FileLock(locks / f'{folder.name}.lock'):  # of several processes, one cuts and the others wait
             try:
-                if found := _read_splits(folder, corpus, tokenizer): return found
-            except ValueError as e: _say(f'the kept tokens of {what} are unfinished or damaged ({e}); cutting the text again')
+                if found := _read_splits(folder, corpus, tokenizer):
+                    return found
+            except ValueError as e:
+                _say(f'the kept tokens of {what} are unfinished or damaged ({e}); cutting the text again')
             _write_splits(folder, corpus, tokenizer)
             return _read_splits(folder, corpus, tokenizer)
     except OSError as e:

@@ -30,157 +30,245 @@ from .recipes import LENGTHS, OPTIMIZERS, Optim, Recipe, get_recipe, override, r
 class TrainingError(LMCourseError):
     "Training that cannot begin, or cannot go on."
 
+
 class Diverged(TrainingError):
     "A loss that stopped being a number."
+
     exit_code = 1
 
-def _agrees(name)->bool:
-    "Whether one step on a device that nobody has tried the course on gives the gradients that the processor gives; it says so where not."
-    torch.manual_seed(0); layer, x = nn.LSTM(8, 8, batch_first=True), torch.randn(2, 5, 8)
+
+def _agrees(name) -> bool:
+    """Whether one step on a device that nobody has tried the course on gives the gradients that the processor gives; it
+    says so where not."""
+    torch.manual_seed(0)
+    layer, x = nn.LSTM(8, 8, batch_first=True), torch.randn(2, 5, 8)
+
     def step(device):
-        mine = nn.LSTM(8, 8, batch_first=True).to(device); mine.load_state_dict(layer.state_dict())
+        mine = nn.LSTM(8, 8, batch_first=True).to(device)
+        mine.load_state_dict(layer.state_dict())
         mine(x.to(device))[0].square().sum().backward()
         return torch.cat([p.grad.flatten().cpu() for p in mine.parameters()])
-    try: same = torch.allclose(step(name), step('cpu'), rtol=1e-3, atol=1e-5)
-    except (RuntimeError, NotImplementedError): same = False
-    if not same: print(f'lmcourse: the device {name} does not give what the processor gives, so the processor is used; --device {name} takes it all the same', file=sys.stderr)
+
+    try:
+        same = torch.allclose(step(name), step('cpu'), rtol=1e-3, atol=1e-5)
+    except (RuntimeError, NotImplementedError):
+        same = False
+    if not same:
+        print(
+            f'lmcourse: the device {name} does not give what the processor gives, so the processor is used; --device'
+            f' {name} takes it all the same',
+            file=sys.stderr,
+        )
     return same
 
-def pick_device(name: str='auto')->torch.device: # auto, cpu, cuda, mps, cuda:1, ...
+
+def pick_device(name: str = 'auto') -> torch.device:  # auto, cpu, cuda, mps, cuda:1, ...
     "The device by name; `auto` takes a GPU where there is one."
-    if name.startswith('meta'): raise TrainingError('the meta device holds no numbers: use --device auto, or cpu')
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() and _agrees('mps') else 'cpu'
-    try: return torch.empty(0, device=name).device
+    if name.startswith('meta'):
+        raise TrainingError('the meta device holds no numbers: use --device auto, or cpu')
+    if name == 'auto':
+        name = (
+            'cuda'
+            if torch.cuda.is_available()
+            else 'mps'
+            if torch.backends.mps.is_available() and _agrees('mps')
+            else 'cpu'
+        )
+    try:
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise TrainingError(f'this machine has no device {name!r}: use --device auto, or cpu') from None
 
 # %% ../nbs/12_training.ipynb #1c070cfb
-def lr_at(step: int,      # steps done so far
-          total: int,     # steps planned
-          optim: Optim,   # peak rate, warmup and shape
-         )->float:        # the learning rate of the next step
-    "Warmup from zero, then constant or half a cosine ([Loshchilov & Hutter, 2017](../docs/bibliography.md#loshchilov2017))."
-    if step < optim.warmup: return optim.lr * (step + 1) / optim.warmup
-    if optim.schedule == 'constant': return optim.lr
-    done = min(1., (step - optim.warmup) / max(1, total - optim.warmup))
+def lr_at(
+    step: int,  # steps done so far
+    total: int,  # steps planned
+    optim: Optim,  # peak rate, warmup and shape
+) -> float:  # the learning rate of the next step
+    """Warmup from zero, then constant or half a cosine ([Loshchilov & Hutter,
+    2017](../docs/bibliography.md#loshchilov2017))."""
+    if step < optim.warmup:
+        return optim.lr * (step + 1) / optim.warmup
+    if optim.schedule == 'constant':
+        return optim.lr
+    done = min(1.0, (step - optim.warmup) / max(1, total - optim.warmup))
     return optim.lr * (optim.final + (1 - optim.final) * (1 + math.cos(math.pi * done)) / 2)
 
 # %% ../nbs/12_training.ipynb #357e3e03
-def _sgd(model, optim): return torch.optim.SGD(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+def _sgd(model, optim):
+    return torch.optim.SGD(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+
 
 def _adamw(model, optim):
     fused = next(model.parameters()).device.type in ('cpu', 'cuda')
-    return torch.optim.AdamW(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, fused=fused)
+    return torch.optim.AdamW(
+        model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, fused=fused
+    )
+
 
 OPTIMIZERS.update(sgd=_sgd, adamw=_adamw)
 
-def make_optimizer(model: nn.Module, optim: Optim)->torch.optim.Optimizer:
-    "The optimizer of that name: AdamW or SGD from torch, in its fused form where the device has one, or one that a lesson has added."
+
+def make_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """The optimizer of that name: AdamW or SGD from torch, in its fused form where the device has one, or one that a
+    lesson has added."""
     return OPTIMIZERS[optim.optimizer](model, optim)
 
 # %% ../nbs/12_training.ipynb #f3d1dc17
 @contextmanager
-def evaluating(model: nn.Module): # any module
+def evaluating(model: nn.Module):  # any module
     "While it lasts, the model is in evaluation mode; afterwards in whichever it was, whatever happens in between."
     was_training = model.training
     model.eval()
-    try: yield model
-    finally: model.train(was_training)
+    try:
+        yield model
+    finally:
+        model.train(was_training)
+
 
 @torch.no_grad()
-def evaluate(model: nn.Module,       # a language model with `head`, `carries`, `context`
-             split: TokenSplit,      # what to score
-             first_id: int,          # context of the very first token
-             carried: bool=True,     # hand the state on from batch to batch (a model that has none is given windows)
-             lanes: int=10,          # streams that the split is cut into when the state is carried
-             length: int=128,        # tokens per call; with the state reset, the window
-             interval: bool=False,   # compute a 95 % interval too
-             stride: int|None=None,  # with the state reset: tokens from one window to the next; None: the window, which is fastest
-            )->Measurement:
-    "Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once. Raises `TrainingError` for a stride where the state is carried, `BatchError` for one that would leave tokens out."
+def evaluate(
+    model: nn.Module,  # a language model with `head`, `carries`, `context`
+    split: TokenSplit,  # what to score
+    first_id: int,  # context of the very first token
+    carried: bool = True,  # hand the state on from batch to batch (a model that has none is given windows)
+    lanes: int = 10,  # streams that the split is cut into when the state is carried
+    length: int = 128,  # tokens per call; with the state reset, the window
+    interval: bool = False,  # compute a 95 % interval too
+    stride: (
+        int | None
+    ) = None,  # with the state reset: tokens from one window to the next; None: the window, which is fastest
+) -> Measurement:
+    """Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once.
+    Raises `TrainingError` for a stride where the state is carried, `BatchError` for one that would leave tokens out."""
     device = next(model.parameters()).device
     carried = carried and model.carries
-    if carried and stride: raise TrainingError('a stride is for windows that begin anew, and this model carries its state from one to the next: leave the stride out')
+    if carried and stride:
+        raise TrainingError(
+            'a stride is for windows that begin anew, and this model carries its state from one to the next: leave the'
+            ' stride out'
+        )
     lanes = min(lanes, split.tokens) if carried else 1
-    batches = (Lanes(split.ids, lanes, length, first_id) if carried
-               else Windows(split.ids, length, 16, first_id, stride, shuffle=False, once=True))
+    batches = (
+        Lanes(split.ids, lanes, length, first_id)
+        if carried
+        else Windows(split.ids, length, 16, first_id, stride, shuffle=False, once=True)
+    )
     state, nats, scored, hits = None, [], [], 0
     with evaluating(model):
         for x_BT, y_BT in batches:
             h_BTD, state = model(x_BT.to(device), state if carried else None)
             nats_N, hit = fused_nats(h_BTD, model.head.weight, model.head.bias, y_BT, precision='fp32')
             rows = len(y_BT) if carried else 1  # lanes go on side by side, windows one after another
-            nats.append(nats_N.view(rows, -1).cpu()); scored.append((y_BT != -100).view(rows, -1)); hits += int(hit)
+            nats.append(nats_N.view(rows, -1).cpu())
+            scored.append((y_BT != -100).view(rows, -1))
+            hits += int(hit)
     nats_N = torch.cat(nats, 1)[torch.cat(scored, 1)].double().numpy()
-    return split.measurement(float(nats_N.sum()), context=None if carried else length, stride=None if carried else stride or length,
-        carried=carried, lanes=lanes, accuracy=hits / split.tokens, interval=bootstrap_interval(nats_N) if interval else None)
+    return split.measurement(
+        float(nats_N.sum()),
+        context=None if carried else length,
+        stride=None if carried else stride or length,
+        carried=carried,
+        lanes=lanes,
+        accuracy=hits / split.tokens,
+        interval=bootstrap_interval(nats_N) if interval else None,
+    )
 
 # %% ../nbs/12_training.ipynb #5b99c363
-def in_notebook()->bool:
+def in_notebook() -> bool:
     "Whether a kernel of Jupyter runs this."
     shell = sys.modules.get('IPython')
     return shell is not None and type(shell.get_ipython()).__name__ == 'ZMQInteractiveShell'
 
-def watched()->bool:
+
+def watched() -> bool:
     "Whether somebody sees what is drawn: in a terminal or a notebook, and never in a test."
     return not os.environ.get('IN_TEST') and (sys.stderr.isatty() or in_notebook())
 
+
 class Progress:
     "A fastprogress bar where somebody is watching, in a terminal on stderr; silence everywhere else."
-    def __init__(self,
-                 total: int,             # steps planned
-                 done: int=0,            # steps made before
-                 show: bool|None=None):  # None: where somebody is watching
-        self.bar, self.done = None, done
-        if not (watched() if show is None else show) or done >= total: return
-        try: from fastprogress.fastprogress import progress_bar
-        except ImportError: return
-        with redirect_stdout(sys.stderr): self.bar = progress_bar(range(total - done)); self.bar.update(0)
 
-    def step(self, done: int, comment: str=''):
+    def __init__(
+        self,
+        total: int,  # steps planned
+        done: int = 0,  # steps made before
+        show: bool | None = None,  # None: where somebody is watching
+    ):
+        self.bar, self.done = None, done
+        if not (watched() if show is None else show) or done >= total:
+            return
+        try:
+            from fastprogress.fastprogress import progress_bar
+        except ImportError:
+            return
+        with redirect_stdout(sys.stderr):
+            self.bar = progress_bar(range(total - done))
+            self.bar.update(0)
+
+    def step(self, done: int, comment: str = ''):
         "Move the bar."
-        if self.bar is None: return
+        if self.bar is None:
+            return
         self.bar.comment = comment
-        with redirect_stdout(sys.stderr): self.bar.update(done - self.done)
+        with redirect_stdout(sys.stderr):
+            self.bar.update(done - self.done)
 
     def line(self, text: str):
         "A line above the bar; in a notebook, where the bar's own words say it, none."
-        if self.bar is not None and not in_notebook(): print(f'\r{text:<100}', file=sys.stderr)
+        if self.bar is not None and not in_notebook():
+            print(f'\r{text:<100}', file=sys.stderr)
 
 # %% ../nbs/12_training.ipynb #c68ab408
-def precisions(recipe: Recipe, model: nn.Module, device: torch.device)->dict: # {'loss', 'layers'}: fp32 or bf16
-    "In what the products of the loss and of the layers are made: as asked, or in bfloat16 where it is faster on the device and, for the layers, a batch is large enough to gain from it."
+def precisions(recipe: Recipe, model: nn.Module, device: torch.device) -> dict:  # {'loss', 'layers'}: fp32 or bf16
+    """In what the products of the loss and of the layers are made: as asked, or in bfloat16 where it is faster on the
+    device and, for the layers, a batch is large enough to gain from it."""
     best = resolve_precision(recipe.train.precision, device)
     ends = {id(p) for m in (model.embedding, model.head) for p in m.parameters()}
     inner = sum(p.numel() for p in model.parameters() if id(p) not in ends)
-    large = recipe.train.precision != 'auto' or device.type == 'cuda' or inner * recipe.data.batch * recipe.data.length >= 2**30
+    large = (
+        recipe.train.precision != 'auto'
+        or device.type == 'cuda'
+        or inner * recipe.data.batch * recipe.data.length >= 2**30
+    )
     return dict(loss=best, layers=best if large else 'fp32')
 
-def cut_elsewhere(length: int     # T
-                 )->Callable:     # (seed, epoch, step) -> T of that batch
+
+def cut_elsewhere(length: int) -> Callable:  # T  # (seed, epoch, step) -> T of that batch
     "Lengths for `Lanes`: the first batch of each pass has a random length of its own, so that the cuts fall elsewhere."
     return lambda seed, epoch, step: length if step else random.Random(f'{seed} {epoch}').randint(1, length)
 
 # %% ../nbs/12_training.ipynb #3214cc50
-def fingerprints(data: TokenizedCorpus)->dict: # {'train', 'validation', 'test'}
+def fingerprints(data: TokenizedCorpus) -> dict:  # {'train', 'validation', 'test'}
     "Which text each split is."
     return {s: getattr(data, s).fingerprint for s in ('train', 'validation', 'test')}
 
+
 class Trainer:
     "One run: the model, its data and optimizer, how far it has come, and the folder that it writes to."
-    rank, size = 0, 1                       # the number of this process, and how many there are
 
-    def __init__(self,
-                 recipe: Recipe,            # the whole of the experiment
-                 run: Run|str|Path|None=None,# where to write: a folder that does not exist yet; None: one under runs/
-                 show: bool|None=None):     # a progress bar; None: where somebody is watching
+    rank, size = 0, 1  # the number of this process, and how many there are
+
+    def __init__(
+        self,
+        recipe: Recipe,  # the whole of the experiment
+        run: Run | str | Path | None = None,  # where to write: a folder that does not exist yet; None: one under runs/
+        show: bool | None = None,  # a progress bar; None: where somebody is watching
+    ):
         t, own = recipe.train, Path(recipe.data.corpus).expanduser()
-        if recipe.data.corpus not in CORPORA and own.exists(): recipe = replace(recipe, data=replace(recipe.data, corpus=str(own.resolve())))
+        if recipe.data.corpus not in CORPORA and own.exists():
+            recipe = replace(recipe, data=replace(recipe.data, corpus=str(own.resolve())))
         self.recipe, self.show, self.device = recipe, show, pick_device(t.device)
-        if t.precision == 'bf16' and not has_bf16(self.device): raise TrainingError(f'train.precision is bf16, and this {self.device.type} makes no products in bfloat16: take auto, or fp32')
+        if t.precision == 'bf16' and not has_bf16(self.device):
+            raise TrainingError(
+                f'train.precision is bf16, and this {self.device.type} makes no products in bfloat16: take auto, or'
+                ' fp32'
+            )
         torch.manual_seed(t.seed)
-        words = read_json(run.path/'tokenizer.json') if isinstance(run, Run) else None
-        self.data = tokenize_corpus(recipe.data.corpus, Tokenizer.from_dict(words) if words else recipe.data.tokenizer, recipe.data.min_count)
+        words = read_json(run.path / 'tokenizer.json') if isinstance(run, Run) else None
+        self.data = tokenize_corpus(
+            recipe.data.corpus, Tokenizer.from_dict(words) if words else recipe.data.tokenizer, recipe.data.min_count
+        )
         self.texts = fingerprints(self.data)
         self.model = recipe.model.build(self.data.types).to(self.device)
         self.forward = torch.compile(self.model) if t.compile else self.model
@@ -190,12 +278,23 @@ class Trainer:
         self.steps_per_epoch = -(-len(self.batches) // recipe.optim.accumulate)
         self.total = min(self._planned(), t.max_steps or sys.maxsize)
         self.step = self.epoch = self.tokens = self.looked = self.waited = self.best_epoch = self.best_step = 0
-        self.seconds = self.train_seconds = self.nats = 0.; self.count = 0; self.best = math.inf       # nats per token
+        self.seconds = self.train_seconds = self.nats = 0.0
+        self.count = 0
+        self.best = math.inf  # nats per token
         self.state = self.validation = None
-        self.run = run if self.rank or isinstance(run, Run) else Run.create(recipe.name, recipe.to_dict() | {'texts': self.texts}, run, t.seed)
-        if not self.rank and not words: write_json(self.run.path/'tokenizer.json', self.data.tokenizer.to_dict())
+        self.run = (
+            run
+            if self.rank or isinstance(run, Run)
+            else Run.create(recipe.name, recipe.to_dict() | {'texts': self.texts}, run, t.seed)
+        )
+        if not self.rank and not words:
+            write_json(self.run.path / 'tokenizer.json', self.data.tokenizer.to_dict())
 
-    def __repr__(self): return f'{type(self).__name__} of {self.recipe.name}: step {self.step:,} of {self.total:,}, in {self.run.path if self.run else "another process"}'
+    def __repr__(self):
+        return (
+            f'{type(self).__name__} of {self.recipe.name}: step {self.step:,} of {self.total:,}, in'
+            f' {self.run.path if self.run else "another process"}'
+        )
 
     def _planned(self):
         "The steps of all epochs; where the first batch of an epoch has a length of its own, epochs differ."
@@ -209,22 +308,25 @@ class Trainer:
     def _batches(self):
         "The train split, cut as the recipe says."
         d, ids, first = self.recipe.data, self.data.train.ids, self.data.tokenizer.first_id
-        if own := LENGTHS[d.lengths]: return Lanes(ids, d.batch, d.length, first, own(d.length), self.recipe.train.seed)
-        if d.batches == 'lanes': return Lanes(ids, d.batch, d.length, first, cut_elsewhere(d.length) if d.shift else None)
+        if own := LENGTHS[d.lengths]:
+            return Lanes(ids, d.batch, d.length, first, own(d.length), self.recipe.train.seed)
+        if d.batches == 'lanes':
+            return Lanes(ids, d.batch, d.length, first, cut_elsewhere(d.length) if d.shift else None)
         return Windows(ids, d.length, d.batch, first, d.stride, seed=self.recipe.train.seed)
 
-    def take(self, group: list)->tuple:             # (summed nats, tokens, norm of the gradient)
+    def take(self, group: list) -> tuple:  # (summed nats, tokens, norm of the gradient)
         "One step on a group of batches."
         return train_step(self, group)
 
-    def agree(self, why: str|None)->str|None:       # the reason to stop that holds
+    def agree(self, why: str | None) -> str | None:  # the reason to stop that holds
         "What comes of a reason to stop, or of none."
         return why
 
 # %% ../nbs/12_training.ipynb #770b64db
 def detach(state):
     "The carried state, cut off from the graph that made it."
-    if state is None: return None
+    if state is None:
+        return None
     return state.detach() if torch.is_tensor(state) else tuple(detach(s) for s in state)
 
 # %% ../nbs/12_training.ipynb #424adb5d
@@ -233,44 +335,60 @@ def _loss(trainer: Trainer, x_BT, y_BT):
     t = trainer
     with torch.autocast(t.device.type, torch.bfloat16) if t.precision['layers'] == 'bf16' else nullcontext():
         h_BTD, state = t.forward(x_BT.to(t.device), t.state)
-    if t.model.carries and t.recipe.data.batches == 'lanes': t.state = detach(state)
+    if t.model.carries and t.recipe.data.batches == 'lanes':
+        t.state = detach(state)
     precision, own = t.precision['loss'], getattr(t.model, 'training_loss', None)
-    return own(h_BTD, y_BT, precision) if own else fused_cross_entropy(h_BTD, t.model.head.weight, t.model.head.bias, y_BT, precision=precision)
+    return (
+        own(h_BTD, y_BT, precision)
+        if own
+        else fused_cross_entropy(h_BTD, t.model.head.weight, t.model.head.bias, y_BT, precision=precision)
+    )
 
 # %% ../nbs/12_training.ipynb #add6b271
-def scored(group: list)->int:      # batches (x_BT, y_BT)
+def scored(group: list) -> int:  # batches (x_BT, y_BT)
     "How many tokens of a group are scored."
     return sum(int((y_BT != -100).sum()) for _, y_BT in group)
 
-def gradient(trainer: Trainer,
-             group: list,          # batches (x_BT, y_BT)
-             count: float,         # what their summed nats are divided by
-            )->torch.Tensor:       # the summed nats, still on the device
+
+def gradient(
+    trainer: Trainer,
+    group: list,  # batches (x_BT, y_BT)
+    count: float,  # what their summed nats are divided by
+) -> torch.Tensor:  # the summed nats, still on the device
     "Add the gradient of a group's nats, divided by `count`, to what is there."
-    t, nats, extra = trainer, 0., getattr(trainer.model, 'penalty', None)
-    if hear := getattr(t.model, 'come_to', None): hear(t.step / t.total)
+    t, nats, extra = trainer, 0.0, getattr(trainer.model, 'penalty', None)
+    if hear := getattr(t.model, 'come_to', None):
+        hear(t.step / t.total)
     for x_BT, y_BT in group:
         tally = _loss(t, x_BT, y_BT)
-        ((tally.nats + extra() * tally.count if extra else tally.nats) / count).backward(); nats = nats + tally.nats.detach()
+        ((tally.nats + extra() * tally.count if extra else tally.nats) / count).backward()
+        nats = nats + tally.nats.detach()
     return nats
 
-def descend(trainer: Trainer,
-            group: list,           # the batches of this step
-            count: int,            # how many of their tokens are scored
-           )->torch.Tensor:        # the norm of the gradient, before it was cut
+
+def descend(
+    trainer: Trainer,
+    group: list,  # the batches of this step
+    count: int,  # how many of their tokens are scored
+) -> torch.Tensor:  # the norm of the gradient, before it was cut
     "One step down the gradient that is there: cut it, set the rate, go."
     t, o, d = trainer, trainer.recipe.optim, trainer.recipe.data
     grads = [p.grad for p in t.model.parameters() if p.grad is not None]
     norm = nn.utils.clip_grad_norm_(t.model.parameters(), o.clip) if o.clip else nn.utils.get_total_norm(grads)
-    share = 1. if d.lengths == 'equal' else sum(y.shape[1] for _, y in group) / (len(group) * d.length)
-    for g in t.optimizer.param_groups: g['lr'] = lr_at(t.step, t.total, o) * share
-    t.optimizer.step(); t.optimizer.zero_grad()
-    t.step += 1; t.tokens += count
+    share = 1.0 if d.lengths == 'equal' else sum(y.shape[1] for _, y in group) / (len(group) * d.length)
+    for g in t.optimizer.param_groups:
+        g['lr'] = lr_at(t.step, t.total, o) * share
+    t.optimizer.step()
+    t.optimizer.zero_grad()
+    t.step += 1
+    t.tokens += count
     return norm
 
-def train_step(trainer: Trainer,
-               group: list,        # batches (x_BT, y_BT) whose gradients are added before the step
-              )->tuple:            # (summed nats, tokens, norm of the gradient), tensors still on the device
+
+def train_step(
+    trainer: Trainer,
+    group: list,  # batches (x_BT, y_BT) whose gradients are added before the step
+) -> tuple:  # (summed nats, tokens, norm of the gradient), tensors still on the device
     "One step of the optimizer: the gradient of the mean over every token in the group."
     count = scored(group)
     nats = gradient(trainer, group, count)
@@ -280,259 +398,441 @@ def train_step(trainer: Trainer,
 def groups(batches, n: int):
     "Batches in lists of n; the last of an epoch may be shorter."
     it = iter(batches)
-    while group := list(itertools.islice(it, n)): yield group
+    while group := list(itertools.islice(it, n)):
+        yield group
+
 
 def steps(trainer: Trainer):
     "Every step's group of batches until the epochs are done, from wherever the run has come to."
     while trainer.epoch < trainer.recipe.train.epochs:
         trainer.batches.set_epoch(trainer.epoch)
-        for group in groups(trainer.batches, trainer.recipe.optim.accumulate): yield group
-        trainer.epoch += 1; trainer.state = None
+        for group in groups(trainer.batches, trainer.recipe.optim.accumulate):
+            yield group
+        trainer.epoch += 1
+        trainer.state = None
 
 # %% ../nbs/12_training.ipynb #aed7848a
-def weights(model: nn.Module)->dict:  # {name: tensor}, a tied matrix once
+def weights(model: nn.Module) -> dict:  # {name: tensor}, a tied matrix once
     "What a model has learnt, by name."
     return {k: p.detach() for k, p in model.named_parameters()}
 
-def load_weights(model: nn.Module, tensors: dict, where: str=''):
+
+def load_weights(model: nn.Module, tensors: dict, where: str = ''):
     "Put learnt weights into a model; refuses those of another shape, and changes nothing then."
     mine = weights(model)
     for k in mine.keys() | tensors.keys():
         have, want = (tuple(d[k].shape) if k in d else None for d in (tensors, mine))
         if have != want:
-            raise TrainingError(f'the checkpoint {where} does not fit the model: {k} is {have or "missing"} there and {want or "absent"} here; '
-                                'was it made by another recipe, or with other fields or another corpus?')
+            raise TrainingError(
+                f'the checkpoint {where} does not fit the model: {k} is {have or "missing"} there and'
+                f' {want or "absent"} here; was it made by another recipe, or with other fields or another corpus?'
+            )
         if not tensors[k].is_floating_point() or not bool(tensors[k].isfinite().all()):
-            raise TrainingError(f'the checkpoint {where} holds no weights: {k} has numbers that are not finite, or not floating; restore it from a copy, or run it anew')
+            raise TrainingError(
+                f'the checkpoint {where} holds no weights: {k} has numbers that are not finite, or not floating;'
+                ' restore it from a copy, or run it anew'
+            )
     with torch.no_grad():
-        for k, p in mine.items(): p.copy_(tensors[k])
+        for k, p in mine.items():
+            p.copy_(tensors[k])
 
 # %% ../nbs/12_training.ipynb #a7130520
-def _flat_state(state): return [] if state is None else [state] if torch.is_tensor(state) else list(state)
-def _form(state): return None if state is None else 'tensor' if torch.is_tensor(state) else 'tuple'
+def _flat_state(state):
+    return [] if state is None else [state] if torch.is_tensor(state) else list(state)
+
+
+def _form(state):
+    return None if state is None else 'tensor' if torch.is_tensor(state) else 'tuple'
+
 
 def save(trainer: Trainer):
     "Everything that going on needs, in one file, so that the curve after a resume is the curve without a stop."
     t = trainer
     tensors = {f'model/{k}': v for k, v in weights(t.model).items()}
-    tensors |= {f'optimizer/{i}/{k}': v for i, d in t.optimizer.state_dict()['state'].items() for k, v in d.items() if torch.is_tensor(v)}
+    tensors |= {
+        f'optimizer/{i}/{k}': v
+        for i, d in t.optimizer.state_dict()['state'].items()
+        for k, v in d.items()
+        if torch.is_tensor(v)
+    }
     tensors |= {f'state/{i}': s for i, s in enumerate(_flat_state(t.state))} | {'rng/cpu': torch.get_rng_state()}
-    if t.device.type == 'cuda': tensors['rng/cuda'] = torch.cuda.get_rng_state(t.device)
+    if t.device.type == 'cuda':
+        tensors['rng/cuda'] = torch.cuda.get_rng_state(t.device)
     t.nats = float(t.nats)
-    if not math.isfinite(t.nats): diverged(t)
-    meta = {k: getattr(t, k) for k in _COUNTERS} | {'texts': t.texts, 'batches': t.batches.state_dict(), 'validation': t.validation and t.validation.to_dict(),
-        'precision': t.precision, 'state': _form(t.state), 'tensors': len(tensors), 'processes': t.size}
+    if not math.isfinite(t.nats):
+        diverged(t)
+    meta = {k: getattr(t, k) for k in _COUNTERS} | {
+        'texts': t.texts,
+        'batches': t.batches.state_dict(),
+        'validation': t.validation and t.validation.to_dict(),
+        'precision': t.precision,
+        'state': _form(t.state),
+        'tensors': len(tensors),
+        'processes': t.size,
+    }
     t.run.save('last', weights(t.model), {'step': t.step})
     t.run.save('state', tensors, meta)
+
 
 _COUNTERS = 'step epoch tokens looked waited best best_epoch best_step seconds train_seconds nats count'.split()
 
 # %% ../nbs/12_training.ipynb #c4ed0e0c
-def resume(path: str|Path,        # a run's folder
-           show: bool|None=None,  # a progress bar; None: where somebody is watching
-           kind: type=Trainer,    # which trainer takes it up
-           **changes,             # fields of the recipe's train section: epochs=30, max_minutes=10, ...
-          )->Trainer:
+def resume(
+    path: str | Path,  # a run's folder
+    show: bool | None = None,  # a progress bar; None: where somebody is watching
+    kind: type = Trainer,  # which trainer takes it up
+    **changes,  # fields of the recipe's train section: epochs=30, max_minutes=10, ...
+) -> Trainer:
     "A trainer at the point where a run was last saved; its folder goes on."
     run = Run.open(path)
-    if not (run.path/'state.safetensors').exists() and not run.summary:
-        raise TrainingError(f'{path} was stopped before anything had been saved, so there is nothing to go on from: delete that folder and run it again, or name another with --out')
+    if not (run.path / 'state.safetensors').exists() and not run.summary:
+        raise TrainingError(
+            f'{path} was stopped before anything had been saved, so there is nothing to go on from: delete that folder'
+            ' and run it again, or name another with --out'
+        )
     t = kind(override(recipe_from_dict(run.config), {f'train.{k}': v for k, v in changes.items()}), run, show)
-    with nullcontext() if t.rank else run.lock(): return _take_up(run, t)
+    with nullcontext() if t.rank else run.lock():
+        return _take_up(run, t)
+
 
 def _take_up(run, t):
     "A new trainer brought to where its run was saved."
     path, (tensors, meta) = run.path, run.load('state')
-    try: return _restore(run, t, tensors, meta)
+    try:
+        return _restore(run, t, tensors, meta)
     except (KeyError, TypeError, IndexError, AttributeError) as e:
-        raise TrainingError(f'the state in {path} is another version\'s, or was altered ({type(e).__name__}: {str(e)[:80]}): run it anew') from e
+        raise TrainingError(
+            f'the state in {path} is another version\'s, or was altered ({type(e).__name__}: {str(e)[:80]}): run it'
+            ' anew'
+        ) from e
+
 
 def _restore(run, t, tensors, meta):
     path = run.path
     _same_text(meta['texts'], t.texts, path)
-    if meta['tensors'] != len(tensors): raise TrainingError(f'the state in {path} has {len(tensors)} tensors, and was saved with {meta["tensors"]}: restore it from a copy, or run it anew')
-    if meta['step'] > t.total: raise TrainingError(f'{path} has made {meta["step"]:,} steps already, and {t.total:,} are asked for: ask for more, or read what it came to with `lmcourse eval`')
-    if meta['processes'] != t.size: print(f'lmcourse: {path} was trained by {meta["processes"]} process(es) and goes on with {t.size}: dropout draws other masks from here on', file=sys.stderr)
+    if meta['tensors'] != len(tensors):
+        raise TrainingError(
+            f'the state in {path} has {len(tensors)} tensors, and was saved with {meta["tensors"]}: restore it from a'
+            ' copy, or run it anew'
+        )
+    if meta['step'] > t.total:
+        raise TrainingError(
+            f'{path} has made {meta["step"]:,} steps already, and {t.total:,} are asked for: ask for more, or read what'
+            ' it came to with `lmcourse eval`'
+        )
+    if meta['processes'] != t.size:
+        print(
+            f'lmcourse: {path} was trained by {meta["processes"]} process(es) and goes on with {t.size}: dropout draws'
+            ' other masks from here on',
+            file=sys.stderr,
+        )
     t.precision = meta['precision']
     load_weights(t.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model/')}, str(path))
-    opt = t.optimizer.state_dict(); opt['state'] = {}
+    opt = t.optimizer.state_dict()
+    opt['state'] = {}
     for key, v in tensors.items():
         if key.startswith('optimizer/'):
-            _, i, k = key.split('/'); opt['state'].setdefault(int(i), {})[k] = v
-    t.optimizer.load_state_dict(opt); t.batches.load_state_dict(meta['batches'])
+            _, i, k = key.split('/')
+            opt['state'].setdefault(int(i), {})[k] = v
+    t.optimizer.load_state_dict(opt)
+    t.batches.load_state_dict(meta['batches'])
     carried = [tensors[f'state/{i}'].to(t.device) for i in range(sum(k.startswith('state/') for k in tensors))]
     t.state = {None: None, 'tensor': carried and carried[0], 'tuple': tuple(carried)}[meta['state']]
-    for k in _COUNTERS: setattr(t, k, meta[k])
-    if meta['validation']: t.validation = Measurement.from_dict(meta['validation'])
+    for k in _COUNTERS:
+        setattr(t, k, meta[k])
+    if meta['validation']:
+        t.validation = Measurement.from_dict(meta['validation'])
     torch.set_rng_state(tensors['rng/cpu'])
-    if t.device.type == 'cuda' and 'rng/cuda' in tensors: torch.cuda.set_rng_state(tensors['rng/cuda'], t.device)
+    if t.device.type == 'cuda' and 'rng/cuda' in tensors:
+        torch.cuda.set_rng_state(tensors['rng/cuda'], t.device)
     if not t.rank:
-        run.truncate(t.step); write_json(run.path/'config.json', run.config | t.recipe.to_dict())
-        if t.best_step == t.step: _keep_best(t)             # a kill may have come between the state and its best weights
+        run.truncate(t.step)
+        write_json(run.path / 'config.json', run.config | t.recipe.to_dict())
+        if t.best_step == t.step:
+            _keep_best(t)  # a kill may have come between the state and its best weights
     return t
+
 
 def _same_text(begun, now, path):
     "Refuse a text that is not the one that a run was begun with."
     if changed := [s for s, f in begun.items() if now.get(s) != f]:
-        raise TrainingError(f'the text of {path} has changed since the run was begun (its {" and ".join(changed)} split): put the old text back, or start a new run')
+        raise TrainingError(
+            f'the text of {path} has changed since the run was begun (its {" and ".join(changed)} split): put the old'
+            ' text back, or start a new run'
+        )
 
 # %% ../nbs/12_training.ipynb #d5790103
-def look(trainer: Trainer)->Measurement:
+def look(trainer: Trainer) -> Measurement:
     "Evaluate on the validation split; keep the weights if they are the best so far, and the whole state in any case."
-    t = trainer; tic = time.perf_counter()
+    t = trainer
+    tic = time.perf_counter()
     with getattr(t.optimizer, 'averaged', nullcontext)():
-        m = evaluate(t.model, t.data.validation, t.data.tokenizer.first_id, lanes=t.recipe.train.lanes, length=t.recipe.data.length)
+        m = evaluate(
+            t.model,
+            t.data.validation,
+            t.data.tokenizer.first_id,
+            lanes=t.recipe.train.lanes,
+            length=t.recipe.data.length,
+        )
         t.seconds += time.perf_counter() - tic
-        if not math.isfinite(m.perplexity): diverged(t)
+        if not math.isfinite(m.perplexity):
+            diverged(t)
     getattr(t.optimizer, 'looked', lambda perplexity: None)(m.perplexity)
-    t.run.log(step=t.step, epoch=t.step / t.steps_per_epoch, tokens_seen=t.tokens, seconds=t.seconds, split='validation',
-              perplexity=m.perplexity, nats_per_token=m.nats_per_token, bits_per_byte=m.bits_per_byte)
-    t.looked = t.step; t.waited = 0 if m.nats_per_token < t.best else t.waited + 1
+    t.run.log(
+        step=t.step,
+        epoch=t.step / t.steps_per_epoch,
+        tokens_seen=t.tokens,
+        seconds=t.seconds,
+        split='validation',
+        perplexity=m.perplexity,
+        nats_per_token=m.nats_per_token,
+        bits_per_byte=m.bits_per_byte,
+    )
+    t.looked = t.step
+    t.waited = 0 if m.nats_per_token < t.best else t.waited + 1
     if not t.waited:
         t.best, t.best_epoch, t.best_step, t.validation = m.nats_per_token, t.step / t.steps_per_epoch, t.step, m
     save(t)
-    if not t.waited: _keep_best(t)
+    if not t.waited:
+        _keep_best(t)
     t.run.finish(summary(t))
     return m
 
+
 def _keep_best(t):
     "The weights as they are, or their average where the optimizer has one, as the best so far."
-    with getattr(t.optimizer, 'averaged', nullcontext)(): t.run.save('best', weights(t.model), {'step': t.step})
+    with getattr(t.optimizer, 'averaged', nullcontext)():
+        t.run.save('best', weights(t.model), {'step': t.step})
+
 
 def diverged(trainer: Trainer):
     "Say in the summary and to the caller that the loss is no number any more; what was saved before stays as it is."
-    t = trainer; t.run.finish(summary(t, 'diverged'))
+    t = trainer
+    t.run.finish(summary(t, 'diverged'))
     kept = f'the checkpoints in {t.run.path} are as last saved' if t.validation else 'nothing had been saved yet'
-    raise Diverged(f'the loss stopped being a number, or grew beyond measure, near step {t.step} (learning rate {lr_at(t.step, t.total, t.recipe.optim):.3g}); {kept}. '
-            f'Try --optim.lr {t.recipe.optim.lr / 3:.1g}, or --optim.clip 1.0')
+    raise Diverged(
+        f'the loss stopped being a number, or grew beyond measure, near step {t.step} (learning rate'
+        f' {lr_at(t.step, t.total, t.recipe.optim):.3g}); {kept}. Try --optim.lr {t.recipe.optim.lr / 3:.1g}, or'
+        ' --optim.clip 1.0'
+    )
 
 # %% ../nbs/12_training.ipynb #f21e5902
-def summary(trainer: Trainer, stopped: str|None=None, test: Measurement|None=None, as_noted: dict|None=None)->dict:
+def summary(
+    trainer: Trainer, stopped: str | None = None, test: Measurement | None = None, as_noted: dict | None = None
+) -> dict:
     "What a run came to: counts, speed, and its measurements with their passports."
     t = trainer
-    if t.device.type == 'cuda': peak, name = torch.cuda.max_memory_allocated(t.device), torch.cuda.get_device_name(t.device)
-    else: peak, name = peak_memory(), t.device.type
-    return dict(recipe=t.recipe.name, seed=t.recipe.train.seed, tiny=t.recipe.tiny, parameters=sum(p.numel() for p in t.model.parameters()),
-        steps=t.step, epochs=t.step / t.steps_per_epoch, tokens_seen=t.tokens, seconds=t.seconds, device=name if t.size == 1 else f'{t.size} x {name}',
-        tokens_per_second=t.tokens / max(t.train_seconds, 1e-9), peak_memory=peak, precision=t.precision, compiled=t.recipe.train.compile, best_epoch=t.best_epoch, claimed=t.recipe.claimed,
-        validation=t.validation and t.validation.to_dict(), test=test and test.to_dict(), as_noted=as_noted,
-        finished=stopped in ('epochs', 'max_steps', 'max_minutes', 'patience'), stopped=stopped)
+    if t.device.type == 'cuda':
+        peak, name = torch.cuda.max_memory_allocated(t.device), torch.cuda.get_device_name(t.device)
+    else:
+        peak, name = peak_memory(), t.device.type
+    return dict(
+        recipe=t.recipe.name,
+        seed=t.recipe.train.seed,
+        tiny=t.recipe.tiny,
+        parameters=sum(p.numel() for p in t.model.parameters()),
+        steps=t.step,
+        epochs=t.step / t.steps_per_epoch,
+        tokens_seen=t.tokens,
+        seconds=t.seconds,
+        device=name if t.size == 1 else f'{t.size} x {name}',
+        tokens_per_second=t.tokens / max(t.train_seconds, 1e-9),
+        peak_memory=peak,
+        precision=t.precision,
+        compiled=t.recipe.train.compile,
+        best_epoch=t.best_epoch,
+        claimed=t.recipe.claimed,
+        validation=t.validation and t.validation.to_dict(),
+        test=test and test.to_dict(),
+        as_noted=as_noted,
+        finished=stopped in ('epochs', 'max_steps', 'max_minutes', 'patience'),
+        stopped=stopped,
+    )
 
-def peak_memory()->int|None: # bytes; None where the system does not say
+
+def peak_memory() -> int | None:  # bytes; None where the system does not say
     "The most memory that this process has held."
-    try: import resource
-    except ImportError: return None
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 # %% ../nbs/12_training.ipynb #93b74161
 class stop_when_asked:
-    "While it lasts, Ctrl-C asks for a stop after the current step, so that nothing is cut in half; a second one stops at once."
+    """While it lasts, Ctrl-C asks for a stop after the current step, so that nothing is cut in half; a second one stops
+    at once."""
+
     def __enter__(self):
-        self.asked, self.old = 0, {}             # the signal that asked
+        self.asked, self.old = 0, {}  # the signal that asked
         if threading.current_thread() is threading.main_thread():
-            asked = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]      # a terminal that is closed hangs up
+            asked = [
+                getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)
+            ]  # a terminal that is closed hangs up
             self.old = {s: signal.signal(s, self._ask) for s in asked}
         return self
-    def _ask(self, which: int=signal.SIGINT, *_):
-        if self.asked: raise KeyboardInterrupt
+
+    def _ask(self, which: int = signal.SIGINT, *_):
+        if self.asked:
+            raise KeyboardInterrupt
         self.asked = which
+
     def __exit__(self, *_):
-        for s, h in self.old.items(): signal.signal(s, h)
+        for s, h in self.old.items():
+            signal.signal(s, h)
 
 # %% ../nbs/12_training.ipynb #689b2ab6
-def why_stop(trainer: Trainer, asked: bool)->str|None:
+def why_stop(trainer: Trainer, asked: bool) -> str | None:
     "The reason to stop after this step, if there is one."
     t, c = trainer, trainer.recipe.train
-    if asked: return 'interrupted'
-    if c.patience and t.waited >= c.patience: return 'patience'
-    if c.max_minutes and t.seconds >= 60 * c.max_minutes: return 'max_minutes'
-    if t.step >= t.total: return 'max_steps' if c.max_steps and t.step >= c.max_steps else 'epochs'
+    if asked:
+        return 'interrupted'
+    if c.patience and t.waited >= c.patience:
+        return 'patience'
+    if c.max_minutes and t.seconds >= 60 * c.max_minutes:
+        return 'max_minutes'
+    if t.step >= t.total:
+        return 'max_steps' if c.max_steps and t.step >= c.max_steps else 'epochs'
 
 # %% ../nbs/12_training.ipynb #b45b6157
 def clock(trainer: Trainer):
     "Add the time since the last call to the run's."
-    now = time.perf_counter(); passed, trainer.tic = now - trainer.tic, now
-    trainer.seconds += passed; trainer.train_seconds += passed
+    now = time.perf_counter()
+    passed, trainer.tic = now - trainer.tic, now
+    trainer.seconds += passed
+    trainer.train_seconds += passed
 
 # %% ../nbs/12_training.ipynb #87a646fa
-def fit(trainer: Trainer)->Run:
+def fit(trainer: Trainer) -> Run:
     "Train until the recipe says stop; every step, look and save is here."
-    with trainer.run.lock(): return _fit(trainer)
+    with trainer.run.lock():
+        return _fit(trainer)
+
 
 def _fit(trainer):
     t, c = trainer, trainer.recipe.train
     bar, saved, why = Progress(t.total, t.step, t.show), t.seconds, t.agree(why_stop(t, False))
     every = c.evaluate_every or t.steps_per_epoch
-    t.model.train(); t.tic = time.perf_counter()
+    t.model.train()
+    t.tic = time.perf_counter()
     with stop_when_asked() as ask:
-        for group in (() if why else steps(t)):
-            nats, count, norm = t.take(group); t.nats, t.count = t.nats + nats, t.count + count; clock(t)
+        for group in () if why else steps(t):
+            nats, count, norm = t.take(group)
+            t.nats, t.count = t.nats + nats, t.count + count
+            clock(t)
             if (due := t.step % every == 0 or t.step == t.total) or t.step % c.log_every == 0:
-                mean = float(t.nats) / t.count; t.nats, t.count = 0., 0; clock(t)
-                if not math.isfinite(mean): diverged(t)
-                t.run.log(step=t.step, epoch=t.step / t.steps_per_epoch, tokens_seen=t.tokens, seconds=t.seconds,
-                          train_nats=mean, lr=t.optimizer.param_groups[0]['lr'], grad_norm=float(norm))
-                bar.step(t.step, f'train {math.exp(min(mean, 99)):.1f}' + (f', validation best {math.exp(t.best):.1f}' if t.validation else ''))
-                if due: m = look(t); bar.line(f'step {t.step}: validation perplexity {m.perplexity:.2f}')
-                elif t.seconds - saved > 600: save(t)
-                if due or t.seconds - saved > 600: saved = t.seconds
+                mean = float(t.nats) / t.count
+                t.nats, t.count = 0.0, 0
+                clock(t)
+                if not math.isfinite(mean):
+                    diverged(t)
+                t.run.log(
+                    step=t.step,
+                    epoch=t.step / t.steps_per_epoch,
+                    tokens_seen=t.tokens,
+                    seconds=t.seconds,
+                    train_nats=mean,
+                    lr=t.optimizer.param_groups[0]['lr'],
+                    grad_norm=float(norm),
+                )
+                bar.step(
+                    t.step,
+                    f'train {math.exp(min(mean, 99)):.1f}'
+                    + (f', validation best {math.exp(t.best):.1f}' if t.validation else ''),
+                )
+                if due:
+                    m = look(t)
+                    bar.line(f'step {t.step}: validation perplexity {m.perplexity:.2f}')
+                elif t.seconds - saved > 600:
+                    save(t)
+                if due or t.seconds - saved > 600:
+                    saved = t.seconds
                 t.tic = time.perf_counter()
-            if why := t.agree(why_stop(t, ask.asked)): break
+            if why := t.agree(why_stop(t, ask.asked)):
+                break
     return finish(t, why or 'epochs')
 
 # %% ../nbs/12_training.ipynb #5ac856d9
-def finish(trainer: Trainer, why: str)->Run:
+def finish(trainer: Trainer, why: str) -> Run:
     "Measure the best weights on test, and the way its source measured where that differs; write the summary."
-    t = trainer; first = t.data.tokenizer.first_id
+    t = trainer
+    first = t.data.tokenizer.first_id
     if why == 'interrupted':
-        save(t); t.run.finish(summary(t, why))
-        if in_notebook(): print(f'Stopped at step {t.step:,} of {t.total:,}. To go on: fit(resume({str(t.run.path)!r}))')
+        save(t)
+        t.run.finish(summary(t, why))
+        if in_notebook():
+            print(f'Stopped at step {t.step:,} of {t.total:,}. To go on: fit(resume({str(t.run.path)!r}))')
         return t.run
-    if t.looked < t.step: look(t)
+    if t.looked < t.step:
+        look(t)
     load_weights(t.model, t.run.load('best')[0], str(t.run.path))
     how = dict(lanes=t.recipe.train.lanes, length=t.recipe.data.length)
     t.validation = evaluate(t.model, t.data.validation, first, interval=True, **how)
     test = evaluate(t.model, t.data.test, first, interval=True, **how)
     noted = None
     if t.model.carries and t.recipe.data.batches == 'windows':
-        noted = {s.name: evaluate(t.model, s, first, carried=False, **how).to_dict() for s in (t.data.validation, t.data.test)}
+        noted = {
+            s.name: evaluate(t.model, s, first, carried=False, **how).to_dict()
+            for s in (t.data.validation, t.data.test)
+        }
     t.run.finish(summary(t, why, test, noted))
     return t.run
 
 # %% ../nbs/12_training.ipynb #b71fed0a
-def train(recipe: Recipe|str,          # a recipe, or its name
-          out: str|Path|None=None,     # the run's folder; None: a new one under runs/
-          show: bool|None=None,        # a progress bar; None: where somebody is watching
-         )->Run:                       # the run, with its summary
+def train(
+    recipe: Recipe | str,  # a recipe, or its name
+    out: str | Path | None = None,  # the run's folder; None: a new one under runs/
+    show: bool | None = None,  # a progress bar; None: where somebody is watching
+) -> Run:  # the run, with its summary
     "Train a recipe from its first step to its last."
     return fit(Trainer(get_recipe(recipe) if isinstance(recipe, str) else recipe, out, show))
 
 # %% ../nbs/12_training.ipynb #4a9df6c3
-def load_model(path: str|Path,         # a run's folder
-               device: str='auto',     # where its weights go
-              )->tuple:                # (the model with the run's best weights, its tokenizer, its recipe)
-    "A trained model from its folder alone; the corpus may be elsewhere. Raises `RecordError` or `TrainingError` where the folder holds no such run."
-    run = Run.open(path); r = recipe_from_dict(run.config)
-    tokenizer = Tokenizer.from_dict(read_json(run.path/'tokenizer.json'))
+def load_model(
+    path: str | Path,  # a run's folder
+    device: str = 'auto',  # where its weights go
+) -> tuple:  # (the model with the run's best weights, its tokenizer, its recipe)
+    """A trained model from its folder alone; the corpus may be elsewhere. Raises `RecordError` or `TrainingError` where
+    the folder holds no such run."""
+    run = Run.open(path)
+    r = recipe_from_dict(run.config)
+    tokenizer = Tokenizer.from_dict(read_json(run.path / 'tokenizer.json'))
     model = r.model.build(tokenizer.types).to(pick_device(device))
     load_weights(model, run.load('best')[0], str(path))
     return model, tokenizer, r
 
-def load_run(path: str|Path,           # a run's folder
-             device: str='auto',
-            )->tuple:                  # (the model with the run's best weights, its corpus in tokens, its recipe)
-    "A trained model, and what it was trained on. Raises `TrainingError` where another text lies at the corpus's path now."
+
+def load_run(
+    path: str | Path,  # a run's folder
+    device: str = 'auto',
+) -> tuple:  # (the model with the run's best weights, its corpus in tokens, its recipe)
+    """A trained model, and what it was trained on. Raises `TrainingError` where another text lies at the corpus's path
+    now."""
     model, tokenizer, r = load_model(path, device)
     data, begun = tokenize_corpus(r.data.corpus, tokenizer), Run.open(path).config.get('texts')
-    if begun: _same_text(begun, fingerprints(data), path)
+    if begun:
+        _same_text(begun, fingerprints(data), path)
     return model, data, r
 
-def evaluate_run(path: str|Path,       # a run's folder
-                 split: str='test',    # train, validation or test
-                 device: str='auto',
-                 stride: int|None=None, # for a model that carries no state: tokens from one window to the next; None: the window
-                )->Measurement:
+
+def evaluate_run(
+    path: str | Path,  # a run's folder
+    split: str = 'test',  # train, validation or test
+    device: str = 'auto',
+    stride: (
+        int | None
+    ) = None,  # for a model that carries no state: tokens from one window to the next; None: the window
+) -> Measurement:
     "Score a run's best weights on a split of its corpus, with an interval."
-    if split not in SPLITS: raise TrainingError(f'{split!r} is no split: there are {", ".join(SPLITS)}')
+    if split not in SPLITS:
+        raise TrainingError(f'{split!r} is no split: there are {", ".join(SPLITS)}')
     model, data, r = load_run(path, device)
-    return evaluate(model, getattr(data, split), data.tokenizer.first_id, lanes=r.train.lanes, length=r.data.length, interval=True, stride=stride)
+    return evaluate(
+        model,
+        getattr(data, split),
+        data.tokenizer.first_id,
+        lanes=r.train.lanes,
+        length=r.data.length,
+        interval=True,
+        stride=stride,
+    )

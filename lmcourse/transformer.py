@@ -18,29 +18,35 @@ from .recipes import OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_re
 from .train import evaluating
 
 # %% ../nbs/20_transformer.ipynb #4221ab00
-def attention(q_BHTK: torch.Tensor,   # queries
-              k_BHSK: torch.Tensor,   # keys
-              v_BHSK: torch.Tensor,   # values
-              mask_TS: torch.Tensor|None=None, # True where place t may look at place s; None: everywhere
-             )->tuple:                # (y_BHTK: what each place receives, share_BHTS: how much from where)
+def attention(
+    q_BHTK: torch.Tensor,  # queries
+    k_BHSK: torch.Tensor,  # keys
+    v_BHSK: torch.Tensor,  # values
+    mask_TS: torch.Tensor | None = None,  # True where place t may look at place s; None: everywhere
+) -> tuple:  # (y_BHTK: what each place receives, share_BHTS: how much from where)
     "Scaled dot-product attention, by hand ([Vaswani et al., 2017](../docs/bibliography.md#vaswani2017), equation 1)."
     score_BHTS = q_BHTK @ k_BHSK.mT / math.sqrt(q_BHTK.shape[-1])
-    if mask_TS is not None: score_BHTS = score_BHTS.masked_fill(~mask_TS, -math.inf)
+    if mask_TS is not None:
+        score_BHTS = score_BHTS.masked_fill(~mask_TS, -math.inf)
     share_BHTS = score_BHTS.softmax(-1)
     return share_BHTS @ v_BHSK, share_BHTS
 
 # %% ../nbs/20_transformer.ipynb #4a2230c5
-def turns(places: int,         # T, or more
-          width: int,          # K of a head, even
-          base: float=10_000., # pair i turns by base^(-2i/width) a place, so the last pair of a wide head turns about once in 2π·base places
-         )->torch.Tensor:      # (2, places, K/2): cosine and sine of each angle
-    "By how much each pair of numbers is turned at each place ([Su et al., 2021](../docs/bibliography.md#su2021), section 3.2.2)."
+def turns(
+    places: int,  # T, or more
+    width: int,  # K of a head, even
+    base: float = 10_000.0,  # pair i turns by base^(-2i/width) a place, so the last pair of a wide head turns about once in 2π·base places
+) -> torch.Tensor:  # (2, places, K/2): cosine and sine of each angle
+    """By how much each pair of numbers is turned at each place ([Su et al., 2021](../docs/bibliography.md#su2021),
+    section 3.2.2)."""
     angle = torch.outer(torch.arange(places), base ** -(torch.arange(0, width, 2) / width))
     return torch.stack([angle.cos(), angle.sin()])
 
-def turned(x_BHTK: torch.Tensor,  # queries or keys
-           turn: torch.Tensor,    # (2, T, K/2), those of their places
-          )->torch.Tensor:        # the same shape
+
+def turned(
+    x_BHTK: torch.Tensor,  # queries or keys
+    turn: torch.Tensor,  # (2, T, K/2), those of their places
+) -> torch.Tensor:  # the same shape
     "Rotary positions: number i and number i + K/2 of each vector, turned as a pair."
     (cos, sin), (a, b) = turn, x_BHTK.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x_BHTK.dtype)
@@ -49,44 +55,72 @@ def turned(x_BHTK: torch.Tensor,  # queries or keys
 _NORMS = dict(layer=lambda c: nn.LayerNorm(c.width, bias=c.bias), rms=lambda c: nn.RMSNorm(c.width))
 _BENDS = dict(gelu=F.gelu, relu2=lambda x: F.relu(x).square(), swiglu=F.silu)
 
+
 @dataclass(frozen=True)
 class Transformer:
     "The configuration of a decoder; the defaults are the choices of the notes."
-    width: int=128         # of a token's vector, D
-    heads: int=8           # attentions side by side, H
-    hidden: int=512        # width inside a feed-forward layer; swiglu, which has three matrices, takes two thirds of it
-    layers: int=4          # blocks
-    context: int=512       # tokens that can be looked at, its own included
-    dropout: float=0.1     # on what enters the first block, and on what each attention and each feed-forward layer adds
-    positions: str='learned' # learned: a vector for each place; rotary: queries and keys are turned
-    norm: str='layer'      # layer: mean and size; rms: size alone
-    activation: str='gelu' # gelu, relu2 (ReLU, squared) or swiglu
-    qk_norm: bool=False    # queries and keys are brought to one size
-    bias: bool=True        # of the linear layers and norms in the blocks
-    head_bias: bool=True   # of the head, which shares its matrix with the embedding
-    start: str='normal'    # normal: all small; still: blocks begin by adding nothing, and the rest in proportion to its width; or one of its three parts by name
+
+    width: int = 128  # of a token's vector, D
+    heads: int = 8  # attentions side by side, H
+    hidden: int = 512  # width inside a feed-forward layer; swiglu, which has three matrices, takes two thirds of it
+    layers: int = 4  # blocks
+    context: int = 512  # tokens that can be looked at, its own included
+    dropout: float = 0.1  # on what enters the first block, and on what each attention and each feed-forward layer adds
+    positions: str = 'learned'  # learned: a vector for each place; rotary: queries and keys are turned
+    norm: str = 'layer'  # layer: mean and size; rms: size alone
+    activation: str = 'gelu'  # gelu, relu2 (ReLU, squared) or swiglu
+    qk_norm: bool = False  # queries and keys are brought to one size
+    bias: bool = True  # of the linear layers and norms in the blocks
+    head_bias: bool = True  # of the head, which shares its matrix with the embedding
+    start: str = (  # normal: all small; still: blocks begin by adding nothing, and the rest in proportion to its width; or one of its three parts by name
+        'normal'
+    )
 
     def __post_init__(self):
         for name in ('width', 'heads', 'hidden', 'layers', 'context'):
-            if getattr(self, name) < 1: raise RecipeError(f'model.{name} is at least 1, got {getattr(self, name)}')
-        if self.width % self.heads: raise RecipeError(f'model.width is divided among the heads: {self.width} among {self.heads} does not go')
-        if self.positions == 'rotary' and self.width // self.heads % 2: raise RecipeError(f'rotary positions turn pairs: a head of {self.width // self.heads} has an odd width')
-        if not 0 <= self.dropout < 1: raise RecipeError(f'model.dropout lies in [0, 1), got {self.dropout}')
-        for name, all in dict(positions=('learned', 'rotary'), norm=_NORMS, activation=_BENDS, start=('normal', 'still', 'zero outputs', 'fan-in spread', 'scaled embedding')).items():
-            if getattr(self, name) not in all: raise RecipeError(f'model.{name} is {" or ".join(all)}, got {getattr(self, name)!r}')
+            if getattr(self, name) < 1:
+                raise RecipeError(f'model.{name} is at least 1, got {getattr(self, name)}')
+        if self.width % self.heads:
+            raise RecipeError(f'model.width is divided among the heads: {self.width} among {self.heads} does not go')
+        if self.positions == 'rotary' and self.width // self.heads % 2:
+            raise RecipeError(f'rotary positions turn pairs: a head of {self.width // self.heads} has an odd width')
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f'model.dropout lies in [0, 1), got {self.dropout}')
+        for name, all in dict(
+            positions=('learned', 'rotary'),
+            norm=_NORMS,
+            activation=_BENDS,
+            start=('normal', 'still', 'zero outputs', 'fan-in spread', 'scaled embedding'),
+        ).items():
+            if getattr(self, name) not in all:
+                raise RecipeError(f'model.{name} is {" or ".join(all)}, got {getattr(self, name)!r}')
 
     @property
-    def inner(self)->int: return self.hidden * 2 // 3 if self.activation == 'swiglu' else self.hidden
-    def build(self, types: int)->'TransformerLM': return TransformerLM(types, self)
-    def tiny(self)->'Transformer':
+    def inner(self) -> int:
+        return self.hidden * 2 // 3 if self.activation == 'swiglu' else self.hidden
+
+    def build(self, types: int) -> 'TransformerLM':
+        return TransformerLM(types, self)
+
+    def tiny(self) -> 'Transformer':
         "At most two layers, width 32."
-        return replace(self, width=min(self.width, 32), heads=min(self.heads, 4), hidden=min(self.hidden, 64), layers=min(self.layers, 2), context=min(self.context, 64))
+        return replace(
+            self,
+            width=min(self.width, 32),
+            heads=min(self.heads, 4),
+            hidden=min(self.hidden, 64),
+            layers=min(self.layers, 2),
+            context=min(self.context, 64),
+        )
 
 # %% ../nbs/20_transformer.ipynb #a0a2c779
 class Attention(nn.Module):
     "Several heads side by side, each looking back, and what they bring mixed."
-    def __init__(self,
-                 c: Transformer):     # width, heads, positions
+
+    def __init__(
+        self,
+        c: Transformer,  # width, heads, positions
+    ):
         super().__init__()
         self.heads, K = c.heads, c.width // c.heads
         self.query, self.key, self.value, self.out = (nn.Linear(c.width, c.width, bias=c.bias) for _ in range(4))
@@ -99,46 +133,66 @@ class Attention(nn.Module):
         mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T) if 1 < T < S else None
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_TS, is_causal=T == S)
 
-    def forward(self,
-                x_BTD: torch.Tensor,  # tokens' vectors
-                old=None,             # keys and values of the tokens before them
-               ):                     # (what is added to them, keys and values of all)
+    def forward(
+        self,
+        x_BTD: torch.Tensor,  # tokens' vectors
+        old=None,  # keys and values of the tokens before them
+    ):  # (what is added to them, keys and values of all)
         "Ask, look back, mix."
-        B, T, D = x_BTD.shape; at = 0 if old is None else old[0].shape[2]
-        q_BHTK, k_BHTK, v_BHTK = (f(x_BTD).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value))
+        B, T, D = x_BTD.shape
+        at = 0 if old is None else old[0].shape[2]
+        q_BHTK, k_BHTK, v_BHTK = (
+            f(x_BTD).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
         q_BHTK, k_BHTK = self.size(q_BHTK), self.size(k_BHTK)
-        if self.turn is not None: q_BHTK, k_BHTK = (turned(x, self.turn[:, at:at + T]) for x in (q_BHTK, k_BHTK))
-        k_BHSK, v_BHSK = (k_BHTK, v_BHTK) if old is None else (torch.cat([old[0], k_BHTK], 2), torch.cat([old[1], v_BHTK], 2))
+        if self.turn is not None:
+            q_BHTK, k_BHTK = (turned(x, self.turn[:, at : at + T]) for x in (q_BHTK, k_BHTK))
+        k_BHSK, v_BHSK = (
+            (k_BHTK, v_BHTK) if old is None else (torch.cat([old[0], k_BHTK], 2), torch.cat([old[1], v_BHTK], 2))
+        )
         return self.out(self.mix(q_BHTK, k_BHSK, v_BHSK).transpose(1, 2).reshape(B, T, D)), (k_BHSK, v_BHSK)
 
 # %% ../nbs/20_transformer.ipynb #cd70cd34
 class FeedForward(nn.Module):
     "Every token by itself: wider, bent, narrow again."
-    def __init__(self,
-                 c: Transformer):     # widths and activation
+
+    def __init__(
+        self,
+        c: Transformer,  # widths and activation
+    ):
         super().__init__()
         wider = lambda: nn.Linear(c.width, c.inner, bias=c.bias)
         self.gate = wider() if c.activation == 'swiglu' else None
-        if self.gate is None: self.up = wider()
+        if self.gate is None:
+            self.up = wider()
         self.down, self.bend = nn.Linear(c.inner, c.width, bias=c.bias), _BENDS[c.activation]
-        if self.gate is not None: self.up = wider()
+        if self.gate is not None:
+            self.up = wider()
 
-    def forward(self, x_BTD: torch.Tensor)->torch.Tensor: # x_BTD
-        "Where there is a gate, the activation function is on it, as in LLaMA, and what it lets through is multiplied by `up`."
-        return self.down(self.bend(self.up(x_BTD)) if self.gate is None else self.bend(self.gate(x_BTD)) * self.up(x_BTD))
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:  # x_BTD
+        """Where there is a gate, the activation function is on it, as in LLaMA, and what it lets through is multiplied
+        by `up`."""
+        return self.down(
+            self.bend(self.up(x_BTD)) if self.gate is None else self.bend(self.gate(x_BTD)) * self.up(x_BTD)
+        )
+
 
 class Block(nn.Module):
     "Look back, then think; each is added to what was there."
-    def __init__(self,
-                 c: Transformer):     # the whole configuration
+
+    def __init__(
+        self,
+        c: Transformer,  # the whole configuration
+    ):
         super().__init__()
         self.attention, self.feed_forward, self.dropout = Attention(c), FeedForward(c), nn.Dropout(c.dropout)
         self.before, self.between = _NORMS[c.norm](c), _NORMS[c.norm](c)
 
-    def forward(self,
-                x_BTD: torch.Tensor,  # tokens' vectors
-                old=None,             # keys and values of the tokens before them
-               ):                     # (x_BTD, keys and values of all)
+    def forward(
+        self,
+        x_BTD: torch.Tensor,  # tokens' vectors
+        old=None,  # keys and values of the tokens before them
+    ):  # (x_BTD, keys and values of all)
         "Normalised before, added after."
         looked_BTD, new = self.attention(self.before(x_BTD), old)
         x_BTD = x_BTD + self.dropout(looked_BTD)
@@ -147,94 +201,132 @@ class Block(nn.Module):
 # %% ../nbs/20_transformer.ipynb #1c1080ba
 class TransformerLM(nn.Module):
     "A decoder: table, positions, blocks, and the table again as the head."
-    carries = False                   # evaluation gives it windows, and no state from one to the next
-    def __init__(self,
-                 types: int,          # V, size of the vocabulary
-                 config: Transformer):
+
+    carries = False  # evaluation gives it windows, and no state from one to the next
+
+    def __init__(self, types: int, config: Transformer):  # V, size of the vocabulary
         super().__init__()
-        c = self.config = config; self.types, self.context = types, c.context
+        c = self.config = config
+        self.types, self.context = types, c.context
         self.embedding, self.head = nn.Embedding(types, c.width), nn.Linear(c.width, types, bias=c.head_bias)
         self.head.weight = self.embedding.weight
         self.positions = nn.Parameter(torch.empty(c.context, c.width)) if c.positions == 'learned' else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.norm, self.dropout = _NORMS[c.norm](c), nn.Dropout(c.dropout)
-        self.scale = math.sqrt(c.width) if c.start in ('still', 'scaled embedding') else 1.
+        self.scale = math.sqrt(c.width) if c.start in ('still', 'scaled embedding') else 1.0
         initialise(self)
 
-    def forward(self,
-                x_BT: torch.Tensor,   # ids
-                state=None,           # what the call before returned; None: a text begins
-               ):                     # (h_BTD, state)
-        "Hidden states, and the keys and values of all tokens so far: a flat tuple, layer after layer. Raises `LMCourseError` where the context is too short."
+    def forward(
+        self,
+        x_BT: torch.Tensor,  # ids
+        state=None,  # what the call before returned; None: a text begins
+    ):  # (h_BTD, state)
+        """Hidden states, and the keys and values of all tokens so far: a flat tuple, layer after layer. Raises
+        `LMCourseError` where the context is too short."""
         T, at = x_BT.shape[1], state[0].shape[2] if state else 0
-        if at + T > self.context: raise LMCourseError(f'{at + T:,} tokens do not fit into a context of {self.context:,}: read them in windows (data.length), or make model.context larger')
+        if at + T > self.context:
+            raise LMCourseError(
+                f'{at + T:,} tokens do not fit into a context of {self.context:,}: read them in windows (data.length),'
+                ' or make model.context larger'
+            )
         x_BTD, news = self.embedding(x_BT) * self.scale, ()
-        if self.positions is not None: x_BTD = x_BTD + self.positions[at:at + T]
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions[at : at + T]
         x_BTD = self.dropout(x_BTD)
         for i, block in enumerate(self.blocks):
-            x_BTD, new = block(x_BTD, state[2*i:2*i+2] if state else None); news += new
+            x_BTD, new = block(x_BTD, state[2 * i : 2 * i + 2] if state else None)
+            news += new
         return self.norm(x_BTD), news
 
-    def logits(self,
-               x_BT: torch.Tensor,    # ids
-               state=None,            # what the call before returned
-              ):                      # (logits_BTV, state)
+    def logits(
+        self,
+        x_BT: torch.Tensor,  # ids
+        state=None,  # what the call before returned
+    ):  # (logits_BTV, state)
         "Scores of the next token and the state to hand on."
         h_BTD, state = self(x_BT, state)
         return self.head(h_BTD), state
 
+
 def initialise(model: TransformerLM):
-    "`normal`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al., 2019](../docs/bibliography.md#radford2019)). `still`: matrices by their width, and nothing is added at first."
+    """`normal`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al.,
+    2019](../docs/bibliography.md#radford2019)). `still`: matrices by their width, and nothing is added at first."""
     c = model.config
     zero, spread = c.start in ('still', 'zero outputs'), c.start in ('still', 'fan-in spread')
     for name, p in model.named_parameters():
         last = name.endswith(('out.weight', 'down.weight'))
-        if name.endswith('bias'): nn.init.zeros_(p)
+        if name.endswith('bias'):
+            nn.init.zeros_(p)
         elif p.ndim == 2 and name.startswith('blocks'):
-            if last and zero: nn.init.zeros_(p)
-            else: nn.init.normal_(p, std=(p.shape[1] ** -.5 if spread else .02) / (math.sqrt(2 * c.layers) if last else 1))
-        elif p.ndim == 2: nn.init.normal_(p, std=.02)
+            if last and zero:
+                nn.init.zeros_(p)
+            else:
+                nn.init.normal_(
+                    p, std=(p.shape[1] ** -0.5 if spread else 0.02) / (math.sqrt(2 * c.layers) if last else 1)
+                )
+        elif p.ndim == 2:
+            nn.init.normal_(p, std=0.02)
 
 # %% ../nbs/20_transformer.ipynb #177acf20
-def parts(c: Transformer,  # the configuration
-          types: int,      # V
-         )->dict:          # {part: how many numbers are learnt in it}
+def parts(
+    c: Transformer,  # the configuration
+    types: int,  # V
+) -> dict:  # {part: how many numbers are learnt in it}
     "The parameters of a decoder by part, in closed form."
     D, biases = c.width, lambda n: n if c.bias else 0
     norm = D + (biases(D) if c.norm == 'layer' else 0)
-    feed = (3 if c.activation == 'swiglu' else 2) * D * c.inner + biases((2 if c.activation == 'swiglu' else 1) * c.inner + D)
-    return {'embedding': types * D, 'head bias': types if c.head_bias else 0, 'positions': c.context * D if c.positions == 'learned' else 0,
-            'attention': c.layers * (4 * D * D + biases(4 * D)), 'feed-forward': c.layers * feed, 'norms': (2 * c.layers + 1) * norm}
+    feed = (3 if c.activation == 'swiglu' else 2) * D * c.inner + biases(
+        (2 if c.activation == 'swiglu' else 1) * c.inner + D
+    )
+    return {
+        'embedding': types * D,
+        'head bias': types if c.head_bias else 0,
+        'positions': c.context * D if c.positions == 'learned' else 0,
+        'attention': c.layers * (4 * D * D + biases(4 * D)),
+        'feed-forward': c.layers * feed,
+        'norms': (2 * c.layers + 1) * norm,
+    }
 
 # %% ../nbs/20_transformer.ipynb #788eb92c
 @torch.no_grad()
-def moved(model: nn.Module,       # a language model of any kind
-          x_BT: torch.Tensor,     # ids
-          place: int,             # where a token is changed
-         )->list[bool]:           # for each place: whether its guess is another one now
+def moved(
+    model: nn.Module,  # a language model of any kind
+    x_BT: torch.Tensor,  # ids
+    place: int,  # where a token is changed
+) -> list[bool]:  # for each place: whether its guess is another one now
     "Which guesses feel a change of one token. In a causal model, none before it."
-    other_BT = x_BT.clone(); other_BT[:, place] = (x_BT[:, place] + 1) % model.head.weight.shape[0]
-    with evaluating(model): h, g = (model(x.to(model.head.weight.device))[0] for x in (x_BT, other_BT))
+    other_BT = x_BT.clone()
+    other_BT[:, place] = (x_BT[:, place] + 1) % model.head.weight.shape[0]
+    with evaluating(model):
+        h, g = (model(x.to(model.head.weight.device))[0] for x in (x_BT, other_BT))
     return (h != g).flatten(2).any(-1).any(0).tolist()
 
 # %% ../nbs/20_transformer.ipynb #b49cb67f
 def _chinchilla(number, model, epochs, lr=3e-4, batch=32, corpus='wikitext-103-raw', patience=None):
-    return Recipe(f'chinchilla-{number}', model, Data(corpus=corpus, tokenizer='gpt2-note', batches='windows', length=512, batch=batch),
-                  Optim(lr=lr, weight_decay=0.1, clip=1.0), Train(epochs=epochs, patience=patience))
+    return Recipe(
+        f'chinchilla-{number}',
+        model,
+        Data(corpus=corpus, tokenizer='gpt2-note', batches='windows', length=512, batch=batch),
+        Optim(lr=lr, weight_decay=0.1, clip=1.0),
+        Train(epochs=epochs, patience=patience),
+    )
+
 
 @recipe(claimed=464.64)
 def chinchilla_1():
     """The fourth note's first experiment: a decoder of width 16 on WikiText-2, 300 passes.
 
     `lmcourse run chinchilla-1`. Claimed: validation perplexity 464.64 at pass 209."""
-    return _chinchilla(1, Transformer(16, 2, 64, 2, dropout=.3), 300, batch=8, corpus='wikitext-2-raw')
+    return _chinchilla(1, Transformer(16, 2, 64, 2, dropout=0.3), 300, batch=8, corpus='wikitext-2-raw')
+
 
 @recipe(claimed=364.71)
 def chinchilla_2():
     """The same decoder on WikiText-103, ten passes.
 
     `lmcourse run chinchilla-2`. Claimed: validation perplexity 1457.12 after one pass, 364.71 after ten."""
-    return _chinchilla(2, Transformer(16, 2, 64, 2, dropout=.3), 10)
+    return _chinchilla(2, Transformer(16, 2, 64, 2, dropout=0.3), 10)
+
 
 @recipe(claimed=65.71)
 def chinchilla_3():
@@ -243,12 +335,15 @@ def chinchilla_3():
     `lmcourse run chinchilla-3`. Claimed: validation perplexity 65.71 at pass 10."""
     return _chinchilla(3, Transformer(128, 8, 512, 4), 20, lr=6e-4)
 
+
 @recipe(claimed=46.33)
 def chinchilla_4():
     """Width 256, four blocks, on WikiText-103, fifteen passes; two processes in the note.
 
-    `torchrun --standalone --nproc-per-node 2 --no-python lmcourse run chinchilla-4`, or without torchrun on one device. Claimed: validation perplexity 46.33 at pass 9."""
+    `torchrun --standalone --nproc-per-node 2 --no-python lmcourse run chinchilla-4`, or without torchrun on one device.
+    Claimed: validation perplexity 46.33 at pass 9."""
     return _chinchilla(4, Transformer(256, 8, 1024, 4), 15, lr=4e-4)
+
 
 @recipe
 def chinchilla_5():
@@ -258,10 +353,12 @@ def chinchilla_5():
     return _chinchilla(5, Transformer(256, 8, 1024, 8), 15, lr=4e-4, patience=5)
 
 # %% ../nbs/20_transformer.ipynb #829c9ffd
-def orthogonal(m: torch.Tensor,  # a matrix
-               rounds: int=5,    # times that the polynomial is applied
-              )->torch.Tensor:   # of the same shape, its singular values all near 1
-    "The matrix without its stretch, about, by the quintic Newton-Schulz iteration ([Jordan et al., 2024](../docs/bibliography.md#jordan2024))."
+def orthogonal(
+    m: torch.Tensor,  # a matrix
+    rounds: int = 5,  # times that the polynomial is applied
+) -> torch.Tensor:  # of the same shape, its singular values all near 1
+    """The matrix without its stretch, about, by the quintic Newton-Schulz iteration ([Jordan et al.,
+    2024](../docs/bibliography.md#jordan2024))."""
     x = m.T if (tall := m.shape[0] > m.shape[1]) else m
     x = x / (x.norm() + 1e-7)
     for _ in range(rounds):
@@ -271,15 +368,29 @@ def orthogonal(m: torch.Tensor,  # a matrix
 
 # %% ../nbs/20_transformer.ipynb #0f729b2b
 class Muon(torch.optim.Optimizer):
-    "Muon for the matrices inside the blocks, AdamW for the table, the head and all vectors; no weight decay on vectors. Raises `RecipeError` for a model without blocks."
-    def __init__(self,
-                 model: nn.Module,     # one with `blocks`
-                 optim: Optim,         # lr, weight_decay; betas are AdamW's
-                 momentum: float=.95): # of the averaged gradient
-        if not hasattr(model, 'blocks'): raise RecipeError(f'Muon steps along the matrices of blocks, and a {type(model).__name__} has none: set optim.optimizer to adamw')
-        mine = [p for p in model.blocks.parameters() if p.ndim == 2]; ids = set(map(id, mine))
-        super().__init__([dict(params=mine, matrix=True), dict(params=[p for p in model.parameters() if id(p) not in ids], matrix=False)],
-                         dict(lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, momentum=momentum))
+    """Muon for the matrices inside the blocks, AdamW for the table, the head and all vectors; no weight decay on
+    vectors. Raises `RecipeError` for a model without blocks."""
+
+    def __init__(
+        self,
+        model: nn.Module,  # one with `blocks`
+        optim: Optim,  # lr, weight_decay; betas are AdamW's
+        momentum: float = 0.95,  # of the averaged gradient
+    ):
+        if not hasattr(model, 'blocks'):
+            raise RecipeError(
+                f'Muon steps along the matrices of blocks, and a {type(model).__name__} has none: set optim.optimizer'
+                ' to adamw'
+            )
+        mine = [p for p in model.blocks.parameters() if p.ndim == 2]
+        ids = set(map(id, mine))
+        super().__init__(
+            [
+                dict(params=mine, matrix=True),
+                dict(params=[p for p in model.parameters() if id(p) not in ids], matrix=False),
+            ],
+            dict(lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas, momentum=momentum),
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -287,35 +398,49 @@ class Muon(torch.optim.Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for g in self.param_groups:
             for p in g['params']:
-                if p.grad is None: continue
-                if p.ndim == 2: p.mul_(1 - g['lr'] * g['weight_decay'])
+                if p.grad is None:
+                    continue
+                if p.ndim == 2:
+                    p.mul_(1 - g['lr'] * g['weight_decay'])
                 (self._muon if g['matrix'] else self._adam)(p, self.state[p], g)
         return loss
 
     @staticmethod
     def _muon(p, state, g):
-        if not state: state['momentum_buffer'] = torch.zeros_like(p)
+        if not state:
+            state['momentum_buffer'] = torch.zeros_like(p)
         mean = state['momentum_buffer'].lerp_(p.grad, 1 - g['momentum'])
-        p.add_(orthogonal(p.grad.lerp(mean, g['momentum'])), alpha=-g['lr'] * .2 * math.sqrt(max(p.shape)))
+        p.add_(orthogonal(p.grad.lerp(mean, g['momentum'])), alpha=-g['lr'] * 0.2 * math.sqrt(max(p.shape)))
 
     @staticmethod
     def _adam(p, state, g):
-        if not state: state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p), step=torch.zeros(()))
+        if not state:
+            state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p), step=torch.zeros(()))
         (b1, b2), mean, square = g['betas'], state['exp_avg'], state['exp_avg_sq']
-        state['step'] += 1; n = float(state['step'])      # torch leaves what is called `step` on the processor, so nothing waits for it
-        mean.lerp_(p.grad, 1 - b1); square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
-        p.addcdiv_(mean, (square / (1 - b2 ** n)).sqrt_().add_(1e-8), value=-g['lr'] / (1 - b1 ** n))
+        state['step'] += 1
+        n = float(state['step'])  # torch leaves what is called `step` on the processor, so nothing waits for it
+        mean.lerp_(p.grad, 1 - b1)
+        square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
+        p.addcdiv_(mean, (square / (1 - b2**n)).sqrt_().add_(1e-8), value=-g['lr'] / (1 - b1**n))
+
 
 OPTIMIZERS['muon'] = Muon
 
 # %% ../nbs/20_transformer.ipynb #43c0166f
 @recipe
 def transformer_small():
-    """A decoder of width 64 and two blocks with the notes' choices, on the embedded text: the place to try one change in.
+    """A decoder of width 64 and two blocks with the notes' choices, on the embedded text: the place to try one change
+    in.
 
     `lmcourse run transformer-small`, a minute on one core."""
-    return Recipe('transformer-small', Transformer(64, 4, 256, 2, 64, dropout=0.), Data(corpus='stdlib', batches='windows', length=64, batch=16),
-                  Optim(lr=3e-3, weight_decay=0.1, warmup=40, betas=(0.9, 0.95), schedule='cosine'), Train(epochs=2, log_every=20))
+    return Recipe(
+        'transformer-small',
+        Transformer(64, 4, 256, 2, 64, dropout=0.0),
+        Data(corpus='stdlib', batches='windows', length=64, batch=16),
+        Optim(lr=3e-3, weight_decay=0.1, warmup=40, betas=(0.9, 0.95), schedule='cosine'),
+        Train(epochs=2, log_every=20),
+    )
+
 
 OPTIONS = {
     'as it is': {},
@@ -328,48 +453,89 @@ OPTIONS = {
     'still start': {'model.start': 'still'},
     'Muon': {'optim.optimizer': 'muon'},
     'rotary, still start, Muon': {'model.positions': 'rotary', 'model.start': 'still', 'optim.optimizer': 'muon'},
-    'all but SwiGLU': {'model.positions': 'rotary', 'model.norm': 'rms', 'model.qk_norm': True, 'model.activation': 'relu2', 'model.bias': False, 'model.start': 'still', 'optim.optimizer': 'muon'},
+    'all but SwiGLU': {
+        'model.positions': 'rotary',
+        'model.norm': 'rms',
+        'model.qk_norm': True,
+        'model.activation': 'relu2',
+        'model.bias': False,
+        'model.start': 'still',
+        'optim.optimizer': 'muon',
+    },
 }
 
 # %% ../nbs/20_transformer.ipynb #90377196
 @recipe
 def chinchilla_1_tuned():
-    """The parameters of `chinchilla-1`, spent on blocks instead of a table: width 128, three blocks, 2,048 pieces, Muon, ten passes.
+    """The parameters of `chinchilla-1`, spent on blocks instead of a table: width 128, three blocks, 2,048 pieces,
+    Muon, ten passes.
 
     `lmcourse run chinchilla-1-tuned`."""
-    model = Transformer(128, 4, 512, 3, 256, 0., positions='rotary', norm='rms', activation='relu2', qk_norm=True, bias=False, start='still')
-    return Recipe('chinchilla-1-tuned', model, Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='windows', length=256, batch=16),
-                  Optim('muon', lr=6e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=100, schedule='cosine'), Train(epochs=10, evaluate_every=1748))
+    model = Transformer(
+        128,
+        4,
+        512,
+        3,
+        256,
+        0.0,
+        positions='rotary',
+        norm='rms',
+        activation='relu2',
+        qk_norm=True,
+        bias=False,
+        start='still',
+    )
+    return Recipe(
+        'chinchilla-1-tuned',
+        model,
+        Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='windows', length=256, batch=16),
+        Optim('muon', lr=6e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=100, schedule='cosine'),
+        Train(epochs=10, evaluate_every=1748),
+    )
+
 
 def _sibling(number, width, layers, pieces, epochs, lr):
-    model = Transformer(width, width // 32, 4 * width, layers, 512, 0., positions='rotary', start='still')
-    return Recipe(f'chinchilla-{number}-tuned', model, Data(corpus='wikitext-103-raw', tokenizer=f'bpe:{pieces}', batches='windows', length=512, batch=32),
-                  Optim('muon', lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup=500, schedule='cosine'), Train(epochs=epochs))
+    model = Transformer(width, width // 32, 4 * width, layers, 512, 0.0, positions='rotary', start='still')
+    return Recipe(
+        f'chinchilla-{number}-tuned',
+        model,
+        Data(corpus='wikitext-103-raw', tokenizer=f'bpe:{pieces}', batches='windows', length=512, batch=32),
+        Optim('muon', lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup=500, schedule='cosine'),
+        Train(epochs=epochs),
+    )
+
 
 @recipe
 def chinchilla_2_tuned():
-    """The parameters and the text of `chinchilla-2`, spent as in `chinchilla-1-tuned`: width 128, three blocks, 2,048 pieces, ten passes.
+    """The parameters and the text of `chinchilla-2`, spent as in `chinchilla-1-tuned`: width 128, three blocks, 2,048
+    pieces, ten passes.
 
     `lmcourse run chinchilla-2-tuned`, for a GPU."""
     return _sibling(2, 128, 3, 2048, 10, 6e-3)
 
+
 @recipe
 def chinchilla_3_tuned():
-    """The parameters and the text of `chinchilla-3`: width 256, six blocks, 8,192 pieces, a rate that falls to zero, twenty passes.
+    """The parameters and the text of `chinchilla-3`: width 256, six blocks, 8,192 pieces, a rate that falls to zero,
+    twenty passes.
 
     `lmcourse run chinchilla-3-tuned`, for a GPU."""
     return _sibling(3, 256, 6, 8192, 20, 4e-3)
 
+
 @recipe
 def chinchilla_4_tuned():
-    """The parameters and the text of `chinchilla-4`: width 384, five blocks, 16,384 pieces, a rate that falls to zero, fifteen passes.
+    """The parameters and the text of `chinchilla-4`: width 384, five blocks, 16,384 pieces, a rate that falls to zero,
+    fifteen passes.
 
     `lmcourse run chinchilla-4-tuned`, for a GPU."""
     return _sibling(4, 384, 5, 16_384, 15, 3e-3)
 
+
 @recipe
 def chinchilla_5_tuned():
-    """The parameters and the text of `chinchilla-5`: width 384, seven blocks, 16,384 pieces, a rate that falls to zero, fifteen passes.
+    """The parameters and the text of `chinchilla-5`: width 384, seven blocks, 16,384 pieces, a rate that falls to zero,
+    fifteen passes.
 
     `lmcourse run chinchilla-5-tuned`, for a GPU."""
     return _sibling(5, 384, 7, 16_384, 15, 3e-3)

@@ -16,108 +16,147 @@ from .factors import subset_corpus
 from .sampled import sampled_cross_entropy
 
 # %% ../nbs/16_tuned.ipynb #b50739b9
-def zipf(types: int          # V; the commonest type comes first
-        )->torch.Tensor:     # (V,) unnormalised log-probabilities
-    "How often the word of rank r comes: as $(r + 2.7)^{-1.05}$, counted from 0 ([Mandelbrot, 1953](../docs/bibliography.md#mandelbrot1953))."
+def zipf(types: int) -> torch.Tensor:  # V; the commonest type comes first  # (V,) unnormalised log-probabilities
+    """How often the word of rank r comes: as $(r + 2.7)^{-1.05}$, counted from 0 ([Mandelbrot,
+    1953](../docs/bibliography.md#mandelbrot1953))."""
     return -1.05 * torch.log(torch.arange(types) + 2.7)
 
 # %% ../nbs/16_tuned.ipynb #4886ca73
 _LAYER = dict(lstm=nn.LSTM, gru=nn.GRU)
 
+
 @dataclass(frozen=True)
 class Tuned:
     "The configuration of a recurrent language model with tied weights, and dropout wherever it helps."
-    cell: str='lstm'       # lstm or gru
-    embedding: int=256     # width of a token's vector, and of the last layer
-    hidden: int=512        # width of the layers before the last
-    layers: int=2          # recurrent layers
-    inputs: float=0.3      # dropout on the embedded tokens
-    between: float=0.3     # dropout between layers
-    outputs: float=0.3     # dropout on the last hidden states
-    often: int=1536        # training: the commonest types, always in the softmax's sum
-    others: int=1024       # training: how many of the rest are drawn for it; 0: the exact sum
-    zipf: bool=True        # the head's bias starts from Zipf's law; False: from zero
-    scaled: bool=True      # embedded tokens are multiplied by the root of their width
+
+    cell: str = 'lstm'  # lstm or gru
+    embedding: int = 256  # width of a token's vector, and of the last layer
+    hidden: int = 512  # width of the layers before the last
+    layers: int = 2  # recurrent layers
+    inputs: float = 0.3  # dropout on the embedded tokens
+    between: float = 0.3  # dropout between layers
+    outputs: float = 0.3  # dropout on the last hidden states
+    often: int = 1536  # training: the commonest types, always in the softmax's sum
+    others: int = 1024  # training: how many of the rest are drawn for it; 0: the exact sum
+    zipf: bool = True  # the head's bias starts from Zipf's law; False: from zero
+    scaled: bool = True  # embedded tokens are multiplied by the root of their width
 
     def __post_init__(self):
-        if self.cell not in _LAYER: raise RecipeError(f"model.cell is 'lstm' or 'gru', got {self.cell!r}")
+        if self.cell not in _LAYER:
+            raise RecipeError(f"model.cell is 'lstm' or 'gru', got {self.cell!r}")
         for name in ('embedding', 'hidden', 'layers'):
-            if getattr(self, name) < 1: raise RecipeError(f'model.{name} is at least 1, got {getattr(self, name)}')
+            if getattr(self, name) < 1:
+                raise RecipeError(f'model.{name} is at least 1, got {getattr(self, name)}')
         for name in ('inputs', 'between', 'outputs'):
-            if not 0 <= getattr(self, name) < 1: raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
         for name in ('often', 'others'):
-            if getattr(self, name) < 0: raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
+            if getattr(self, name) < 0:
+                raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
 
     def check_data(self, data: Data):
-        "Raises `RecipeError` where the first ids are not the commonest words: the bias and the sampled softmax take them for that."
+        """Raises `RecipeError` where the first ids are not the commonest words: the bias and the sampled softmax take
+        them for that."""
         if (self.zipf or self.others) and data.tokenizer not in ('word', 'whitespace'):
-            raise RecipeError(f'model.zipf and model.others are for vocabularies sorted by frequency, and the ids of {data.tokenizer} are not: set model.zipf to false and model.others to 0')
+            raise RecipeError(
+                f'model.zipf and model.others are for vocabularies sorted by frequency, and the ids of {data.tokenizer}'
+                ' are not: set model.zipf to false and model.others to 0'
+            )
 
-    def build(self, types: int)->'TunedLM': return TunedLM(types, self)
-    def tiny(self)->'Tuned':
+    def build(self, types: int) -> 'TunedLM':
+        return TunedLM(types, self)
+
+    def tiny(self) -> 'Tuned':
         "At most two layers, width 32."
-        return replace(self, embedding=min(self.embedding, 32), hidden=min(self.hidden, 32), layers=min(self.layers, 2),
-                       often=min(self.often, 256), others=min(self.others, 256))
+        return replace(
+            self,
+            embedding=min(self.embedding, 32),
+            hidden=min(self.hidden, 32),
+            layers=min(self.layers, 2),
+            often=min(self.often, 256),
+            others=min(self.others, 256),
+        )
 
 # %% ../nbs/16_tuned.ipynb #ac623256
 class TunedLM(nn.Module):
     "Embedding, recurrent layers of which the last is as wide as the embedding, and the embedding again as the head."
+
     carries, context = True, None
-    def __init__(self,
-                 types: int,        # V, size of the vocabulary
-                 config: Tuned):    # widths and dropouts
+
+    def __init__(
+        self,
+        types: int,  # V, size of the vocabulary
+        config: Tuned,  # widths and dropouts
+    ):
         super().__init__()
-        c = self.config = config; self.types = types
+        c = self.config = config
+        self.types = types
         widths = [c.embedding] + [c.hidden] * (c.layers - 1) + [c.embedding]
         self.embedding, self.head = nn.Embedding(types, c.embedding), nn.Linear(c.embedding, types)
         self.layers = nn.ModuleList(_LAYER[c.cell](i, o, batch_first=True) for i, o in zip(widths, widths[1:]))
         self.head.weight = self.embedding.weight
-        nn.init.uniform_(self.head.weight, -.1, .1); nn.init.zeros_(self.head.bias)
-        if c.zipf: self.head.bias.data = zipf(types)
-        self.scale = math.sqrt(c.embedding) if c.scaled else 1.
+        nn.init.uniform_(self.head.weight, -0.1, 0.1)
+        nn.init.zeros_(self.head.bias)
+        if c.zipf:
+            self.head.bias.data = zipf(types)
+        self.scale = math.sqrt(c.embedding) if c.scaled else 1.0
         self.inputs, self.between, self.outputs = nn.Dropout(c.inputs), nn.Dropout(c.between), nn.Dropout(c.outputs)
 
-    def forward(self,
-                x_BT: torch.Tensor,    # ids
-                state=None,            # what the call before returned; None: start from zeros
-               ):                      # (h_BTD, state)
+    def forward(
+        self,
+        x_BT: torch.Tensor,  # ids
+        state=None,  # what the call before returned; None: start from zeros
+    ):  # (h_BTD, state)
         "Hidden states, and the state to hand on: a flat tuple, layer after layer."
         h_BTI, news, n = self.inputs(self.embedding(x_BT) * self.scale), (), 2 if self.config.cell == 'lstm' else 1
         for i, layer in enumerate(self.layers):
-            old = None if state is None else state[n*i:n*(i+1)]
+            old = None if state is None else state[n * i : n * (i + 1)]
             h_BTI, new = layer(self.between(h_BTI) if i else h_BTI, old if old is None or n == 2 else old[0])
             news += new if n == 2 else (new,)
         return self.outputs(h_BTI), news
 
-    def logits(self,
-               x_BT: torch.Tensor,     # ids
-               state=None,             # what the call before returned
-              ):                       # (logits_BTV, state)
+    def logits(
+        self,
+        x_BT: torch.Tensor,  # ids
+        state=None,  # what the call before returned
+    ):  # (logits_BTV, state)
         "Scores of the next token and the state to hand on: for a look at predictions."
         h_BTD, state = self(x_BT, state)
         return self.head(h_BTD), state
 
-    def training_loss(self,
-                      h_BTD: torch.Tensor,       # hidden states
-                      y_BT: torch.Tensor,        # targets
-                      precision: str|None=None,  # of the products: 'fp32', 'bf16', or None: choose
-                     ):                          # Tally
+    def training_loss(
+        self,
+        h_BTD: torch.Tensor,  # hidden states
+        y_BT: torch.Tensor,  # targets
+        precision: str | None = None,  # of the products: 'fp32', 'bf16', or None: choose
+    ):  # Tally
         "What training asks for instead of the exact loss: nats with the softmax's sum estimated."
         c = self.config
-        return sampled_cross_entropy(h_BTD, self.head.weight, self.head.bias, y_BT, c.often, c.others or self.types, precision)
+        return sampled_cross_entropy(
+            h_BTD, self.head.weight, self.head.bias, y_BT, c.often, c.others or self.types, precision
+        )
 
 # %% ../nbs/16_tuned.ipynb #500ccfb8
-def _tuned(name: str, cell: str, epochs: int)->Recipe:
+def _tuned(name: str, cell: str, epochs: int) -> Recipe:
     "State carried, weights tied, dropout, half a cosine."
-    return Recipe(name, Tuned(cell=cell), Data(batches='lanes', length=70, batch=32, shift=True),
-                  Optim(lr=3e-3, weight_decay=0.04, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)), Train(epochs=epochs, evaluate_every=1866))
+    return Recipe(
+        name,
+        Tuned(cell=cell),
+        Data(batches='lanes', length=70, batch=32, shift=True),
+        Optim(lr=3e-3, weight_decay=0.04, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)),
+        Train(epochs=epochs, evaluate_every=1866),
+    )
+
 
 @recipe
 def lstm_tuned():
-    """Two LSTM layers of 512 and 256, tied, the state carried, seventeen passes: what the notes' cell is worth when it is trained well.
+    """Two LSTM layers of 512 and 256, tied, the state carried, seventeen passes: what the notes' cell is worth when it
+    is trained well.
 
-    `lmcourse run lstm-tuned`: on one core of a 2026 server processor two hours and seven minutes to validation perplexity 105.9."""
+    `lmcourse run lstm-tuned`: on one core of a 2026 server processor two hours and seven minutes to validation
+    perplexity 105.9."""
     return _tuned('lstm-tuned', 'lstm', 17)
+
 
 @recipe
 def gru_tuned():
@@ -132,9 +171,14 @@ def tuned_small():
     """Two LSTM layers of 128 and 64, tied, the state carried, on the embedded text: the small place to try a change in.
 
     `lmcourse run tuned-small`, half a minute on two cores."""
-    return Recipe('tuned-small', Tuned(embedding=64, hidden=128, inputs=.15, between=.15, outputs=.15, often=512, others=512),
-                  Data(corpus='stdlib', batches='lanes', length=35, batch=32, shift=True),
-                  Optim(lr=6e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=40, betas=(0.9, 0.99)), Train(epochs=2, log_every=20))
+    return Recipe(
+        'tuned-small',
+        Tuned(embedding=64, hidden=128, inputs=0.15, between=0.15, outputs=0.15, often=512, others=512),
+        Data(corpus='stdlib', batches='lanes', length=35, batch=32, shift=True),
+        Optim(lr=6e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=40, betas=(0.9, 0.99)),
+        Train(epochs=2, log_every=20),
+    )
+
 
 AWAY = {
     'as it is': {},
@@ -144,25 +188,41 @@ AWAY = {
     'constant learning rate': {'optim.schedule': 'constant'},
     'no dropout': {'model.inputs': 0, 'model.between': 0, 'model.outputs': 0},
     'no clipping': {'optim.clip': 0},
-    'clip 1': {'optim.clip': 1.},
-    'betas 0.9, 0.999': {'optim.betas': (.9, .999)},
+    'clip 1': {'optim.clip': 1.0},
+    'betas 0.9, 0.999': {'optim.betas': (0.9, 0.999)},
     'no warmup': {'optim.warmup': 0},
     'widths 96 and 96': {'model.embedding': 96, 'model.hidden': 96},
-    'weight decay 0': {'optim.weight_decay': 0.},
+    'weight decay 0': {'optim.weight_decay': 0.0},
 }
 
 # %% ../nbs/16_tuned.ipynb #0dfea4f8
-def many_passes(folder: str|Path)->Recipe: # where the text goes
-    "`lstm-tuned` at three eighths of its widths, sixteen passes over a tenth of WikiText-2: the place to try what matters late."
-    return override(get_recipe('lstm-tuned'), {'model.embedding': 96, 'model.hidden': 192, 'model.often': 1024, 'data.corpus': subset_corpus(folder, 209_000, 'wikitext-2'),
-        'data.length': 35, 'data.batch': 16, 'optim.lr': 4e-3, 'optim.weight_decay': .02, 'optim.warmup': 100, 'train.epochs': 16, 'train.evaluate_every': 1500})
+def many_passes(folder: str | Path) -> Recipe:  # where the text goes
+    """`lstm-tuned` at three eighths of its widths, sixteen passes over a tenth of WikiText-2: the place to try what
+    matters late."""
+    return override(
+        get_recipe('lstm-tuned'),
+        {
+            'model.embedding': 96,
+            'model.hidden': 192,
+            'model.often': 1024,
+            'data.corpus': subset_corpus(folder, 209_000, 'wikitext-2'),
+            'data.length': 35,
+            'data.batch': 16,
+            'optim.lr': 4e-3,
+            'optim.weight_decay': 0.02,
+            'optim.warmup': 100,
+            'train.epochs': 16,
+            'train.evaluate_every': 1500,
+        },
+    )
+
 
 LATE = {
     'as it is': {},
-    'dropout 0.2': {f'model.{where}': .2 for where in ('inputs', 'between', 'outputs')},
-    'dropout 0.45': {f'model.{where}': .45 for where in ('inputs', 'between', 'outputs')},
-    'weight decay 0.1': {'optim.weight_decay': .1},
-    'weight decay 0.3': {'optim.weight_decay': .3},
+    'dropout 0.2': {f'model.{where}': 0.2 for where in ('inputs', 'between', 'outputs')},
+    'dropout 0.45': {f'model.{where}': 0.45 for where in ('inputs', 'between', 'outputs')},
+    'weight decay 0.1': {'optim.weight_decay': 0.1},
+    'weight decay 0.3': {'optim.weight_decay': 0.3},
     'learning rate 2e-3': {'optim.lr': 2e-3},
     'learning rate 8e-3': {'optim.lr': 8e-3},
 }

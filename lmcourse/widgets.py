@@ -14,79 +14,101 @@ from .loss import LMCourseError, entropy, kl_divergence, nats_to_bits, softmax
 from .perplexity import bits_per_byte, perplexity
 
 # %% ../nbs/03_perplexity_widgets.ipynb #00a69dc0
-_STATIC = files('lmcourse')/'static'
+_STATIC = files('lmcourse') / 'static'
 
-def _bundle(name: str,          # a file of `lmcourse/static`
-            seen: set|None=None, # files that are in already
-           )->str:              # one JavaScript module that imports nothing
+
+def _bundle(
+    name: str,  # a file of `lmcourse/static`
+    seen: set | None = None,  # files that are in already
+) -> str:  # one JavaScript module that imports nothing
     "A script with the scripts that it imports put in front of it, each once."
-    seen, text = set() if seen is None else seen, (_STATIC/name).read_text(encoding='utf-8')
+    seen, text = set() if seen is None else seen, (_STATIC / name).read_text(encoding='utf-8')
     seen.add(name)
-    def inline(m): return '' if m[1] in seen else _bundle(m[1], seen)
+
+    def inline(m):
+        return '' if m[1] in seen else _bundle(m[1], seen)
+
     return re.sub(r"^import .+ from '\./(.+)';\n", inline, text, flags=re.M)
 
 # %% ../nbs/03_perplexity_widgets.ipynb #ef2af92f
-try: import anywidget, traitlets
-except ImportError as e: raise ImportError('the widgets need the package anywidget: pip install anywidget') from e
+try:
+    import anywidget, traitlets
+except ImportError as e:
+    raise ImportError('the widgets need the package anywidget: pip install anywidget') from e
 
 # %% ../nbs/03_perplexity_widgets.ipynb #2a52d9f3
 class WidgetError(LMCourseError, traitlets.TraitError):
     "A state that a widget cannot take: what was wrong, and what would do."
 
-def _within(x: float, low: float, high: float, what: str)->float: # x itself
+
+def _within(x: float, low: float, high: float, what: str) -> float:  # x itself
     "Refuse what lies outside, and what is no number at all."
-    if not low <= x <= high: raise WidgetError(f'{what} lies from {low:g} to {high:g}, got {x:g}')
+    if not low <= x <= high:
+        raise WidgetError(f'{what} lies from {low:g} to {high:g}, got {x:g}')
     return x
 
 # %% ../nbs/03_perplexity_widgets.ipynb #48a6fe0a
 class Widget(anywidget.AnyWidget):
-    "A thing to move: its traits are what a hand can change; `numbers()`, which each kind defines, is what follows from them: {name: value} as on the page."
-    _css = (_STATIC/'widgets.css').read_text(encoding='utf-8')
-    movable = ()                                    # the traits that a hand can change
-    start = traitlets.Dict().tag(sync=True)      # the state that Reset returns to
+    """A thing to move: its traits are what a hand can change; `numbers()`, which each kind defines, is what follows
+    from them: {name: value} as on the page."""
+
+    _css = (_STATIC / 'widgets.css').read_text(encoding='utf-8')
+    movable = ()  # the traits that a hand can change
+    start = traitlets.Dict().tag(sync=True)  # the state that Reset returns to
 
     def __init__(self, **state):
         super().__init__(**state)
         self.start = self.state()
 
-    def state(self)->dict:                       # {trait: value}
+    def state(self) -> dict:  # {trait: value}
         "What a hand can change, as it stands."
         return {k: getattr(self, k) for k in self.movable}
 
     def reset(self):
         "Back to the state that it was made with."
         with self.hold_trait_notifications():
-            for k, v in self.start.items(): setattr(self, k, v)
+            for k, v in self.start.items():
+                setattr(self, k, v)
 
     @property
-    def perplexity(self)->float:
+    def perplexity(self) -> float:
         "The perplexity that is shown."
         return self.numbers()['perplexity']
 
-    def __repr__(self): return f'{type(self).__name__}: perplexity {self.perplexity:.2f} (run the cell to move it)'
+    def __repr__(self):
+        return f'{type(self).__name__}: perplexity {self.perplexity:.2f} (run the cell to move it)'
 
 # %% ../nbs/03_perplexity_widgets.ipynb #e45c14ab
 class Doors(Widget):
     "Loss to perplexity: a slider over the loss, and as many equal doors as it is worth."
+
     _esm = _bundle('doors.js')
     movable = ('loss', 'unit', 'bytes_per_token')
-    loss = traitlets.Float(2.5).tag(sync=True)            # nats per token
-    unit = traitlets.Unicode('nats').tag(sync=True)       # of the scale: nats or bits (per token), or bytes (bits per byte)
-    bytes_per_token = traitlets.Float(4.5).tag(sync=True) # of the tokenizer, for bits per byte
-    highest = traitlets.Float(5.).tag(sync=True)          # where the scale ends, in nats
+    loss = traitlets.Float(2.5).tag(sync=True)  # nats per token
+    unit = traitlets.Unicode('nats').tag(sync=True)  # of the scale: nats or bits (per token), or bytes (bits per byte)
+    bytes_per_token = traitlets.Float(4.5).tag(sync=True)  # of the tokenizer, for bits per byte
+    highest = traitlets.Float(5.0).tag(sync=True)  # where the scale ends, in nats
 
     @traitlets.validate('loss', 'bytes_per_token', 'highest', 'unit')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        if name == 'loss': return _within(x, 0, self.highest, 'a loss on this scale')
-        if name == 'bytes_per_token': return _within(x, .1, 100, 'bytes per token')
-        if name == 'highest': return _within(x, 1, 12, 'the end of the scale')
-        if x not in ('nats', 'bits', 'bytes'): raise WidgetError(f"the unit is 'nats', 'bits' or 'bytes', not {x!r}")
+        if name == 'loss':
+            return _within(x, 0, self.highest, 'a loss on this scale')
+        if name == 'bytes_per_token':
+            return _within(x, 0.1, 100, 'bytes per token')
+        if name == 'highest':
+            return _within(x, 1, 12, 'the end of the scale')
+        if x not in ('nats', 'bits', 'bytes'):
+            raise WidgetError(f"the unit is 'nats', 'bits' or 'bytes', not {x!r}")
         return x
 
     def numbers(self):
-        return dict(perplexity=perplexity(self.loss, 1), nats=self.loss, bits=nats_to_bits(self.loss),
-                    bits_per_byte=bits_per_byte(self.loss, self.bytes_per_token))
+        return dict(
+            perplexity=perplexity(self.loss, 1),
+            nats=self.loss,
+            bits=nats_to_bits(self.loss),
+            bits_per_byte=bits_per_byte(self.loss, self.bytes_per_token),
+        )
 
     @Widget.perplexity.setter
     def perplexity(self, doors: float):
@@ -94,111 +116,164 @@ class Doors(Widget):
         self.loss = math.log(_within(doors, 1, math.exp(self.highest), 'a perplexity on this scale'))
 
 # %% ../nbs/03_perplexity_widgets.ipynb #356385d7
-def _shares(x, words: Sequence[str], what: str)->list[float]:
+def _shares(x, words: Sequence[str], what: str) -> list[float]:
     "Refuse what is no distribution over the words."
-    if len(x) != len(words): raise WidgetError(f'{what} wants one share for each of the {len(words)} words, got {len(x)}')
-    if not (min(x) >= 0 and math.isclose(sum(x), 1, abs_tol=1e-6)): raise WidgetError(f'the shares of {what} are not negative and sum to one, got {list(x)}')
+    if len(x) != len(words):
+        raise WidgetError(f'{what} wants one share for each of the {len(words)} words, got {len(x)}')
+    if not (min(x) >= 0 and math.isclose(sum(x), 1, abs_tol=1e-6)):
+        raise WidgetError(f'the shares of {what} are not negative and sum to one, got {list(x)}')
     return list(x)
 
 # %% ../nbs/03_perplexity_widgets.ipynb #e1be6364
-_WORDS, _BELIEF, _TRUTH = ['moves', 'you', 'counts', 'the', 'effort'], [.50, .05, .30, .05, .10], [.40, .05, .35, .10, .10]
+_WORDS, _BELIEF, _TRUTH = (
+    ['moves', 'you', 'counts', 'the', 'effort'],
+    [0.50, 0.05, 0.30, 0.05, 0.10],
+    [0.40, 0.05, 0.35, 0.10, 0.10],
+)
+
 
 class Confidence(Widget):
     "The bars of a next-word distribution under the hand: what they cost when one word comes, and in the long run."
+
     _esm = _bundle('confidence.js')
     movable = ('belief', 'truth', 'came', 'temperature')
     words = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    belief = traitlets.List(traitlets.Float()).tag(sync=True)     # of the model, at temperature one
-    truth = traitlets.List(traitlets.Float()).tag(sync=True)      # how often each word really comes
-    came = traitlets.Unicode().tag(sync=True)                     # the word that came this time
-    temperature = traitlets.Float().tag(sync=True)                # divides the logarithms of the belief
+    belief = traitlets.List(traitlets.Float()).tag(sync=True)  # of the model, at temperature one
+    truth = traitlets.List(traitlets.Float()).tag(sync=True)  # how often each word really comes
+    came = traitlets.Unicode().tag(sync=True)  # the word that came this time
+    temperature = traitlets.Float().tag(sync=True)  # divides the logarithms of the belief
 
-    def __init__(self,
-                 words: Sequence[str]=_WORDS,       # those that may come next
-                 belief: Sequence[float]|None=None, # the model's shares of them; None: those of the lesson, or even ones for other words
-                 truth: Sequence[float]|None=None,  # their real shares, likewise
-                 came: str|None=None,               # the word that came; None: the first
-                 temperature: float=1.):            # from 0.1 to 3
+    def __init__(
+        self,
+        words: Sequence[str] = _WORDS,  # those that may come next
+        belief: (
+            Sequence[float] | None
+        ) = None,  # the model's shares of them; None: those of the lesson, or even ones for other words
+        truth: Sequence[float] | None = None,  # their real shares, likewise
+        came: str | None = None,  # the word that came; None: the first
+        temperature: float = 1.0,  # from 0.1 to 3
+    ):
         words, even = list(words), [1 / max(len(words), 1)] * len(words)
-        if len(set(words)) != len(words) or len(words) < 2: raise WidgetError(f'at least two words are wanted, all different, got {words}')
+        if len(set(words)) != len(words) or len(words) < 2:
+            raise WidgetError(f'at least two words are wanted, all different, got {words}')
         ours = words == _WORDS
-        super().__init__(words=words, belief=belief or (_BELIEF if ours else even), truth=truth or (_TRUTH if ours else even),
-                         came=came or words[0], temperature=temperature)
+        super().__init__(
+            words=words,
+            belief=belief or (_BELIEF if ours else even),
+            truth=truth or (_TRUTH if ours else even),
+            came=came or words[0],
+            temperature=temperature,
+        )
 
     @traitlets.validate('belief', 'truth', 'came', 'temperature')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        if name in ('belief', 'truth'): return _shares(x, self.words, name)
-        if name == 'temperature': return _within(x, .1, 3, 'a temperature')
-        if x not in self.words: raise WidgetError(f'{x!r} is not one of the words: {", ".join(self.words)}')
+        if name in ('belief', 'truth'):
+            return _shares(x, self.words, name)
+        if name == 'temperature':
+            return _within(x, 0.1, 3, 'a temperature')
+        if x not in self.words:
+            raise WidgetError(f'{x!r} is not one of the words: {", ".join(self.words)}')
         return x
 
     @property
-    def shown(self)->torch.Tensor:   # probabilities (words,), float64
+    def shown(self) -> torch.Tensor:  # probabilities (words,), float64
         "The belief at the temperature: what the bars show."
         return softmax(torch.tensor(self.belief, dtype=torch.float64).log() / self.temperature)
 
     def numbers(self):
         p, q = self.shown, torch.tensor(self.truth, dtype=torch.float64)
-        surprise, own, floor, kl = (float(x) for x in (-p[self.words.index(self.came)].log(), entropy(p), entropy(q), kl_divergence(q, p)))
-        return dict(surprise=surprise, surprise_perplexity=perplexity(surprise, 1), entropy=own, entropy_perplexity=perplexity(own, 1),
-                    floor=floor, kl=kl, cross_entropy=floor + kl, perplexity=perplexity(floor + kl, 1))
+        surprise, own, floor, kl = (
+            float(x) for x in (-p[self.words.index(self.came)].log(), entropy(p), entropy(q), kl_divergence(q, p))
+        )
+        return dict(
+            surprise=surprise,
+            surprise_perplexity=perplexity(surprise, 1),
+            entropy=own,
+            entropy_perplexity=perplexity(own, 1),
+            floor=floor,
+            kl=kl,
+            cross_entropy=floor + kl,
+            perplexity=perplexity(floor + kl, 1),
+        )
 
 # %% ../nbs/03_perplexity_widgets.ipynb #328c826c
 class Averaging(Widget):
     "Batches of different lengths, and three ways of making one number of them, of which one is right."
+
     _esm = _bundle('averaging.js')
     movable = ('tokens', 'losses')
-    tokens = traitlets.List(traitlets.Int(), [48, 32, 5]).tag(sync=True)        # scored in each batch
+    tokens = traitlets.List(traitlets.Int(), [48, 32, 5]).tag(sync=True)  # scored in each batch
     losses = traitlets.List(traitlets.Float(), [2.0, 1.5, 5.0]).tag(sync=True)  # of each batch, nats per token
 
     @traitlets.validate('tokens', 'losses')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
         n_tokens, n_losses = (len(x if name == k else getattr(self, k)) for k in self.movable)
-        if not 1 <= n_tokens == n_losses: raise WidgetError(f'{n_tokens} token counts and {n_losses} losses: each batch has one of each')
-        for v in x: _within(v, *((1, math.inf, 'the tokens of a batch') if name == 'tokens' else (0, 12, 'the loss of a batch')))
+        if not 1 <= n_tokens == n_losses:
+            raise WidgetError(f'{n_tokens} token counts and {n_losses} losses: each batch has one of each')
+        for v in x:
+            _within(
+                v, *((1, math.inf, 'the tokens of a batch') if name == 'tokens' else (0, 12, 'the loss of a batch'))
+            )
         return x
 
     def numbers(self):
         n, each = len(self.tokens), [perplexity(loss, 1) for loss in self.losses]
         nats = sum(count * loss for count, loss in zip(self.tokens, self.losses))
-        return dict(perplexity=perplexity(nats, sum(self.tokens)), mean_loss=perplexity(sum(self.losses), n), mean_perplexity=sum(each) / n)
+        return dict(
+            perplexity=perplexity(nats, sum(self.tokens)),
+            mean_loss=perplexity(sum(self.losses), n),
+            mean_perplexity=sum(each) / n,
+        )
 
 # %% ../nbs/03_perplexity_widgets.ipynb #40fdb323
 class Tokenizers(Widget):
     "One text and its total surprise, cut in several ways: the perplexity of a token changes, the bits per byte stay."
+
     _esm = _bundle('tokenizers.js')
     movable = ('nats', 'tokenizer')
-    nats = traitlets.Float().tag(sync=True)             # total surprise of the text
-    tokenizer = traitlets.Unicode().tag(sync=True)      # whose cuts are shown
-    pieces = traitlets.Dict().tag(sync=True)            # {name: the tokens of the text, as strings}
-    bytes = traitlets.Int(1).tag(sync=True)             # UTF-8 bytes of the text
+    nats = traitlets.Float().tag(sync=True)  # total surprise of the text
+    tokenizer = traitlets.Unicode().tag(sync=True)  # whose cuts are shown
+    pieces = traitlets.Dict().tag(sync=True)  # {name: the tokens of the text, as strings}
+    bytes = traitlets.Int(1).tag(sync=True)  # UTF-8 bytes of the text
 
-    def __init__(self,
-                 text: str,                             # what is cut
-                 pieces: Mapping[str, Sequence[str]],   # {name: the tokens of the text, as strings}
-                 nats: float|None=None,                 # total surprise of the text; None: two nats a byte
-                 tokenizer: str|None=None):             # whose cuts are shown first; None: the first
-        if not (text and pieces and all(pieces.values())): raise WidgetError('a text and at least one way to cut it are wanted, none of them empty')
-        nats, tokenizer = 2. * len(text.encode()) if nats is None else nats, next(iter(pieces)) if tokenizer is None else tokenizer
+    def __init__(
+        self,
+        text: str,  # what is cut
+        pieces: Mapping[str, Sequence[str]],  # {name: the tokens of the text, as strings}
+        nats: float | None = None,  # total surprise of the text; None: two nats a byte
+        tokenizer: str | None = None,  # whose cuts are shown first; None: the first
+    ):
+        if not (text and pieces and all(pieces.values())):
+            raise WidgetError('a text and at least one way to cut it are wanted, none of them empty')
+        nats, tokenizer = (
+            2.0 * len(text.encode()) if nats is None else nats,
+            (next(iter(pieces)) if tokenizer is None else tokenizer),
+        )
         shown = {name: [str(p).replace('\n', '⏎') for p in cut] for name, cut in pieces.items()}
         super().__init__(bytes=len(text.encode()), pieces=shown, nats=nats, tokenizer=tokenizer)
 
     @traitlets.validate('nats', 'tokenizer')
     def _check(self, change):
         x = change['value']
-        if change['trait'].name == 'nats': return _within(x, 0, math.ceil(3 * self.bytes), 'the surprise of this text')
-        if x not in self.pieces: raise WidgetError(f'there are no cuts of {x!r}, only of {", ".join(self.pieces)}')
+        if change['trait'].name == 'nats':
+            return _within(x, 0, math.ceil(3 * self.bytes), 'the surprise of this text')
+        if x not in self.pieces:
+            raise WidgetError(f'there are no cuts of {x!r}, only of {", ".join(self.pieces)}')
         return x
 
     def numbers(self):
         found = {'nats': self.nats, 'bits_per_byte': bits_per_byte(self.nats, self.bytes)}
         for name, cut in self.pieces.items():
-            found |= {f'nats_per_token-{name}': self.nats / len(cut), f'perplexity-{name}': perplexity(self.nats, len(cut)), f'bits_per_byte-{name}': found['bits_per_byte']}
+            found |= {
+                f'nats_per_token-{name}': self.nats / len(cut),
+                f'perplexity-{name}': perplexity(self.nats, len(cut)),
+                f'bits_per_byte-{name}': found['bits_per_byte'],
+            }
         return found
 
     @property
-    def perplexity(self)->float:
+    def perplexity(self) -> float:
         "Per token of the cut that is shown."
         return self.numbers()[f'perplexity-{self.tokenizer}']

@@ -1,4 +1,6 @@
-"Readers that remember or go on learning: each token is scored once and before it is learnt from, the model is what it was afterwards, and the measurement says what was done."
+"""Readers that remember or go on learning: each token is scored once and before it is learnt from, the model is what it
+was afterwards, and the measurement says what was done."""
+
 import json, math, shutil, subprocess, sys, os
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +9,21 @@ from torch import nn
 from architectures import MODELS, V, Window
 from lmcourse.recurrent import Recurrent
 import lmcourse.adapt as D
-from lmcourse.adapt import AdaptError, DynamicEvaluation, NeuralCache, Reader, adapt_run, best, evaluate_reader, evaluate_run_adapted, gradient_rms, recall, stream, tune, tune_cache
+from lmcourse.adapt import (
+    AdaptError,
+    DynamicEvaluation,
+    NeuralCache,
+    Reader,
+    adapt_run,
+    best,
+    evaluate_reader,
+    evaluate_run_adapted,
+    gradient_rms,
+    recall,
+    stream,
+    tune,
+    tune_cache,
+)
 from lmcourse.cli import main
 from lmcourse.perplexity import Measurement, compare
 from lmcourse.recipes import get_recipe, tiny
@@ -18,25 +34,39 @@ from lmcourse.train import evaluate, train
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 IDS = np.random.default_rng(0).integers(V, size=400)
 
+
 @pytest.fixture(scope='module')
 def corpus(tmp_path_factory):
     os.environ['LMCOURSE_CACHE'] = str(tmp_path_factory.mktemp('cache'))
     yield tokenize_corpus('markov')
     del os.environ['LMCOURSE_CACHE']
 
+
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, corpus):
     "A run of a small twin."
-    return train(tiny(get_recipe('tuned-small'), 'markov'), tmp_path_factory.mktemp('made')/'run', show=False).path
+    return train(tiny(get_recipe('tuned-small'), 'markov'), tmp_path_factory.mktemp('made') / 'run', show=False).path
+
 
 @pytest.fixture
-def run(made, tmp_path): shutil.copytree(made, tmp_path/'run'); return tmp_path/'run'
+def run(made, tmp_path):
+    shutil.copytree(made, tmp_path / 'run')
+    return tmp_path / 'run'
 
-def built(name, device='cpu'): torch.manual_seed(0); return MODELS[name]().to(device)
+
+def built(name, device='cpu'):
+    torch.manual_seed(0)
+    return MODELS[name]().to(device)
+
 
 def readers(model):
     rms = gradient_rms(model, IDS, 1, 7, lanes=4, batches=5)
-    return {'cache': NeuralCache(model, 60, .5, .3, length=23), 'plain': DynamicEvaluation(model, .5, .01, length=7), 'RMS': DynamicEvaluation(model, .3, .01, rms, length=7)}
+    return {
+        'cache': NeuralCache(model, 60, 0.5, 0.3, length=23),
+        'plain': DynamicEvaluation(model, 0.5, 0.01, length=7),
+        'RMS': DynamicEvaluation(model, 0.3, 0.01, rms, length=7),
+    }
+
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('name', MODELS)
@@ -45,185 +75,353 @@ def test_nobody_peeks_and_everything_is_put_back(name, device):
     model = built(name, device).train()
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
     for kind, reader in readers(model).items():
-        place, other = 205, IDS.copy(); np.random.default_rng(1).shuffle(other[205:])
+        place, other = 205, IDS.copy()
+        np.random.default_rng(1).shuffle(other[205:])
         (a, hits), (b, _) = stream(reader, IDS, 1), stream(reader, other, 1)
         assert len(a) == len(IDS) and np.isfinite(a).all() and 0 <= hits <= len(IDS)
         assert np.array_equal(a[:place], b[:place]) and not np.array_equal(a[place:], b[place:]), kind
         assert model.training and all(torch.equal(p, before[k]) for k, p in model.named_parameters())
         assert all(p.grad is None for p in model.parameters())
 
+
 def test_a_reader_that_peeks_is_found():
     class Cheat(DynamicEvaluation):
-        def read(self, x, y): state = self.state; super().read(x, y); self.state = state; return Reader.read(self, x, y)
-    model, other = built('lstm'), IDS.copy(); np.random.default_rng(1).shuffle(other[205:])
-    a, b = (stream(Cheat(model, .5, length=7), ids, 1)[0] for ids in (IDS, other))
+        def read(self, x, y):
+            state = self.state
+            super().read(x, y)
+            self.state = state
+            return Reader.read(self, x, y)
+
+    model, other = built('lstm'), IDS.copy()
+    np.random.default_rng(1).shuffle(other[205:])
+    a, b = (stream(Cheat(model, 0.5, length=7), ids, 1)[0] for ids in (IDS, other))
     assert not np.array_equal(a[:205], b[:205]) and a.mean() < stream(Reader(model), IDS, 1)[0].mean()
 
+
 def test_put_back_where_reading_is_broken_off():
-    model = built('lstm').train(); before = [p.detach().clone() for p in model.parameters()]
-    reader = DynamicEvaluation(model, .5, length=7)
-    with pytest.raises(IndexError): stream(reader, np.append(IDS[:40], 999), 1)
+    model = built('lstm').train()
+    before = [p.detach().clone() for p in model.parameters()]
+    reader = DynamicEvaluation(model, 0.5, length=7)
+    with pytest.raises(IndexError):
+        stream(reader, np.append(IDS[:40], 999), 1)
     assert model.training and all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
 
+
 def test_recall_by_hand():
-    keys = torch.tensor([[[2., 0], [0, 2], [2, 1], [2, 0]]])
-    assert recall(keys[:, 3:], keys, .5, 10)[0, 0].tolist() == pytest.approx([7.389 / 15.778, 1 / 15.778, 7.389 / 15.778, 0], abs=1e-4)
-    assert recall(keys[:, 3:], keys, .5, 1)[0, 0].tolist() == [0, 0, 1, 0] and recall(keys, keys, .5, 10)[0, 0].tolist() == [0] * 4
+    keys = torch.tensor([[[2.0, 0], [0, 2], [2, 1], [2, 0]]])
+    assert recall(keys[:, 3:], keys, 0.5, 10)[0, 0].tolist() == pytest.approx(
+        [7.389 / 15.778, 1 / 15.778, 7.389 / 15.778, 0], abs=1e-4
+    )
+    assert (
+        recall(keys[:, 3:], keys, 0.5, 1)[0, 0].tolist() == [0, 0, 1, 0]
+        and recall(keys, keys, 0.5, 10)[0, 0].tolist() == [0] * 4
+    )
+
 
 def slowly(model, ids, size, theta, share):
     "The cache's formula, a token at a time."
     nats, past, state, x = [], [], None, 1
     for word in ids:
-        h, state = model(torch.tensor([[x]]), state); p, h = model.head(h)[0, 0].softmax(-1), h[0, 0]
+        h, state = model(torch.tensor([[x]]), state)
+        p, h = model.head(h)[0, 0].softmax(-1), h[0, 0]
         if past[-size:]:
-            like = torch.stack([theta * h @ k for k, _ in past[-size:]]).softmax(0); p = (1 - share) * p
-            for a, (_, w) in zip(like, past[-size:]): p[w] += share * a
+            like = torch.stack([theta * h @ k for k, _ in past[-size:]]).softmax(0)
+            p = (1 - share) * p
+            for a, (_, w) in zip(like, past[-size:]):
+                p[w] += share * a
         assert float(p.sum()) == pytest.approx(1, abs=1e-5)
-        nats.append(float(-p[word].log())); past.append((h, int(word))); x = int(word)
+        nats.append(float(-p[word].log()))
+        past.append((h, int(word)))
+        x = int(word)
     return nats
+
 
 @pytest.mark.parametrize('size, length', [(1, 5), (30, 128), (30, 7), (500, 23)])
 def test_a_cache_is_its_formula_however_it_is_read(size, length):
     model = built('lstm').eval()
-    with torch.no_grad(): want = slowly(model, IDS[:120], size, .4, .3)
-    got, _ = stream(NeuralCache(model, size, .4, .3, length), IDS[:120], 1)
+    with torch.no_grad():
+        want = slowly(model, IDS[:120], size, 0.4, 0.3)
+    got, _ = stream(NeuralCache(model, size, 0.4, 0.3, length), IDS[:120], 1)
     assert got.tolist() == pytest.approx(want, rel=1e-4)
 
+
 def test_memory_is_bounded():
-    cache = NeuralCache(built('lstm'), 50, length=23); held = []
+    cache = NeuralCache(built('lstm'), 50, length=23)
+    held = []
     real = cache.remember
-    cache.remember = lambda h, y: (out := real(h, y), held.append((cache.keys.shape[1], cache.words.shape[1], out[0].shape[1])))[0]
+    cache.remember = lambda h, y: (
+        out := real(h, y),
+        held.append((cache.keys.shape[1], cache.words.shape[1], out[0].shape[1])),
+    )[0]
     stream(cache, IDS, 1)
     assert max(held) == (50, 50, 73) and held[-1][:2] == (50, 50) and cache.keys is None
 
+
 def test_lanes_have_memories_of_their_own():
     model, ids = built('lstm'), IDS[:400]
-    together, _ = stream(NeuralCache(model, 50, .5, .3), ids, 1, lanes=4)
-    alone = np.concatenate([stream(NeuralCache(model, 50, .5, .3), ids[k:k + 100], 1 if not k else int(ids[k - 1]))[0] for k in range(0, 400, 100)])
+    together, _ = stream(NeuralCache(model, 50, 0.5, 0.3), ids, 1, lanes=4)
+    alone = np.concatenate(
+        [
+            stream(NeuralCache(model, 50, 0.5, 0.3), ids[k : k + 100], 1 if not k else int(ids[k - 1]))[0]
+            for k in range(0, 400, 100)
+        ]
+    )
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-4)
-    ragged, _ = stream(NeuralCache(model, 50, .5, .3), ids[:398], 1, lanes=4); assert len(ragged) == 398
-    with pytest.raises(AdaptError, match='in one lane, not in 4'): stream(DynamicEvaluation(model), ids, 1, lanes=4)
+    ragged, _ = stream(NeuralCache(model, 50, 0.5, 0.3), ids[:398], 1, lanes=4)
+    assert len(ragged) == 398
+    with pytest.raises(AdaptError, match='in one lane, not in 4'):
+        stream(DynamicEvaluation(model), ids, 1, lanes=4)
 
-@pytest.mark.parametrize('idle', [lambda m: NeuralCache(m, share=0.), lambda m: DynamicEvaluation(m, 0.), lambda m: DynamicEvaluation(m, 0., .5)])
+
+@pytest.mark.parametrize(
+    'idle',
+    [
+        lambda m: NeuralCache(m, share=0.0),
+        lambda m: DynamicEvaluation(m, 0.0),
+        lambda m: DynamicEvaluation(m, 0.0, 0.5),
+    ],
+)
 def test_one_that_learns_nothing_is_the_model_as_it_is(idle):
     model = built('gru, tied')
     assert stream(idle(model), IDS, 1)[0].tolist() == pytest.approx(stream(Reader(model), IDS, 1)[0].tolist(), rel=1e-4)
 
+
 def test_a_frozen_reader_is_the_evaluation(corpus):
-    torch.manual_seed(0); model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
-    m = evaluate_reader(Reader(model), corpus.validation, 1, interval=True); n = evaluate(model, corpus.validation, 1, lanes=1, interval=True)
-    assert m.nats == pytest.approx(n.nats, rel=1e-6) and m.accuracy == n.accuracy and m.interval == pytest.approx(n.interval, rel=1e-5) and list(m.to_dict()) == list(n.to_dict())
+    torch.manual_seed(0)
+    model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
+    m = evaluate_reader(Reader(model), corpus.validation, 1, interval=True)
+    n = evaluate(model, corpus.validation, 1, lanes=1, interval=True)
+    assert (
+        m.nats == pytest.approx(n.nats, rel=1e-6)
+        and m.accuracy == n.accuracy
+        and m.interval == pytest.approx(n.interval, rel=1e-5)
+        and list(m.to_dict()) == list(n.to_dict())
+    )
+
 
 def test_dynamic_evaluation_by_hand():
-    "Two words and a bias for each: the gradient is p - y, and a pull goes back from where the weights are before the step."
+    """Two words and a bias for each: the gradient is p - y, and a pull goes back from where the weights are before the
+    step."""
+
     class Two(nn.Module):
         carries, context = True, None
-        def __init__(self): super().__init__(); self.head = nn.Linear(1, 2); nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias); self.head.weight.requires_grad_(False)
-        def forward(self, x, state=None): return torch.zeros(*x.shape, 1), state
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(1, 2)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+            self.head.weight.requires_grad_(False)
+
+        def forward(self, x, state=None):
+            return torch.zeros(*x.shape, 1), state
+
     sigma = lambda a: 1 / (1 + math.exp(-a))
+
     def by_hand(rate, pull, n=4):
-        a, nats = 0., []                 # biases are (-a, a)
-        for _ in range(n): nats.append(-math.log(sigma(2 * a))); a = a + pull * (0 - a) + rate * (1 - sigma(2 * a))
+        a, nats = 0.0, []  # biases are (-a, a)
+        for _ in range(n):
+            nats.append(-math.log(sigma(2 * a)))
+            a = a + pull * (0 - a) + rate * (1 - sigma(2 * a))
         return nats
-    for rate, pull in ((1., 0.), (1., .5), (.2, .1)):
-        assert stream(DynamicEvaluation(Two(), rate, pull, length=1), np.ones(4, int), 0)[0].tolist() == pytest.approx(by_hand(rate, pull), rel=1e-5)
+
+    for rate, pull in ((1.0, 0.0), (1.0, 0.5), (0.2, 0.1)):
+        assert stream(DynamicEvaluation(Two(), rate, pull, length=1), np.ones(4, int), 0)[0].tolist() == pytest.approx(
+            by_hand(rate, pull), rel=1e-5
+        )
+
 
 def test_scaled_steps_by_hand():
-    model = built('lstm').eval(); weights = list(model.parameters())
-    rms = [torch.rand_like(p) for p in weights]; mean = sum(float(r.sum()) for r in rms) / sum(r.numel() for r in rms)
-    reader = DynamicEvaluation(model, .3, .4, rms, length=7, eps=.1)
+    model = built('lstm').eval()
+    weights = list(model.parameters())
+    rms = [torch.rand_like(p) for p in weights]
+    mean = sum(float(r.sum()) for r in rms) / sum(r.numel() for r in rms)
+    reader = DynamicEvaluation(model, 0.3, 0.4, rms, length=7, eps=0.1)
     with reader:
         old = [p.detach().clone() for p in weights]
-        for p in weights: p.data += .1
+        for p in weights:
+            p.data += 0.1
         moved, slopes = [p.detach().clone() for p in weights], [torch.randn_like(p) for p in weights]
         reader.learn(slopes)
         for p, o, m, g, r in zip(weights, old, moved, slopes, rms):
-            torch.testing.assert_close(p.detach(), m + (.4 * r / mean).clamp(max=1) * (o - m) - .3 * g / (r / mean + .1), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                p.detach(),
+                m + (0.4 * r / mean).clamp(max=1) * (o - m) - 0.3 * g / (r / mean + 0.1),
+                rtol=1e-4,
+                atol=1e-6,
+            )
     assert all(torch.equal(p, o) for p, o in zip(weights, old))
 
+
 def test_root_mean_squares_are_those_of_the_gradients():
-    model = built('lstm').eval(); total = None
-    x = np.concatenate([[1], IDS])[:len(IDS)].reshape(1, -1); state = None
+    model = built('lstm').eval()
+    total = None
+    x = np.concatenate([[1], IDS])[: len(IDS)].reshape(1, -1)
+    state = None
     for k in range(3):
         s = slice(10 * k, 10 * k + 10)
-        h, state = model(torch.tensor(x[:, s]), state); state = tuple(t.detach() for t in state)
+        h, state = model(torch.tensor(x[:, s]), state)
+        state = tuple(t.detach() for t in state)
         g = torch.autograd.grad(F.cross_entropy(model.head(h)[0], torch.tensor(IDS[s])), list(model.parameters()))
         total = [t.square() for t in g] if total is None else [a + t.square() for a, t in zip(total, g)]
-    for a, b in zip(gradient_rms(model, IDS, 1, 10, lanes=1, batches=3), total): torch.testing.assert_close(a, (b / 3).sqrt(), rtol=1e-4, atol=1e-8)
-    with pytest.raises(AdaptError, match='too short'): gradient_rms(model, IDS[:30], 1, 20, lanes=16)
+    for a, b in zip(gradient_rms(model, IDS, 1, 10, lanes=1, batches=3), total):
+        torch.testing.assert_close(a, (b / 3).sqrt(), rtol=1e-4, atol=1e-8)
+    with pytest.raises(AdaptError, match='too short'):
+        gradient_rms(model, IDS[:30], 1, 20, lanes=16)
+
 
 def test_tuning_agrees_with_reading():
-    model = built('lstm'); rows = tune_cache(model, IDS, 1, (20, 60), (.2, 1.), (.1, .4))
+    model = built('lstm')
+    rows = tune_cache(model, IDS, 1, (20, 60), (0.2, 1.0), (0.1, 0.4))
     assert len(rows) == 8
-    for r in rows: assert r['perplexity'] == pytest.approx(math.exp(stream(NeuralCache(model, r['size'], r['theta'], r['share']), IDS, 1)[0].mean()), rel=1e-4)
+    for r in rows:
+        assert r['perplexity'] == pytest.approx(
+            math.exp(stream(NeuralCache(model, r['size'], r['theta'], r['share']), IDS, 1)[0].mean()), rel=1e-4
+        )
     assert best(rows) == {k: min(rows, key=lambda r: r['perplexity'])[k] for k in ('size', 'theta', 'share')}
-    assert best([dict(rate=1, perplexity=math.nan), dict(rate=2, perplexity=9.), dict(rate=3, perplexity=None), dict(rate=4, perplexity=math.inf)]) == {'rate': 2}
+    assert best(
+        [
+            dict(rate=1, perplexity=math.nan),
+            dict(rate=2, perplexity=9.0),
+            dict(rate=3, perplexity=None),
+            dict(rate=4, perplexity=math.inf),
+        ]
+    ) == {'rate': 2}
+
 
 @pytest.mark.parametrize('kind', D.KINDS)
 def test_tuning_never_sees_test(kind, corpus):
     "Settings come from the beginning of validation alone."
+
     class Blind:
         train, tokenizer = corpus.train, corpus.tokenizer
         validation = replace(corpus.validation, ids=corpus.validation.ids[:600])
+
         @property
-        def test(self): pytest.fail('tuning looked at test')
-    torch.manual_seed(0); model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
+        def test(self):
+            pytest.fail('tuning looked at test')
+
+    torch.manual_seed(0)
+    model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
     found = tune(model, Blind(), kind, tokens=300)
     assert found['tokens'] == 300 and found['settings'] == best(found['grid']) and found['kind'] == kind
-    with pytest.raises(AdaptError, match="got 'pointer'"): tune(model, Blind(), 'pointer')
+    with pytest.raises(AdaptError, match="got 'pointer'"):
+        tune(model, Blind(), 'pointer')
 
-@pytest.mark.parametrize('bad', [lambda m: NeuralCache(m, 0), lambda m: NeuralCache(m, share=1.), lambda m: DynamicEvaluation(m, -1), lambda m: DynamicEvaluation(m, pull=1.5)])
+
+@pytest.mark.parametrize(
+    'bad',
+    [
+        lambda m: NeuralCache(m, 0),
+        lambda m: NeuralCache(m, share=1.0),
+        lambda m: DynamicEvaluation(m, -1),
+        lambda m: DynamicEvaluation(m, pull=1.5),
+    ],
+)
 def test_settings_that_cannot_be(bad):
-    with pytest.raises(AdaptError): bad(built('lstm'))
+    with pytest.raises(AdaptError):
+        bad(built('lstm'))
+
 
 def test_a_measurement_says_so_and_a_comparison_tells_it(corpus):
-    torch.manual_seed(0); model = Recurrent('lstm', 8, 12, 1).build(corpus.types); few = replace(corpus.validation, ids=corpus.validation.ids[:900])
-    plain, cached, dynamic = (evaluate_reader(r, few, 1) for r in (Reader(model), NeuralCache(model), DynamicEvaluation(model)))
-    assert 'adaptation' not in plain.to_dict() and list(cached.to_dict())[-1] == 'adaptation' and 'cache of 2,000' in repr(cached) and 'adaptation' not in repr(plain)
-    for m in (plain, cached, dynamic): assert Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) == m
-    for a, b in ((plain, cached), (cached, dynamic), (dynamic, plain)): assert any(n.startswith('adaptation: ') for n in compare(a, b).notes)
+    torch.manual_seed(0)
+    model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
+    few = replace(corpus.validation, ids=corpus.validation.ids[:900])
+    plain, cached, dynamic = (
+        evaluate_reader(r, few, 1) for r in (Reader(model), NeuralCache(model), DynamicEvaluation(model))
+    )
+    assert (
+        'adaptation' not in plain.to_dict()
+        and list(cached.to_dict())[-1] == 'adaptation'
+        and 'cache of 2,000' in repr(cached)
+        and 'adaptation' not in repr(plain)
+    )
+    for m in (plain, cached, dynamic):
+        assert Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) == m
+    for a, b in ((plain, cached), (cached, dynamic), (dynamic, plain)):
+        assert any(n.startswith('adaptation: ') for n in compare(a, b).notes)
     assert compare(cached, cached).notes == () and (dynamic.lanes, dynamic.carried, dynamic.context) == (1, True, None)
-    window = evaluate_reader(NeuralCache(Window()), replace(few, ids=few.ids % V), 1); assert (window.carried, window.context, window.stride) == (False, 16, 16)
+    window = evaluate_reader(NeuralCache(Window()), replace(few, ids=few.ids % V), 1)
+    assert (window.carried, window.context, window.stride) == (False, 16, 16)
+
 
 def test_settings_are_chosen_once_and_kept(run, monkeypatch):
     m = evaluate_run_adapted(run, 'cache', device='cpu', tokens=2000)
-    kept = read_json(run/'adaptation.json'); assert list(kept) == ['cache'] and kept['cache']['tokens'] == 2000
-    kept['cache']['settings'] = dict(size=7, theta=.5, share=.25); write_json(run/'adaptation.json', kept)
+    kept = read_json(run / 'adaptation.json')
+    assert list(kept) == ['cache'] and kept['cache']['tokens'] == 2000
+    kept['cache']['settings'] = dict(size=7, theta=0.5, share=0.25)
+    write_json(run / 'adaptation.json', kept)
     monkeypatch.setattr(D, 'tune', lambda *a, **k: pytest.fail('tuned a second time'))
     again = evaluate_run_adapted(run, 'cache', device='cpu')
-    assert again.adaptation == 'neural cache of 7 tokens, theta 0.5, share 0.25' != m.adaptation and again.tokens == m.tokens
+    assert (
+        again.adaptation == 'neural cache of 7 tokens, theta 0.5, share 0.25' != m.adaptation
+        and again.tokens == m.tokens
+    )
+
 
 def test_a_record_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
-    told, out = [], tmp_path/'adapted.json'
+    told, out = [], tmp_path / 'adapted.json'
     real = D.reader_of
-    monkeypatch.setattr(D, 'reader_of', lambda m, d, kind, s: real(m, d, kind, s) if kind == 'cache' else (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt): adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu', tell=told.append)
+    monkeypatch.setattr(
+        D,
+        'reader_of',
+        lambda m, d, kind, s: real(m, d, kind, s) if kind == 'cache' else (_ for _ in ()).throw(KeyboardInterrupt),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu', tell=told.append)
     assert [r['kind'] for r in read_json(out)] == [None, 'cache']
     monkeypatch.setattr(D, 'reader_of', real)
     rows = adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu')
-    assert [r['kind'] for r in rows] == [None, 'cache', 'sgd'] and rows == read_json(out) and rows[2]['test']['tokens'] == rows[0]['test']['tokens']
-    assert [('adaptation' in r['test']) for r in rows] == [False, True, True] and rows[1]['settings'] == best(rows[1]['grid'])
+    assert (
+        [r['kind'] for r in rows] == [None, 'cache', 'sgd']
+        and rows == read_json(out)
+        and rows[2]['test']['tokens'] == rows[0]['test']['tokens']
+    )
+    assert [('adaptation' in r['test']) for r in rows] == [False, True, True] and rows[1]['settings'] == best(
+        rows[1]['grid']
+    )
+
 
 def test_from_the_command_line(run, capsys):
-    assert main(['eval', str(run), '--json', '--device', 'cpu']) == 0; plain = json.loads(capsys.readouterr().out)
-    assert main(['eval', str(run), '--cache', '--json', '--device', 'cpu']) == 0; out, err = capsys.readouterr(); cached = json.loads(out)
-    assert list(cached) == [*plain, 'adaptation'] and err == '' and cached['lanes'] == 1 and {k: cached[k] for k in ('tokens', 'split', 'fingerprint')} == {k: plain[k] for k in ('tokens', 'split', 'fingerprint')}
-    assert main(['eval', str(run), '--cache', '--device', 'cpu']) == 0; line = capsys.readouterr().out
+    assert main(['eval', str(run), '--json', '--device', 'cpu']) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main(['eval', str(run), '--cache', '--json', '--device', 'cpu']) == 0
+    out, err = capsys.readouterr()
+    cached = json.loads(out)
+    assert (
+        list(cached) == [*plain, 'adaptation']
+        and err == ''
+        and cached['lanes'] == 1
+        and {k: cached[k] for k in ('tokens', 'split', 'fingerprint')}
+        == {k: plain[k] for k in ('tokens', 'split', 'fingerprint')}
+    )
+    assert main(['eval', str(run), '--cache', '--device', 'cpu']) == 0
+    line = capsys.readouterr().out
     assert 'adapting: neural cache of' in line and line.startswith(f'test: perplexity {cached["perplexity"]:.2f}')
-    write_json(run/'adaptation.json', {'rms': dict(kind='rms', settings=dict(rate=.1, pull=.01, length=20), tokens=0, grid=[])})
+    write_json(
+        run / 'adaptation.json',
+        {'rms': dict(kind='rms', settings=dict(rate=0.1, pull=0.01, length=20), tokens=0, grid=[])},
+    )
     assert main(['eval', str(run), '--dynamic', '--split', 'validation', '--json', '--device', 'cpu']) == 0
-    dynamic = json.loads(capsys.readouterr().out); assert dynamic['adaptation'] == 'dynamic evaluation in segments of 20, RMS-scaled rate 0.1, pull 0.01' and dynamic['split'] == 'validation'
-    assert main(['eval', str(run), '--cache', '--dynamic']) == 2; out, err = capsys.readouterr(); assert out == '' and 'choose one' in err and len(err.splitlines()) == 1
+    dynamic = json.loads(capsys.readouterr().out)
+    assert (
+        dynamic['adaptation'] == 'dynamic evaluation in segments of 20, RMS-scaled rate 0.1, pull 0.01'
+        and dynamic['split'] == 'validation'
+    )
+    assert main(['eval', str(run), '--cache', '--dynamic']) == 2
+    out, err = capsys.readouterr()
+    assert out == '' and 'choose one' in err and len(err.splitlines()) == 1
 
 
 def test_a_token_that_was_all_but_ruled_out_is_a_finite_surprise():
     "Beyond about 103 nats a probability in single precision is zero; its logarithm need not be."
     torch.manual_seed(0)
     model = Recurrent(hidden=8, embedding=8, layers=1).build(20)
-    with torch.no_grad(): model.head.bias[3] = -400.
+    with torch.no_grad():
+        model.head.bias[3] = -400.0
     ids = np.array([1, 2, 3, 4] * 20)
-    for reader in (D.Reader(model), D.NeuralCache(model, 10, length=4), D.DynamicEvaluation(model, 0., length=4)):
+    for reader in (D.Reader(model), D.NeuralCache(model, 10, length=4), D.DynamicEvaluation(model, 0.0, length=4)):
         nats_N, _ = D.stream(reader, ids, 0)
         assert np.isfinite(nats_N).all()
     assert max(D.stream(D.Reader(model), ids, 0)[0]) > 300
-    assert all(math.isfinite(r['perplexity']) for r in D.tune_cache(model, ids, 0, (10,), (.3,), (.1,)))
+    assert all(math.isfinite(r['perplexity']) for r in D.tune_cache(model, ids, 0, (10,), (0.3,), (0.1,)))

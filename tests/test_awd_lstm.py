@@ -1,10 +1,22 @@
-"The regularisers of AWD-LSTM: each acts while training, is off in evaluation, and lets the gradient through to what is learnt; the average, its trigger, and a resume in the middle of it."
-import copy, json
+"""The regularisers of AWD-LSTM: each acts while training, is off in evaluation, and lets the gradient through to what
+is learnt; the average, its trigger, and a resume in the middle of it."""
+
+import copy, json, math
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 import lmcourse.awd_lstm as A
 import lmcourse.train as T
-from lmcourse.awd_lstm import AWD, NTASGD, PARTS, LockedDropout, WeightDrop, WordDrop, activation_penalty, slowness_penalty, varied
+from lmcourse.awd_lstm import (
+    AWD,
+    NTASGD,
+    PARTS,
+    LockedDropout,
+    WeightDrop,
+    WordDrop,
+    activation_penalty,
+    slowness_penalty,
+    varied,
+)
 from lmcourse.batches import Lanes
 from lmcourse.fused_loss import has_bf16
 from lmcourse.recipes import RecipeError, get_recipe, override, parameters, recipe_from_dict, tiny
@@ -13,247 +25,467 @@ from lmcourse.train import Trainer, TrainingError, evaluate_run, fit, load_weigh
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch): monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path/'cache'))
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path / 'cache'))
+
 
 class First(nn.Module):
     "A layer's hidden states without its state."
-    def __init__(self, part): super().__init__(); self.part = part
-    def forward(self, x): return self.part(x)[0]
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)[0]
+
 
 class Tempting(nn.Module):
     "Weight drop with the mistake in it: a new parameter in each call."
-    def __init__(self, layer, drop): super().__init__(); self.layer, self.drop, self.raw = layer, drop, nn.Parameter(layer.weight_hh_l0.detach().clone())
+
+    def __init__(self, layer, drop):
+        super().__init__()
+        self.layer, self.drop, self.raw = layer, drop, nn.Parameter(layer.weight_hh_l0.detach().clone())
+
     def forward(self, x, state=None):
         self.layer.weight_hh_l0 = nn.Parameter(F.dropout(self.raw, self.drop, self.training))
         return self.layer(x, state)
 
+
 def reached(part, x):
-    part.train(); part.zero_grad()
-    if list(part.parameters()): part(x).square().sum().backward()
+    part.train()
+    part.zero_grad()
+    if list(part.parameters()):
+        part(x).square().sum().backward()
     return {n for n, p in part.named_parameters() if p.grad is not None and p.grad.any()}
 
-def layer(kind=nn.LSTM): torch.manual_seed(0); return kind(6, 10, batch_first=True)
-def table(): torch.manual_seed(0); return nn.Parameter(torch.randn(50, 6))
+
+def layer(kind=nn.LSTM):
+    torch.manual_seed(0)
+    return kind(6, 10, batch_first=True)
+
+
+def table():
+    torch.manual_seed(0)
+    return nn.Parameter(torch.randn(50, 6))
+
+
 x_BTI, x_BT = torch.randn(4, 9, 6), torch.randint(50, (4, 9))
 
-@pytest.mark.parametrize('part, plain, x', [
-    (LockedDropout(.5), nn.Identity(), x_BTI), (WordDrop(table(), .5), nn.Embedding(50, 6, _weight=table().data), x_BT),
-    (First(WeightDrop(layer(), .5)), First(layer()), x_BTI), (First(WeightDrop(layer(nn.GRU), .5)), First(layer(nn.GRU)), x_BTI)], ids=['locked', 'word', 'lstm', 'gru'])
+
+@pytest.mark.parametrize(
+    'part, plain, x',
+    [
+        (LockedDropout(0.5), nn.Identity(), x_BTI),
+        (WordDrop(table(), 0.5), nn.Embedding(50, 6, _weight=table().data), x_BT),
+        (First(WeightDrop(layer(), 0.5)), First(layer()), x_BTI),
+        (First(WeightDrop(layer(nn.GRU), 0.5)), First(layer(nn.GRU)), x_BTI),
+    ],
+    ids=['locked', 'word', 'lstm', 'gru'],
+)
 def test_acts_while_training_and_is_off_in_evaluation(part, plain, x):
-    part.train(); a, b = part(x), part(x)
+    part.train()
+    a, b = part(x), part(x)
     assert not torch.equal(a, b)
-    part.eval(); torch.testing.assert_close(part(x), plain(x)); assert torch.equal(part(x), part(x))
+    part.eval()
+    torch.testing.assert_close(part(x), plain(x))
+    assert torch.equal(part(x), part(x))
     assert reached(part, x) == {n for n, _ in part.named_parameters()}
 
+
 def test_the_check_of_the_gradient_catches_the_famous_mistake():
-    assert 'part.raw' not in reached(First(Tempting(layer(), .5)), x_BTI)
+    assert 'part.raw' not in reached(First(Tempting(layer(), 0.5)), x_BTI)
+
 
 def test_a_locked_mask_holds_over_time_and_not_over_the_batch():
     torch.manual_seed(0)
-    mask = LockedDropout(.3)(torch.ones(64, 20, 32))
+    mask = LockedDropout(0.3)(torch.ones(64, 20, 32))
     assert torch.equal(mask, mask[:, :1].expand_as(mask)) and not torch.equal(mask[0], mask[1])
-    assert mask.unique().tolist() == pytest.approx([0, 1 / .7]) and abs(float((mask == 0).float().mean()) - .3) < .03
+    assert mask.unique().tolist() == pytest.approx([0, 1 / 0.7]) and abs(float((mask == 0).float().mean()) - 0.3) < 0.03
+
 
 def test_a_forgotten_word_is_forgotten_everywhere():
     torch.manual_seed(0)
-    v = WordDrop(table(), .4)(x_BT)
+    v = WordDrop(table(), 0.4)(x_BT)
     for i in x_BT.unique():
         rows = v[x_BT == i].detach()
         assert torch.equal(rows, rows[:1].expand_as(rows))
     gone = [int(i) for i in x_BT.unique() if not v[x_BT == i].any()]
     assert 0 < len(gone) < len(x_BT.unique())
 
+
 @pytest.mark.parametrize('kind, cell', [(nn.LSTM, lstm_cell), (nn.GRU, gru_cell)])
 def test_dropped_weights_are_the_cells_own_and_the_kernel_is_called_once(monkeypatch, kind, cell):
-    "Values and slopes of the library's kernel are those of the cell by hand with the same mask; and there is no loop over time."
-    part, calls = WeightDrop(layer(kind), .5), []
+    """Values and slopes of the library's kernel are those of the cell by hand with the same mask; and there is no loop
+    over time."""
+    part, calls = WeightDrop(layer(kind), 0.5), []
     real = getattr(torch._VF, kind.__name__.lower())
     monkeypatch.setattr(torch._VF, kind.__name__.lower(), lambda *a: calls.append(1) or real(*a))
-    zero = torch.zeros(4, 10); zero = (zero, zero) if kind is nn.LSTM else zero
-    torch.manual_seed(3); by_hand, _ = unroll(cell, x_BTI, zero, *part.weights().values()); by_hand.square().sum().backward()
-    want = [p.grad.clone() for p in part.parameters()]; part.zero_grad()
-    torch.manual_seed(3); out, _ = part(x_BTI); out.square().sum().backward()
+    zero = torch.zeros(4, 10)
+    zero = (zero, zero) if kind is nn.LSTM else zero
+    torch.manual_seed(3)
+    by_hand, _ = unroll(cell, x_BTI, zero, *part.weights().values())
+    by_hand.square().sum().backward()
+    want = [p.grad.clone() for p in part.parameters()]
+    part.zero_grad()
+    torch.manual_seed(3)
+    out, _ = part(x_BTI)
+    out.square().sum().backward()
     torch.testing.assert_close(out, by_hand, rtol=1e-4, atol=1e-5)
-    for p, w in zip(part.parameters(), want): torch.testing.assert_close(p.grad, w, rtol=1e-3, atol=1e-5)
-    assert calls == [1] and float((part.layer.weight_hh_l0.grad == 0).float().mean()) == pytest.approx(.5, abs=.1)
+    for p, w in zip(part.parameters(), want):
+        torch.testing.assert_close(p.grad, w, rtol=1e-3, atol=1e-5)
+    assert calls == [1] and float((part.layer.weight_hh_l0.grad == 0).float().mean()) == pytest.approx(0.5, abs=0.1)
 
-@pytest.mark.parametrize('bad', [nn.LSTM(4, 4, 2, batch_first=True), nn.LSTM(4, 4), nn.GRU(4, 4, batch_first=True, bidirectional=True)])
+
+@pytest.mark.parametrize(
+    'bad', [nn.LSTM(4, 4, 2, batch_first=True), nn.LSTM(4, 4), nn.GRU(4, 4, batch_first=True, bidirectional=True)]
+)
 def test_layers_that_cannot_be_dropped(bad):
-    with pytest.raises(RecipeError, match='one layer'): WeightDrop(bad, .5)
+    with pytest.raises(RecipeError, match='one layer'):
+        WeightDrop(bad, 0.5)
+
 
 def test_penalties_by_hand():
-    h = torch.tensor([[[1., 0], [1, 2], [0, 2]]])
-    assert float(activation_penalty(h)) == pytest.approx(10 / 6) and float(slowness_penalty(h)) == pytest.approx(5 / 4) and float(slowness_penalty(h[:, :1])) == 0
-    one = torch.ones(1, 1, 2, requires_grad=True); slowness_penalty(one).backward(); assert not one.grad.any()
+    h = torch.tensor([[[1.0, 0], [1, 2], [0, 2]]])
+    assert (
+        float(activation_penalty(h)) == pytest.approx(10 / 6)
+        and float(slowness_penalty(h)) == pytest.approx(5 / 4)
+        and float(slowness_penalty(h[:, :1])) == 0
+    )
+    one = torch.ones(1, 1, 2, requires_grad=True)
+    slowness_penalty(one).backward()
+    assert not one.grad.any()
+
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('how', ['fp32', 'bf16', 'compiled'])
 def test_every_weight_learns_in_a_step_of_training(tmp_path, device, how):
-    "Through the trainer, in single precision, under autocast, and compiled: after some steps each parameter, raw recurrent weights included, has moved."
-    if how == 'bf16' and not has_bf16(device): pytest.skip('no products in bfloat16 here')
-    r = override(tiny(get_recipe('awd-lstm'), 'markov'), {'train.device': device, 'train.precision': 'bf16' if how == 'bf16' else 'fp32', 'data.length': 12, 'optim.weight_decay': 0})
-    t = Trainer(r, tmp_path/'run', show=False); t.model.train()
-    if how == 'compiled': t.forward = torch.compile(t.model, backend='aot_eager')
+    """Through the trainer, in single precision, under autocast, and compiled: after some steps each parameter, raw
+    recurrent weights included, has moved."""
+    if how == 'bf16' and not has_bf16(device):
+        pytest.skip('no products in bfloat16 here')
+    r = override(
+        tiny(get_recipe('awd-lstm'), 'markov'),
+        {
+            'train.device': device,
+            'train.precision': 'bf16' if how == 'bf16' else 'fp32',
+            'data.length': 12,
+            'optim.weight_decay': 0,
+        },
+    )
+    t = Trainer(r, tmp_path / 'run', show=False)
+    t.model.train()
+    if how == 'compiled':
+        t.forward = torch.compile(t.model, backend='aot_eager')
     before = {n: p.detach().clone() for n, p in t.model.named_parameters()}
-    for group, _ in zip(T.steps(t), range(3)): nats, count, norm = train_step(t, group)
+    for group, _ in zip(T.steps(t), range(3)):
+        nats, count, norm = train_step(t, group)
     assert {n for n, p in t.model.named_parameters() if torch.equal(p, before[n])} == set() and torch.isfinite(nats)
     assert sum('weight_hh' in n for n in before) == r.model.layers
 
+
 def test_the_trainer_would_not_let_the_mistake_pass(tmp_path):
     "The same test on a model with the mistake in it finds the weights that never learn."
-    t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.weight_decay': 0}), tmp_path/'run', show=False)
-    t.model.layers = nn.ModuleList(Tempting(l.layer, .5) for l in t.model.layers)
-    t.optimizer = T.make_optimizer(t.model, t.recipe.optim); t.model.train()
+    t = Trainer(
+        override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.weight_decay': 0}), tmp_path / 'run', show=False
+    )
+    t.model.layers = nn.ModuleList(Tempting(l.layer, 0.5) for l in t.model.layers)
+    t.optimizer = T.make_optimizer(t.model, t.recipe.optim)
+    t.model.train()
     before = {n: p.detach().clone() for n, p in t.model.named_parameters() if 'raw' in n}
-    for group, _ in zip(T.steps(t), range(3)): train_step(t, group)
+    for group, _ in zip(T.steps(t), range(3)):
+        train_step(t, group)
     assert all(torch.equal(p, before[n]) for n, p in t.model.named_parameters() if 'raw' in n)
+
 
 def test_sizes():
     assert parameters(get_recipe('awd-lstm')) == parameters(get_recipe('awd-lstm-fast')) == 33_556_078
     assert parameters(get_recipe('awd-lstm-small')) <= 10_000_000 and parameters(get_recipe('lstm-base')) == 18_124_286
     r = get_recipe('awd-lstm')
-    assert (r.claimed, get_recipe('lstm-base').claimed) == (80.27, 128.3) and get_recipe('awd-lstm-fast').train.epochs * 10 == r.train.epochs == 750
-    m = AWD(embedding=8, hidden=12).build(30); assert m.head.weight is m.embedding.weight
+    assert (r.claimed, get_recipe('lstm-base').claimed) == (80.27, 128.3) and get_recipe(
+        'awd-lstm-fast'
+    ).train.epochs * 10 == r.train.epochs == 750
+    m = AWD(embedding=8, hidden=12).build(30)
+    assert m.head.weight is m.embedding.weight
+
 
 @pytest.mark.parametrize('locked', [True, False])
 def test_the_parts_grow_with_the_run(locked, tmp_path):
-    full = dict(words=.1, inputs=.4, between=.2, outputs=.3, weights=.5)
-    m = AWD(embedding=8, hidden=12, locked=locked, grow=.4, **full).build(30).train(); m(x_BT % 30); whole = float(m.penalty().detach())
+    full = dict(words=0.1, inputs=0.4, between=0.2, outputs=0.3, weights=0.5)
+    m = AWD(embedding=8, hidden=12, locked=locked, grow=0.4, **full).build(30).train()
+    m(x_BT % 30)
+    whole = float(m.penalty().detach())
     rate = 'drop' if locked else 'p'
-    strengths = lambda: dict(words=m.embedding.drop, inputs=getattr(m.inputs, rate), between=getattr(m.between, rate), outputs=getattr(m.outputs.dropout, rate), weights=m.layers[0].drop)
-    assert strengths() == full and whole > 0                              # outside of a run: as they are written
-    for done, share in ((0, .25), (.099, .25), (.101, .5), (.201, .75), (.301, 1.), (.4, 1.), (.999, 1.)):
-        m.come_to(done); assert strengths() == pytest.approx({k: share * v for k, v in full.items()}) and {l.drop for l in m.layers} == {m.layers[0].drop}
-    quiet = AWD(embedding=8, hidden=12, locked=locked, grow=.4, words=0, inputs=0, between=0, outputs=0, weights=0).build(30).train(); prices = []
-    for done in (0, .99): quiet.come_to(done); quiet(x_BT % 30); prices.append(float(quiet.penalty().detach()))
+    strengths = lambda: dict(
+        words=m.embedding.drop,
+        inputs=getattr(m.inputs, rate),
+        between=getattr(m.between, rate),
+        outputs=getattr(m.outputs.dropout, rate),
+        weights=m.layers[0].drop,
+    )
+    assert strengths() == full and whole > 0  # outside of a run: as they are written
+    for done, share in ((0, 0.25), (0.099, 0.25), (0.101, 0.5), (0.201, 0.75), (0.301, 1.0), (0.4, 1.0), (0.999, 1.0)):
+        m.come_to(done)
+        assert strengths() == pytest.approx({k: share * v for k, v in full.items()}) and {l.drop for l in m.layers} == {
+            m.layers[0].drop
+        }
+    quiet = (
+        AWD(embedding=8, hidden=12, locked=locked, grow=0.4, words=0, inputs=0, between=0, outputs=0, weights=0)
+        .build(30)
+        .train()
+    )
+    prices = []
+    for done in (0, 0.99):
+        quiet.come_to(done)
+        quiet(x_BT % 30)
+        prices.append(float(quiet.penalty().detach()))
     assert prices[0] > 0 and prices[1] == pytest.approx(4 * prices[0])
-    r = override(tiny(get_recipe('awd-lstm-small'), 'markov'), {'train.max_steps': 12, 'train.log_every': 1, 'train.evaluate_every': 4})
-    whole = T.train(r, tmp_path/'whole', show=False)
-    t = T.Trainer(r, tmp_path/'parts', show=False); seen = []
-    real = t.model.come_to; t.model.come_to = lambda done: (seen.append(done), real(done))[1]
+    r = override(
+        tiny(get_recipe('awd-lstm-small'), 'markov'),
+        {'train.max_steps': 12, 'train.log_every': 1, 'train.evaluate_every': 4},
+    )
+    whole = T.train(r, tmp_path / 'whole', show=False)
+    t = T.Trainer(r, tmp_path / 'parts', show=False)
+    seen = []
+    real = t.model.come_to
+    t.model.come_to = lambda done: (seen.append(done), real(done))[1]
     before = T.why_stop
     try:
-        T.why_stop = lambda t, asked: 'interrupted' if t.step == 4 else before(t, asked); T.fit(t)
-    finally: T.why_stop = before
-    parts = T.fit(T.resume(tmp_path/'parts', show=False))
-    assert seen == [0, 1 / 12, 2 / 12, 3 / 12] and parts.summary['test'] == whole.summary['test'] and get_recipe('awd-lstm-small').model.grow > 0
-    with pytest.raises(RecipeError, match='model.grow'): AWD(grow=1)
+        T.why_stop = lambda t, asked: 'interrupted' if t.step == 4 else before(t, asked)
+        T.fit(t)
+    finally:
+        T.why_stop = before
+    parts = T.fit(T.resume(tmp_path / 'parts', show=False))
+    assert (
+        seen == [0, 1 / 12, 2 / 12, 3 / 12]
+        and parts.summary['test'] == whole.summary['test']
+        and get_recipe('awd-lstm-small').model.grow > 0
+    )
+    with pytest.raises(RecipeError, match='model.grow'):
+        AWD(grow=1)
+
 
 def test_a_copy_and_a_checkpoint():
-    m = AWD(embedding=8, hidden=12).build(30).train(); m(x_BT % 30)
-    twin = copy.deepcopy(m).eval(); m.eval()
+    m = AWD(embedding=8, hidden=12).build(30).train()
+    m(x_BT % 30)
+    twin = copy.deepcopy(m).eval()
+    m.eval()
     assert torch.equal(twin.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0]) and twin.head.weight is twin.embedding.weight
-    other = AWD(embedding=8, hidden=12).build(30).eval(); load_weights(other, weights(m)); assert torch.equal(other.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0])
-    with pytest.raises(TrainingError, match='does not fit'): load_weights(AWD(embedding=8, hidden=13).build(30), weights(m))
+    other = AWD(embedding=8, hidden=12).build(30).eval()
+    load_weights(other, weights(m))
+    assert torch.equal(other.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0])
+    with pytest.raises(TrainingError, match='does not fit'):
+        load_weights(AWD(embedding=8, hidden=13).build(30), weights(m))
+
 
 def step_of(tmp_path, name, **changes):
     "Nats that a first step reports, the trainer after it, and its gradient."
     kept = []
-    t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.clip': 0} | changes), tmp_path/name, show=False); t.model.train()
+    t = Trainer(
+        override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.clip': 0} | changes), tmp_path / name, show=False
+    )
+    t.model.train()
     t.optimizer.register_step_pre_hook(lambda *a: kept.append([p.grad.clone() for p in t.model.parameters()]))
     nats, count, _ = train_step(t, next(T.steps(t)))
     return float(nats) / count, t, kept[0]
 
+
 def test_a_penalty_moves_the_model_and_is_no_surprise(tmp_path):
-    (a, ta, ga), (b, tb, gb) = step_of(tmp_path, 'a', **{'model.ar': 0, 'model.tar': 0}), step_of(tmp_path, 'b', **{'model.ar': 50, 'model.tar': 50})
+    (a, ta, ga), (b, tb, gb) = (
+        step_of(tmp_path, 'a', **{'model.ar': 0, 'model.tar': 0}),
+        step_of(tmp_path, 'b', **{'model.ar': 50, 'model.tar': 50}),
+    )
     assert a == b and not all(torch.equal(p, q) for p, q in zip(ga, gb))
+
 
 def test_a_penalty_is_a_mean_over_the_group(tmp_path, monkeypatch):
     "Four rows and twelve, one after the other, give the gradient of all sixteen."
-    quiet = {f'model.{k}': 0 for k in ('words', 'inputs', 'between', 'outputs', 'weights')} | {'model.ar': 3, 'data.lengths': 'equal', 'optim.clip': 0}
+    quiet = {f'model.{k}': 0 for k in ('words', 'inputs', 'between', 'outputs', 'weights')} | {
+        'model.ar': 3,
+        'data.lengths': 'equal',
+        'optim.clip': 0,
+    }
     monkeypatch.setattr(T, 'detach', lambda state: None)
     slopes = []
     for name, rows in (('whole', [slice(16)]), ('parts', [slice(4), slice(4, 16)])):
-        t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), quiet), tmp_path/name, show=False); t.model.train()
+        t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), quiet), tmp_path / name, show=False)
+        t.model.train()
         made = []
         t.optimizer.register_step_pre_hook(lambda *a: made.append([p.grad.clone() for p in t.model.parameters()]))
-        x, y = t.batches.cut(0); train_step(t, [(x[r], y[r]) for r in rows])
+        x, y = t.batches.cut(0)
+        train_step(t, [(x[r], y[r]) for r in rows])
         slopes.append(made[0])
-    for a, b in zip(*slopes): torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    for a, b in zip(*slopes):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
 
 def test_a_step_is_as_long_as_its_batch(tmp_path):
-    t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.lr': 7}), tmp_path/'run', show=False); t.model.train(); seen = set()
+    t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.lr': 7}), tmp_path / 'run', show=False)
+    t.model.train()
+    seen = set()
     for group, _ in zip(T.steps(t), range(12)):
-        train_step(t, group); seen.add(group[0][1].shape[1])
+        train_step(t, group)
+        seen.add(group[0][1].shape[1])
         assert t.optimizer.param_groups[0]['lr'] == pytest.approx(7 * group[0][1].shape[1] / 35)
     assert len(seen) > 3
 
+
 def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
     lanes = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=3)
-    for epoch in (0, 1): lanes.set_epoch(epoch); assert sum(int((y != -100).sum()) for _, y in lanes) == 5000
-    again = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=3); again.set_epoch(1); assert again.cuts() == lanes.cuts()
-    other = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=4); other.set_epoch(1); lanes.set_epoch(1); assert other.cuts() != lanes.cuts()
-    drawn = [varied(70)(0, 0, k) for k in range(4000)]; assert sum(drawn) / 4000 == pytest.approx(68.25, abs=.6) and min(drawn) >= 5
+    for epoch in (0, 1):
+        lanes.set_epoch(epoch)
+        assert sum(int((y != -100).sum()) for _, y in lanes) == 5000
+    again = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=3)
+    again.set_epoch(1)
+    assert again.cuts() == lanes.cuts()
+    other = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=4)
+    other.set_epoch(1)
+    lanes.set_epoch(1)
+    assert other.cuts() != lanes.cuts()
+    drawn = [varied(70)(0, 0, k) for k in range(4000)]
+    assert sum(drawn) / 4000 == pytest.approx(68.25, abs=0.6) and min(drawn) >= 5
 
-@pytest.mark.parametrize('change, told', [({'data.lengths': 'vary'}, "'equal' or 'varied', got 'vary'"), ({'data.batches': 'windows'}, 'data.lengths is for lanes'), ({'data.shift': True}, 'data.lengths is for lanes'),
-                                          ({'optim.optimizer': 'asgd'}, "'nt-asgd'.*, got 'asgd'"), ({'model.words': 1}, 'model.words lies in'), ({'model.ar': -1}, 'model.ar is at least 0')])
+
+@pytest.mark.parametrize(
+    'change, told',
+    [
+        ({'data.lengths': 'vary'}, "'equal' or 'varied', got 'vary'"),
+        ({'data.batches': 'windows'}, 'data.lengths is for lanes'),
+        ({'data.shift': True}, 'data.lengths is for lanes'),
+        ({'optim.optimizer': 'asgd'}, "'nt-asgd'.*, got 'asgd'"),
+        ({'model.words': 1}, 'model.words lies in'),
+        ({'model.ar': -1}, 'model.ar is at least 0'),
+    ],
+)
 def test_requests_that_cannot_be_met(change, told):
-    with pytest.raises(RecipeError, match=told): override(get_recipe('awd-lstm'), change)
+    with pytest.raises(RecipeError, match=told):
+        override(get_recipe('awd-lstm'), change)
 
-@pytest.mark.parametrize('looks, n, begins', [([5, 4, 3, 2, 1, 1, 1], 2, None), ([5, 4, 3, 3.5, 4.5], 2, 4), ([5, 4, 6, 3, 2], 2, None), ([5, 4, 3, 2, 1, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], 5, 10), ([1, 2, 3], 2, None), ([1, 2, 3, 4], 2, 3), ([1, 2], 0, 1)])
+
+@pytest.mark.parametrize(
+    'looks, n, begins',
+    [
+        ([5, 4, 3, 2, 1, 1, 1], 2, None),
+        ([5, 4, 3, 3.5, 4.5], 2, 4),
+        ([5, 4, 6, 3, 2], 2, None),
+        ([5, 4, 3, 2, 1, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5], 5, 10),
+        ([1, 2, 3], 2, None),
+        ([1, 2, 3, 4], 2, 3),
+        ([1, 2], 0, 1),
+    ],
+)
 def test_the_trigger(looks, n, begins):
-    o = NTASGD([nn.Parameter(torch.zeros(2))], lr=1., n=n); at = None
+    o = NTASGD([nn.Parameter(torch.zeros(2))], lr=1.0, n=n)
+    at = None
     for k, v in enumerate(looks):
         o.looked(v)
-        if o.averaging and at is None: at = k
+        if o.averaging and at is None:
+            at = k
     assert at == begins
+
 
 def test_the_average_is_torchs_and_begins_when_it_begins():
     torch.manual_seed(0)
     a, b = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
-    mine, theirs = NTASGD([a], lr=.1, weight_decay=.01, n=1), torch.optim.SGD([b], lr=.1, weight_decay=.01)
+    mine, theirs = NTASGD([a], lr=0.1, weight_decay=0.01, n=1), torch.optim.SGD([b], lr=0.1, weight_decay=0.01)
     for k in range(30):
-        if k == 10: theirs = torch.optim.ASGD([b], lr=.1, weight_decay=.01, t0=0, lambd=0.)      # whose average begins with its second step
-        if k == 11: [mine.looked(v) for v in (1., 2., 3.)]
-        with mine.averaged(): shown = a.detach().clone()
-        if k <= 11: assert torch.equal(shown, a)
+        if k == 10:
+            theirs = torch.optim.ASGD(
+                [b], lr=0.1, weight_decay=0.01, t0=0, lambd=0.0
+            )  # whose average begins with its second step
+        if k == 11:
+            [mine.looked(v) for v in (1.0, 2.0, 3.0)]
+        with mine.averaged():
+            shown = a.detach().clone()
+        if k <= 11:
+            assert torch.equal(shown, a)
         slope = torch.randn(5)
-        for p, o in ((a, mine), (b, theirs)): p.grad = slope.clone(); o.step()
-    with mine.averaged(): torch.testing.assert_close(a.detach(), theirs.state[b]['ax'])
+        for p, o in ((a, mine), (b, theirs)):
+            p.grad = slope.clone()
+            o.step()
+    with mine.averaged():
+        torch.testing.assert_close(a.detach(), theirs.state[b]['ax'])
     torch.testing.assert_close(a, b)
     with pytest.raises(KeyError):
-        with mine.averaged(): raise KeyError
+        with mine.averaged():
+            raise KeyError
     torch.testing.assert_close(a, b)
 
+
 def averaging(**changes):
-    return override(tiny(get_recipe('awd-lstm'), 'markov'), {'train.max_steps': 36, 'train.evaluate_every': 3, 'train.log_every': 1, 'optim.lr': 8, 'data.length': 12} | changes)
+    return override(
+        tiny(get_recipe('awd-lstm'), 'markov'),
+        {'train.max_steps': 36, 'train.evaluate_every': 3, 'train.log_every': 1, 'optim.lr': 8, 'data.length': 12}
+        | changes,
+    )
+
 
 @pytest.mark.parametrize('at', [7, 24, 30])
 def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, monkeypatch, at):
     "Stopped before the average has begun, or in the middle of it, between two looks or at one."
-    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0., 2))
-    whole = train(averaging(), tmp_path/'whole', show=False)
-    t = Trainer(averaging(), tmp_path/'parts', show=False)
-    why = T.why_stop; monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == at else why(t, asked))
+    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0.0, 2))
+    whole = train(averaging(), tmp_path / 'whole', show=False)
+    t = Trainer(averaging(), tmp_path / 'parts', show=False)
+    why = T.why_stop
+    monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == at else why(t, asked))
     assert fit(t).summary['stopped'] == 'interrupted'
     begun = t.optimizer.averaging
     monkeypatch.setattr(T, 'why_stop', why)
-    parts = fit(again := resume(tmp_path/'parts', show=False))
+    parts = fit(again := resume(tmp_path / 'parts', show=False))
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity'), r.get('lr')) for r in run.metrics()]
     assert kept(parts) == kept(whole) and parts.summary['test'] == whole.summary['test']
     assert begun == (at > 20) and again.optimizer.averaging
 
+
 def test_what_is_kept_as_best_is_the_average(tmp_path, monkeypatch):
-    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0., 0))
-    real, t = T.evaluate, Trainer(averaging(), tmp_path/'run', show=False)
+    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0.0, 0))
+    real, t = T.evaluate, Trainer(averaging(), tmp_path / 'run', show=False)
     run = fit(t)
     best, (last, _) = run.load('best')[0], run.load('last')
     assert t.optimizer.averaging and run.summary['best_epoch'] * t.steps_per_epoch > 6
     assert not torch.equal(best['head.bias'], last['head.bias'])
-    assert evaluate_run(run.path, 'validation', 'cpu').perplexity == run.summary['validation']['perplexity'] == pytest.approx(math.exp(t.best))
+    assert (
+        evaluate_run(run.path, 'validation', 'cpu').perplexity
+        == run.summary['validation']['perplexity']
+        == pytest.approx(math.exp(t.best))
+    )
+
 
 def test_plain_runs_have_no_average(tmp_path):
-    t = Trainer(tiny(get_recipe('lstm-base'), 'markov'), tmp_path/'run', show=False)
+    t = Trainer(tiny(get_recipe('lstm-base'), 'markov'), tmp_path / 'run', show=False)
     assert not hasattr(t.optimizer, 'averaged') and fit(t).summary['finished']
 
+
 def test_every_part_can_be_taken_away():
-    base = get_recipe('awd-tiny'); changed = {s: override(base, c) for s, c in PARTS.items()}
-    assert changed.pop('as it is') == base and all(r != base for r in changed.values()) and len(set(map(str, changed.values()))) == len(changed)
+    base = get_recipe('awd-tiny')
+    changed = {s: override(base, c) for s, c in PARTS.items()}
+    assert (
+        changed.pop('as it is') == base
+        and all(r != base for r in changed.values())
+        and len(set(map(str, changed.values()))) == len(changed)
+    )
     nothing = changed['none of it'].model
-    assert not any((nothing.words, nothing.inputs, nothing.between, nothing.outputs, nothing.weights, nothing.ar, nothing.tar, nothing.tied))
+    assert not any(
+        (
+            nothing.words,
+            nothing.inputs,
+            nothing.between,
+            nothing.outputs,
+            nothing.weights,
+            nothing.ar,
+            nothing.tar,
+            nothing.tied,
+        )
+    )
     assert recipe_from_dict(json.loads(json.dumps(base.to_dict()))) == base
+
 
 def test_ordinary_dropout_and_a_head_of_its_own():
     loose = AWD(embedding=8, hidden=12, tied=False, locked=False).build(30)
-    assert loose.head.weight is not loose.embedding.weight and torch.equal(loose.head.weight, loose.embedding.weight) and isinstance(loose.inputs, nn.Dropout)
+    assert (
+        loose.head.weight is not loose.embedding.weight
+        and torch.equal(loose.head.weight, loose.embedding.weight)
+        and isinstance(loose.inputs, nn.Dropout)
+    )

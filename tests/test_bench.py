@@ -1,4 +1,5 @@
 "The scales, not the weights: what benchmarks write, and what they refuse. No time is ever asserted."
+
 import json
 import pytest
 from lmcourse import bench
@@ -13,22 +14,25 @@ def test_rounds_take_turns():
 
 
 def test_ratio_is_of_rounds_not_of_medians():
-    seconds = dict(a=[2., 30., 4.], b=[1., 10., 4.])
+    seconds = dict(a=[2.0, 30.0, 4.0], b=[1.0, 10.0, 4.0])
     assert bench.ratio(seconds, 'a', 'b') == (2, 1.5, 2.5)
 
 
 def test_what_is_kept_is_what_is_returned(tmp_path):
-    answer = bench.run_benchmarks(tmp_path/'kept.json', quick=True, only=['ngram'])
-    kept = json.loads((tmp_path/'kept.json').read_text())
+    answer = bench.run_benchmarks(tmp_path / 'kept.json', quick=True, only=['ngram'])
+    kept = json.loads((tmp_path / 'kept.json').read_text())
     assert list(kept) == ['environment', 'quick', 'ngram'] == list(answer) and kept['quick'] is True
     assert kept['ngram']['tokens'] == answer['ngram']['tokens'] == 20_000
-    assert not any(str(tmp_path) in line for line in (tmp_path/'kept.json').read_text().splitlines())
+    assert not any(str(tmp_path) in line for line in (tmp_path / 'kept.json').read_text().splitlines())
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(LMCourseError, match='no benchmark haste'): bench.run_benchmarks(only=['haste'])
-    with pytest.raises(LMCourseError, match='its folder is not there'): bench.run_benchmarks(tmp_path/'no'/'kept.json', only=['ngram'])
-    with pytest.raises(LMCourseError, match='a contestant and a round'): bench.timed({'a': print}, 0)
+    with pytest.raises(LMCourseError, match='no benchmark haste'):
+        bench.run_benchmarks(only=['haste'])
+    with pytest.raises(LMCourseError, match='its folder is not there'):
+        bench.run_benchmarks(tmp_path / 'no' / 'kept.json', only=['ngram'])
+    with pytest.raises(LMCourseError, match='a contestant and a round'):
+        bench.timed({'a': print}, 0)
 
 
 def test_what_is_shipped_can_be_read():

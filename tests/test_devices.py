@@ -1,11 +1,18 @@
-"""Device bugs, caught without a device: every public function that takes tensors is called with weights on torch's meta device and targets on the processor, and
-what mixes the two is refused, as a GPU would refuse it. Where there is a GPU, the same calls are made on it and compared with the processor's."""
+"""Device bugs, caught without a device: every public function that takes tensors is called with weights on torch's meta
+device and targets on the processor, and what mixes the two is refused, as a GPU would refuse it. Where there is a
+GPU, the same calls are made on it and compared with the processor's."""
+
 import ast, inspect, importlib
 from contextlib import nullcontext
 from pathlib import Path
 import pytest, torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
 from lmcourse import adapt, awd_lstm, fused_loss, generate, loss, recurrent, sampled, train, transformer, tuned
 from lmcourse.recipes import Optim
 from architectures import V
@@ -17,56 +24,86 @@ SHAPES_DEPEND_ON_VALUES = (UnsupportedFakeTensorException, DataDependentOutputEx
 TEXT_N = (torch.arange(200) % V).numpy()
 
 
-def weights(*shape, device): return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
-def ids(*shape): return torch.arange(torch.Size(shape).numel()).view(shape) % V            # targets stay on the processor
+def weights(*shape, device):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def ids(*shape):
+    return torch.arange(torch.Size(shape).numel()).view(shape) % V  # targets stay on the processor
 
 
 def model(config, device):
     torch.manual_seed(0)
     if device == 'meta':
-        with torch.device('meta'): return config.build(V)
+        with torch.device('meta'):
+            return config.build(V)
     return config.build(V).to(device)
 
 
 def stepped(optimizer_name, config, device):
     "Three steps, the state through a file's form, and one more: what a resume does."
     net = model(config, device)
-    def make(): return train.make_optimizer(net, Optim(optimizer=optimizer_name, lr=.01))
+
+    def make():
+        return train.make_optimizer(net, Optim(optimizer=optimizer_name, lr=0.01))
+
     def step(o):
         h_BTD, _ = net(ids(B, T).to(device))
-        fused_loss.fused_cross_entropy(h_BTD, net.head.weight, net.head.bias, ids(B, T), precision='fp32').nats.backward()
-        o.step(); o.zero_grad()
-    first = make(); step(first); step(first)
+        fused_loss.fused_cross_entropy(
+            h_BTD, net.head.weight, net.head.bias, ids(B, T), precision='fp32'
+        ).nats.backward()
+        o.step()
+        o.zero_grad()
+
+    first = make()
+    step(first)
+    step(first)
     if optimizer_name == 'nt-asgd':
         first.n = 0
-        for p in (3., 4.): first.looked(p)
+        for p in (3.0, 4.0):
+            first.looked(p)
         step(first)
-    again = make(); state = first.state_dict()
+    again = make()
+    state = first.state_dict()
     stored = lambda v: torch.ones(v.shape) if v.device.type == 'meta' else v.detach().cpu().clone()
     state['state'] = {i: {k: stored(v) for k, v in s.items()} for i, s in state['state'].items()}
-    again.load_state_dict(state); step(again)
-    if optimizer_name == 'nt-asgd' and device != 'meta': again.looked(5.)
+    again.load_state_dict(state)
+    step(again)
+    if optimizer_name == 'nt-asgd' and device != 'meta':
+        again.looked(5.0)
     for p in net.parameters():
-        if 'step' in again.state[p]: assert again.state[p]['step'].device.type == 'cpu', 'a counter on the device would be waited for'
+        if 'step' in again.state[p]:
+            assert again.state[p]['step'].device.type == 'cpu', 'a counter on the device would be waited for'
     return net.head.weight
 
 
 CELLS = dict(lstm=4, gru=3, elman=1)
+
+
 def cell(kind, device):
     w = [weights(CELLS[kind] * D, n, device=device) for n in (D, D)] + [weights(CELLS[kind] * D, device=device)] * 2
     x, h = weights(B, D, device=device), weights(B, D, device=device)
     return getattr(recurrent, f'{kind}_cell')(x, (h, h) if kind == 'lstm' else h, *w)
 
 
-SMALL = dict(decoder=transformer.Transformer(D, H, 16, 1, T), rotary=transformer.Transformer(D, H, 16, 1, T, positions='rotary', activation='swiglu', qk_norm=True),
-             lstm=recurrent.Recurrent('lstm', D, D, 1), tuned=tuned.Tuned('gru', D, D, 1, often=4, others=4), awd=awd_lstm.AWD(embedding=D, hidden=D, layers=2, often=4, others=4))
+SMALL = dict(
+    decoder=transformer.Transformer(D, H, 16, 1, T),
+    rotary=transformer.Transformer(D, H, 16, 1, T, positions='rotary', activation='swiglu', qk_norm=True),
+    lstm=recurrent.Recurrent('lstm', D, D, 1),
+    tuned=tuned.Tuned('gru', D, D, 1, often=4, others=4),
+    awd=awd_lstm.AWD(embedding=D, hidden=D, layers=2, often=4, others=4),
+)
 
 
 def forward_and_loss(name, device):
     net = model(SMALL[name], device).train()
     h_BTD, _ = net(ids(B, T).to(device))
     own = getattr(net, 'training_loss', None)
-    nats = own(h_BTD, ids(B, T), 'fp32').nats if own else fused_loss.fused_cross_entropy(h_BTD, net.head.weight, net.head.bias, ids(B, T), precision='fp32').nats
+    nats = (
+        own(h_BTD, ids(B, T), 'fp32').nats
+        if own
+        else fused_loss.fused_cross_entropy(h_BTD, net.head.weight, net.head.bias, ids(B, T), precision='fp32').nats
+    )
     nats.backward()
     return net.head.weight.grad
 
@@ -74,7 +111,8 @@ def forward_and_loss(name, device):
 def read(kind, device):
     net = model(SMALL['lstm'], device).eval()
     reader = kind(net, length=T) if kind is not adapt.NeuralCache else kind(net, size=7, length=T)
-    with reader: return reader.read(ids(1, T), ids(1, T))[0]
+    with reader:
+        return reader.read(ids(1, T), ids(1, T))[0]
 
 
 CALLS = {
@@ -86,39 +124,102 @@ CALLS = {
     'loss.cross_entropy_grad': lambda d: loss.cross_entropy_grad(weights(B, V, device=d), ids(B)),
     'loss.to_device': lambda d: loss.to_device(ids(B), torch.device(d)),
     'loss.entropy': lambda d: loss.entropy(weights(B, V, device=d).softmax(-1)),
-    'loss.kl_divergence': lambda d: loss.kl_divergence(weights(B, V, device=d).softmax(-1), weights(B, V, device=d).softmax(-1)),
-    'fused_loss.fused_cross_entropy': lambda d: fused_loss.fused_cross_entropy(weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T), chunk=4, precision='fp32').nats,
-    'fused_loss.fused_nats': lambda d: fused_loss.fused_nats(weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T))[0],
+    'loss.kl_divergence': lambda d: loss.kl_divergence(
+        weights(B, V, device=d).softmax(-1), weights(B, V, device=d).softmax(-1)
+    ),
+    'fused_loss.fused_cross_entropy': (
+        lambda d: (
+            fused_loss.fused_cross_entropy(
+                weights(B, T, D, device=d),
+                weights(V, D, device=d),
+                weights(V, device=d),
+                ids(B, T),
+                chunk=4,
+                precision='fp32',
+            ).nats
+        )
+    ),
+    'fused_loss.fused_nats': lambda d: fused_loss.fused_nats(
+        weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T)
+    )[0],
     'sampled.candidates': lambda d: sampled.candidates(ids(B, T), V, 4, 4)[1],
-    'sampled.sampled_cross_entropy': lambda d: sampled.sampled_cross_entropy(weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T), 4, 4, 'fp32').nats,
+    'sampled.sampled_cross_entropy': (
+        lambda d: (
+            sampled.sampled_cross_entropy(
+                weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T), 4, 4, 'fp32'
+            ).nats
+        )
+    ),
     'recurrent.elman_cell': lambda d: cell('elman', d),
     'recurrent.gru_cell': lambda d: cell('gru', d),
     'recurrent.lstm_cell': lambda d: cell('lstm', d)[0],
-    'recurrent.lstm_gates': lambda d: recurrent.lstm_gates(weights(B, D, device=d), weights(B, D, device=d), weights(4 * D, D, device=d), weights(4 * D, D, device=d), weights(4 * D, device=d), weights(4 * D, device=d))[0],
-    'recurrent.unroll': lambda d: recurrent.unroll(recurrent.elman_cell, weights(B, T, D, device=d), weights(B, D, device=d), weights(D, D, device=d), weights(D, D, device=d), weights(D, device=d), weights(D, device=d))[0],
+    'recurrent.lstm_gates': lambda d: recurrent.lstm_gates(
+        weights(B, D, device=d),
+        weights(B, D, device=d),
+        weights(4 * D, D, device=d),
+        weights(4 * D, D, device=d),
+        weights(4 * D, device=d),
+        weights(4 * D, device=d),
+    )[0],
+    'recurrent.unroll': lambda d: recurrent.unroll(
+        recurrent.elman_cell,
+        weights(B, T, D, device=d),
+        weights(B, D, device=d),
+        weights(D, D, device=d),
+        weights(D, D, device=d),
+        weights(D, device=d),
+        weights(D, device=d),
+    )[0],
     'transformer.attention': lambda d: transformer.attention(*[weights(B, H, T, 4, device=d)] * 3)[0],
     'transformer.turned': lambda d: transformer.turned(weights(B, H, T, 4, device=d), transformer.turns(T, 4).to(d)),
     'transformer.orthogonal': lambda d: transformer.orthogonal(weights(6, 4, device=d)),
     'transformer.moved': lambda d: transformer.moved(model(SMALL['decoder'], d), ids(1, T), 2),
     'awd_lstm.slowness_penalty': lambda d: awd_lstm.slowness_penalty(weights(B, T, D, device=d)),
     'awd_lstm.activation_penalty': lambda d: awd_lstm.activation_penalty(weights(B, T, D, device=d)),
-    'adapt.recall': lambda d: adapt.recall(weights(B, T, D, device=d), weights(B, 9, D, device=d), .3, 6),
-    'adapt.gradient_rms': lambda d: adapt.gradient_rms(model(SMALL['lstm'], d), TEXT_N, 0, length=5, lanes=4, batches=2)[0],
-    'generate.draw': lambda d: generate.draw(weights(B, V, device=d), torch.rand(B, generator=torch.Generator().manual_seed(1))),
+    'adapt.recall': lambda d: adapt.recall(weights(B, T, D, device=d), weights(B, 9, D, device=d), 0.3, 6),
+    'adapt.gradient_rms': lambda d: adapt.gradient_rms(
+        model(SMALL['lstm'], d), TEXT_N, 0, length=5, lanes=4, batches=2
+    )[0],
+    'generate.draw': lambda d: generate.draw(
+        weights(B, V, device=d), torch.rand(B, generator=torch.Generator().manual_seed(1))
+    ),
     'generate.greedy': lambda d: generate.greedy(weights(B, V, device=d)),
-    'generate.temperature': lambda d: generate.temperature(weights(B, V, device=d), 0.),
+    'generate.temperature': lambda d: generate.temperature(weights(B, V, device=d), 0.0),
     'generate.top_k': lambda d: generate.top_k(weights(B, V, device=d), 3),
-    'generate.top_p': lambda d: generate.top_p(weights(B, V, device=d), .5),
-    'generate.min_p': lambda d: generate.min_p(weights(B, V, device=d), .5),
+    'generate.top_p': lambda d: generate.top_p(weights(B, V, device=d), 0.5),
+    'generate.min_p': lambda d: generate.min_p(weights(B, V, device=d), 0.5),
     'generate.repetition_penalty': lambda d: generate.repetition_penalty(weights(V, device=d), [1, 2, 2], 1.5),
     'generate.surprise': lambda d: torch.tensor(generate.surprise(model(SMALL['lstm'], d), [1, 2, 3], 0)),
-    'generate.Sampling': lambda d: generate.Sampling(temperature=0., top_k=3, top_p=.9, min_p=.1, penalty=1.2)(weights(1, V, device=d), [[1, 2]]),
-    'generate.draws': lambda d: torch.tensor([one[0] for _, one in zip(range(4), generate.draws(model(SMALL['decoder'], d), [[1, 2]], 0)) for one in [one[0]]]),
-    **{f'a training step of {n}': (lambda d, n=n: forward_and_loss(n, d)) for n in SMALL},
-    **{f'{n} after a resume': (lambda d, n=n: stepped(n, SMALL['decoder'], d)) for n in ('sgd', 'adamw', 'nt-asgd', 'muon')},
-    **{f'adapt.{k.__name__}': (lambda d, k=k: read(k, d)) for k in (adapt.Reader, adapt.NeuralCache, adapt.DynamicEvaluation)},
+    'generate.Sampling': lambda d: generate.Sampling(temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, penalty=1.2)(
+        weights(1, V, device=d), [[1, 2]]
+    ),
+    'generate.draws': lambda d: torch.tensor(
+        [
+            one[0]
+            for _, one in zip(range(4), generate.draws(model(SMALL['decoder'], d), [[1, 2]], 0))
+            for one in [one[0]]
+        ]
+    ),
+    **{f'a training step of {n}': lambda d, n=n: forward_and_loss(n, d) for n in SMALL},
+    **{
+        f'{n} after a resume': lambda d, n=n: stepped(n, SMALL['decoder'], d)
+        for n in ('sgd', 'adamw', 'nt-asgd', 'muon')
+    },
+    **{
+        f'adapt.{k.__name__}': lambda d, k=k: read(k, d)
+        for k in (adapt.Reader, adapt.NeuralCache, adapt.DynamicEvaluation)
+    },
 }
-READ_VALUES = {'transformer.moved', 'fused_loss.fused_nats', 'generate.draw', 'generate.draws', 'generate.surprise', 'adapt.Reader', 'adapt.NeuralCache', 'adapt.DynamicEvaluation'}
+READ_VALUES = {
+    'transformer.moved',
+    'fused_loss.fused_nats',
+    'generate.draw',
+    'generate.draws',
+    'generate.surprise',
+    'adapt.Reader',
+    'adapt.NeuralCache',
+    'adapt.DynamicEvaluation',
+}
 # what these give is numbers, for which a device is waited for by right; a device that is not there has none
 
 
@@ -126,8 +227,10 @@ READ_VALUES = {'transformer.moved', 'fused_loss.fused_nats', 'generate.draw', 'g
 def test_no_operation_mixes_devices(name):
     "Weights on a device that is not there, targets on the processor."
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True): CALLS[name]('meta')
-    except SHAPES_DEPEND_ON_VALUES: CALLS[name]('meta')         # of the targets, which are real then
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            CALLS[name]('meta')
+    except SHAPES_DEPEND_ON_VALUES:
+        CALLS[name]('meta')  # of the targets, which are real then
 
 
 @pytest.mark.gpu
@@ -145,7 +248,8 @@ def test_each_call_works_on_the_processor(name):
 
 def test_the_suite_would_notice():
     "What sampled softmax once did: a GPU's bias plus the processor's weights."
-    with pytest.raises(Exception), FakeTensorMode(allow_non_fake_inputs=True): torch.empty(4, device='meta') + torch.ones(4)
+    with pytest.raises(Exception), FakeTensorMode(allow_non_fake_inputs=True):
+        torch.empty(4, device='meta') + torch.ones(4)
 
 
 def test_every_public_tensor_function_is_in_the_table():
@@ -154,7 +258,9 @@ def test_every_public_tensor_function_is_in_the_table():
     for module in (adapt, awd_lstm, fused_loss, generate, loss, recurrent, sampled, transformer, tuned):
         for name in module.__all__:
             f = getattr(module, name)
-            if not inspect.isfunction(f): continue
+            if not inspect.isfunction(f):
+                continue
             kinds = [str(p.annotation) for p in inspect.signature(f).parameters.values()]
-            if any('Tensor' in k for k in kinds) and f'{module.__name__.split(".")[-1]}.{name}' not in CALLS: missing.append(f'{module.__name__}.{name}')
+            if any('Tensor' in k for k in kinds) and f'{module.__name__.split(".")[-1]}.{name}' not in CALLS:
+                missing.append(f'{module.__name__}.{name}')
     assert not missing

@@ -1,4 +1,5 @@
 "What holds for every lesson: it runs, its module is what it exports, and it keeps the manners of the house."
+
 import ast, json, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -6,14 +7,26 @@ import pytest
 from conftest import chromium
 
 ROOT = Path(__file__).parents[1]
-LESSONS = sorted((ROOT/'nbs').glob('*.ipynb'))
+LESSONS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 NUMBERED = [p for p in LESSONS if p.stem[:2].isdigit()]
 BIN = Path(sys.executable).parent
 
-def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
-def source(cell): return ''.join(cell['source'])
-def words(path): return '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
-def code(path): return [source(c) for c in cells(path) if c['cell_type'] == 'code']
+
+def cells(path):
+    return json.loads(path.read_text(encoding='utf-8'))['cells']
+
+
+def source(cell):
+    return ''.join(cell['source'])
+
+
+def words(path):
+    return '\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
+
+
+def code(path):
+    return [source(c) for c in cells(path) if c['cell_type'] == 'code']
+
 
 def module_of(path):
     "The module that a lesson exports, if any."
@@ -21,49 +34,75 @@ def module_of(path):
     assert len(found) <= 1, f'{path.name} exports {found}: one notebook, one module'
     return found[0] if found else None
 
+
 def nbdev(command, cwd, *args, **env):
-    return subprocess.run([BIN/command, *args], cwd=cwd, capture_output=True, text=True, timeout=570,
-                          env=dict(os.environ, PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', **env))
+    return subprocess.run(
+        [BIN / command, *args],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=570,
+        env=dict(os.environ, PATH=f'{BIN}{os.pathsep}{os.environ["PATH"]}', **env),
+    )
+
 
 @pytest.fixture(scope='module')
 def copy(tmp_path_factory):
     "The notebooks and the package in another place, where commands may change them."
     d = tmp_path_factory.mktemp('copy')
-    for f in ('pyproject.toml', 'settings.ini', 'setup.py', 'README.md'): shutil.copy(ROOT/f, d)
-    for f in ('nbs', 'lmcourse'): shutil.copytree(ROOT/f, d/f, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'records', 'runs'))
+    for f in ('pyproject.toml', 'settings.ini', 'setup.py', 'README.md'):
+        shutil.copy(ROOT / f, d)
+    for f in ('nbs', 'lmcourse'):
+        shutil.copytree(
+            ROOT / f, d / f, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'records', 'runs')
+        )
     return d
+
 
 @pytest.mark.parametrize('path', LESSONS[:2] if chromium() else LESSONS, ids=lambda p: p.stem)
 def test_runs(path, tmp_path):
-    "Every cell runs from top to bottom, with no network and no data but the embedded. Where there is a browser, JupyterLab runs the lessons there, and this is for `nbdev-test` itself."
+    """Every cell runs from top to bottom, with no network and no data but the embedded. Where there is a browser,
+    JupyterLab runs the lessons there, and this is for `nbdev-test` itself."""
     env = {k: v for k, v in os.environ.items() if k != 'LMCOURSE_DATA'}
-    r = subprocess.run([BIN/'nbdev-test', path, '--n-workers', '0', '--do-print'], cwd=ROOT, capture_output=True, text=True, timeout=570,
-                       env=env | dict(HF_HUB_OFFLINE='1', LMCOURSE_CACHE=str(tmp_path), PYTHONHASHSEED='0'))
+    r = subprocess.run(
+        [BIN / 'nbdev-test', path, '--n-workers', '0', '--do-print'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=570,
+        env=env | dict(HF_HUB_OFFLINE='1', LMCOURSE_CACHE=str(tmp_path), PYTHONHASHSEED='0'),
+    )
     assert r.returncode == 0 and 'Success' in r.stdout, (r.stdout + r.stderr)[-6000:]
+
 
 def test_modules_are_what_the_lessons_export(copy):
     r = nbdev('nbdev-export', copy)
     assert r.returncode == 0, r.stderr
-    for p in sorted((copy/'lmcourse').glob('*.py')):
-        assert p.read_text(encoding='utf-8') == (ROOT/'lmcourse'/p.name).read_text(encoding='utf-8'), f'{p.name} is not what the notebooks export: run nbdev-export'
+    for p in sorted((copy / 'lmcourse').glob('*.py')):
+        assert p.read_text(encoding='utf-8') == (ROOT / 'lmcourse' / p.name).read_text(encoding='utf-8'), (
+            f'{p.name} is not what the notebooks export: run nbdev-export'
+        )
     exported = {f'{module_of(p)}.py' for p in LESSONS} - {'None.py'}
-    assert {p.name for p in (ROOT/'lmcourse').glob('*.py')} == exported | {'__init__.py', '__main__.py', '_modidx.py'}
+    assert {p.name for p in (ROOT / 'lmcourse').glob('*.py')} == exported | {'__init__.py', '__main__.py', '_modidx.py'}
+
 
 def test_notebooks_are_clean(copy):
     r = nbdev('nbdev-clean', copy)
     assert r.returncode == 0, r.stderr
-    for p in sorted((copy/'nbs').glob('*.ipynb')):
-        assert p.read_bytes() == (ROOT/'nbs'/p.name).read_bytes(), f'{p.name} is not clean: run nbdev-clean'
+    for p in sorted((copy / 'nbs').glob('*.ipynb')):
+        assert p.read_bytes() == (ROOT / 'nbs' / p.name).read_bytes(), f'{p.name} is not clean: run nbdev-clean'
+
 
 @pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
 def test_manners(path):
     "A title and a promise, a link on, outputs that are small and say nothing of the machine that made them."
     text, first = words(path), source(cells(path)[0])
     assert re.match(r'# .+\n\n> ', first), 'a lesson opens with a title and a promise'
-    if path in NUMBERED: assert re.search(r'^Next: \[', text, re.M), 'a lesson ends with a link to the next'
+    if path in NUMBERED:
+        assert re.search(r'^Next: \[', text, re.M), 'a lesson ends with a link to the next'
     for target in re.findall(r'\]\((?!http|#|mailto)([^)#\s]+)', text):
-        assert (path.parent/target).exists(), f'{path.name} links to {target}, which is not there'
-    keys = set(re.findall(r'<a id="(\w+)">', (ROOT/'docs'/'bibliography.md').read_text(encoding='utf-8')))
+        assert (path.parent / target).exists(), f'{path.name} links to {target}, which is not there'
+    keys = set(re.findall(r'<a id="(\w+)">', (ROOT / 'docs' / 'bibliography.md').read_text(encoding='utf-8')))
     cited = set(re.findall(r'bibliography\.md#(\w+)', text + '\n'.join(code(path))))
     assert cited <= keys, f'cited but not in the bibliography: {cited - keys}'
     assert path.stat().st_size < 230_000, 'a lesson stays near 200 KB'
@@ -71,30 +110,52 @@ def test_manners(path):
     for bad in (r'0x[0-9a-f]{8,}', r'/(?:home|root|tmp|Users)/', r'"output_type": "error"'):
         assert not re.search(bad, outputs), f'{path.name}: an output holds {re.search(bad, outputs).group()}'
 
+
 def test_lesson_order_is_import_order():
     "A module imports only modules of earlier lessons."
     order = [m for p in LESSONS if (m := module_of(p))]
     numbered = [m for p in NUMBERED if (m := module_of(p))]
     for name in order:
-        tree = ast.parse((ROOT/'lmcourse'/f'{name}.py').read_text(encoding='utf-8'))
+        tree = ast.parse((ROOT / 'lmcourse' / f'{name}.py').read_text(encoding='utf-8'))
         used = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
         if name in numbered:
-            late = {u for u in used if u not in numbered[:numbered.index(name)]}
+            late = {u for u in used if u not in numbered[: numbered.index(name)]}
             assert not late, f'lmcourse.{name} imports {late}, which comes later'
+
 
 def test_exported_functions_say_what_they_are():
     "Every public function and class has a docstring, every public function's parameters a type or a comment."
     bare = []
-    for p in sorted((ROOT/'lmcourse').glob('*.py')):
+    for p in sorted((ROOT / 'lmcourse').glob('*.py')):
         for n in ast.parse(p.read_text(encoding='utf-8')).body:
-            if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and not n.name.startswith('_') and not ast.get_docstring(n): bare.append(f'{p.stem}.{n.name}')
+            if (
+                isinstance(n, (ast.FunctionDef, ast.ClassDef))
+                and not n.name.startswith('_')
+                and not ast.get_docstring(n)
+            ):
+                bare.append(f'{p.stem}.{n.name}')
     assert not bare, f'no docstring: {bare}'
 
+
 def test_settings_ini_is_the_one_place():
-    s = ConfigParser(delimiters=['=']); s.read(ROOT/'settings.ini', encoding='utf-8'); s = s['DEFAULT']
+    s = ConfigParser(delimiters=['='])
+    s.read(ROOT / 'settings.ini', encoding='utf-8')
+    s = s['DEFAULT']
     import lmcourse
     from importlib.metadata import distribution
+
     d = distribution('lmcourse')
     assert lmcourse.__version__ == s['version'] == d.version
-    assert {r.split('>')[0].strip() for r in d.requires if 'extra' not in r} == {r.split('>')[0] for r in s['requirements'].split()}
-    assert s['version'] in (ROOT/'CITATION.cff').read_text(encoding='utf-8')
+    assert {r.split('>')[0].strip() for r in d.requires if 'extra' not in r} == {
+        r.split('>')[0] for r in s['requirements'].split()
+    }
+    assert s['version'] in (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
+
+
+def test_one_statement_a_line():
+    "What ruff and its formatter ask for, in notebooks, tests and scripts; modules are what notebooks export."
+    for words in (['format', '--check'], ['check']):
+        done = subprocess.run(
+            [BIN / 'ruff', *words, 'nbs', 'tests', 'docs', 'setup.py'], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr

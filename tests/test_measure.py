@@ -1,4 +1,6 @@
-"What a loss, a perplexity and a reply to an exercise are at their edges, and whether a lesson takes as long as it promises."
+"""What a loss, a perplexity and a reply to an exercise are at their edges, and whether a lesson takes as long as it
+promises."""
+
 import math, re, sys
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,24 @@ import torch, torch.nn.functional as F
 from lmcourse import fused_loss
 from lmcourse.exercise import Exercise
 from lmcourse.fused_loss import fused_cross_entropy, resolve_precision
-from lmcourse.loss import (LMCourseError, cross_entropy, cross_entropy_by_hand, cross_entropy_grad, kl_divergence, logsumexp)
-from lmcourse.perplexity import (Measurement, bits_per_byte, bits_per_token, bootstrap_interval, compare, obstacles,
-                                 paired_bootstrap_ci, word_perplexity)
+from lmcourse.loss import (
+    LMCourseError,
+    cross_entropy,
+    cross_entropy_by_hand,
+    cross_entropy_grad,
+    kl_divergence,
+    logsumexp,
+)
+from lmcourse.perplexity import (
+    Measurement,
+    bits_per_byte,
+    bits_per_token,
+    bootstrap_interval,
+    compare,
+    obstacles,
+    paired_bootstrap_ci,
+    word_perplexity,
+)
 
 ROOT = Path(__file__).parent.parent
 INF = math.inf
@@ -18,17 +35,36 @@ OPEN_EXERCISE = Exercise(INF, 'yes', {lambda guess: guess > 1: 'large', 0: 'zero
 
 
 def measurement(**change):
-    facts = dict(tokens=100, words=80, bytes=500, types=50, unknown=0, tokenizer='word', eos='<eos>', corpus='c', split='test',
-                 fingerprint='f', context=None, stride=None, carried=True, lanes=1)
-    return Measurement.of(change.pop('nats', 300.), **facts | change)
+    facts = dict(
+        tokens=100,
+        words=80,
+        bytes=500,
+        types=50,
+        unknown=0,
+        tokenizer='word',
+        eos='<eos>',
+        corpus='c',
+        split='test',
+        fingerprint='f',
+        context=None,
+        stride=None,
+        carried=True,
+        lanes=1,
+    )
+    return Measurement.of(change.pop('nats', 300.0), **facts | change)
 
 
 # ---- exercises
 
-@pytest.mark.parametrize('guess', ['inf', '7', 10**400, 10**5000, [1], np.ones(3), object(), 1j, 'many'], ids=lambda guess: type(guess).__name__)
+
+@pytest.mark.parametrize(
+    'guess',
+    ['inf', '7', 10**400, 10**5000, [1], np.ones(3), object(), 1j, 'many'],
+    ids=lambda guess: type(guess).__name__,
+)
 def test_an_exercise_replies_to_any_guess(guess):
     assert OPEN_EXERCISE.says(guess).startswith('Not yet')
-    assert Exercise(3., 'yes').says(guess).startswith('Not yet')
+    assert Exercise(3.0, 'yes').says(guess).startswith('Not yet')
 
 
 def test_an_exercise_says_that_a_quoted_number_is_text():
@@ -43,14 +79,15 @@ def test_an_exercise_replies_to_a_function_that_returns_a_number_too_long_to_pri
 
 # ---- loss
 
-@pytest.mark.parametrize('smoothing', [0., .1, 1.])
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1, 1.0])
 def test_a_logit_of_minus_infinity_costs_what_torch_says(smoothing):
-    logits, targets = torch.tensor([[0., -INF]]), torch.tensor([0])
+    logits, targets = torch.tensor([[0.0, -INF]]), torch.tensor([0])
     hand, torchs = (f(logits, targets, label_smoothing=smoothing).nats for f in (cross_entropy_by_hand, cross_entropy))
     assert hand.item() == torchs.item()
 
 
-@pytest.mark.parametrize('logits', [[-INF, -INF], [INF, 0.], [0., -INF], [1000., 2000.]])
+@pytest.mark.parametrize('logits', [[-INF, -INF], [INF, 0.0], [0.0, -INF], [1000.0, 2000.0]])
 def test_logsumexp_is_torchs_at_infinity(logits):
     x = torch.tensor(logits)
     assert logsumexp(x).item() == torch.logsumexp(x, -1).item()
@@ -83,25 +120,34 @@ def test_the_fused_loss_takes_targets_from_the_cpu(chunk, precision):
 @pytest.mark.parametrize('chunk', [None, 512])
 def test_the_fused_loss_does_not_wait_for_a_gpu(precision, chunk):
     g = torch.Generator().manual_seed(0)
-    h, w, b = (torch.randn(*shape, generator=g).cuda().requires_grad_() for shape in ((2048, 128), (9000, 128), (9000,)))
+    h, w, b = (
+        torch.randn(*shape, generator=g).cuda().requires_grad_() for shape in ((2048, 128), (9000, 128), (9000,))
+    )
     y = torch.randint(9000, (2048,), generator=g)
     y[::5] = -100
     fused_cross_entropy(h, w, b, y, chunk=chunk, precision=precision).nats.backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
-    try: fused_cross_entropy(h, w, b, y, chunk=chunk, precision=precision).nats.backward()
-    finally: torch.cuda.set_sync_debug_mode('default')
+    try:
+        fused_cross_entropy(h, w, b, y, chunk=chunk, precision=precision).nats.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
 
 
 # ---- precision
 
+
 def test_a_device_is_timed_once_however_it_is_written(monkeypatch):
     asked = []
     monkeypatch.setattr(fused_loss, 'has_bf16', lambda device='cpu': True)
-    monkeypatch.setattr(fused_loss, '_seconds', lambda dtype: asked.append(dtype) or 1.)
+    monkeypatch.setattr(fused_loss, '_seconds', lambda dtype: asked.append(dtype) or 1.0)
     fused_loss._clocked.cache_clear()
-    try: assert {fused_loss.bf16_pays(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))} == {False}
-    finally: fused_loss._clocked.cache_clear()
+    try:
+        assert {fused_loss.bf16_pays(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))} == {
+            False
+        }
+    finally:
+        fused_loss._clocked.cache_clear()
     assert len(asked) == 2
 
 
@@ -113,24 +159,30 @@ def test_precision_is_resolved(monkeypatch, pays):
     assert resolve_precision('auto', 'cpu', multiplies=1000) == 'fp32'
     assert resolve_precision('fp32', 'cpu') == 'fp32'
     assert resolve_precision('bf16', 'cpu', multiplies=1000) == 'bf16'
-    with pytest.raises(LMCourseError, match="not 'fp8'"): resolve_precision('fp8', 'cpu')
+    with pytest.raises(LMCourseError, match="not 'fp8'"):
+        resolve_precision('fp8', 'cpu')
 
 
 def test_a_device_without_16_bits_refuses_them(monkeypatch):
     monkeypatch.setattr(fused_loss, 'has_bf16', lambda device: False)
-    with pytest.raises(LMCourseError, match='no products in bfloat16'): resolve_precision('bf16', 'cpu')
+    with pytest.raises(LMCourseError, match='no products in bfloat16'):
+        resolve_precision('bf16', 'cpu')
 
 
 # ---- perplexity
 
+
 def test_an_interval_beyond_the_largest_number_is_infinite():
-    assert bootstrap_interval([800.] * 5000) == (INF, INF)
-    assert bootstrap_interval([1.] * 4999 + [INF]) is None
+    assert bootstrap_interval([800.0] * 5000) == (INF, INF)
+    assert bootstrap_interval([1.0] * 4999 + [INF]) is None
 
 
-@pytest.mark.parametrize('quotient, what', [(bits_per_byte, 'one byte'), (bits_per_token, 'one token'), (word_perplexity, 'one word')])
+@pytest.mark.parametrize(
+    'quotient, what', [(bits_per_byte, 'one byte'), (bits_per_token, 'one token'), (word_perplexity, 'one word')]
+)
 def test_a_quotient_over_nothing_is_refused_in_words(quotient, what):
-    with pytest.raises(LMCourseError, match=what): quotient(1., 0)
+    with pytest.raises(LMCourseError, match=what):
+        quotient(1.0, 0)
 
 
 @pytest.mark.parametrize('change', [dict(bytes=None), dict(unknown=3), dict(bytes=0)])
@@ -148,20 +200,33 @@ def test_an_old_measurement_with_unknown_tokens_loses_its_bits_per_byte():
 
 
 def test_perplexities_beyond_the_largest_number_compare_by_their_nats():
-    a, b = measurement(nats=80_000.), measurement(nats=80_100.)
+    a, b = measurement(nats=80_000.0), measurement(nats=80_100.0)
     assert a.perplexity == b.perplexity == INF
     assert compare(a, b).ratio == pytest.approx(math.exp(-1))
 
 
-@pytest.mark.parametrize('wrong', [dict(tokens='many'), dict(tokens=0), dict(perplexity=None), dict(interval=3), dict(interval=[1., 2., 3.]),
-                                   dict(bytes='500'), dict(corpus=None), dict(carried='yes')])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(tokens='many'),
+        dict(tokens=0),
+        dict(perplexity=None),
+        dict(interval=3),
+        dict(interval=[1.0, 2.0, 3.0]),
+        dict(bytes='500'),
+        dict(corpus=None),
+        dict(carried='yes'),
+    ],
+)
 def test_a_damaged_measurement_is_refused_in_words(wrong):
-    with pytest.raises(LMCourseError, match='no measurement'): Measurement.from_dict(measurement().to_dict() | wrong)
+    with pytest.raises(LMCourseError, match='no measurement'):
+        Measurement.from_dict(measurement().to_dict() | wrong)
 
 
 @pytest.mark.parametrize('wrong', [None, [], 'text', 3])
 def test_what_is_no_table_is_no_measurement(wrong):
-    with pytest.raises(LMCourseError, match='no measurement'): Measurement.from_dict(wrong)
+    with pytest.raises(LMCourseError, match='no measurement'):
+        Measurement.from_dict(wrong)
 
 
 def test_a_paired_interval_covers_the_true_difference():
@@ -170,40 +235,60 @@ def test_a_paired_interval_covers_the_true_difference():
     for seed in range(100):
         rng = np.random.default_rng(seed)
         hard_N = np.repeat(rng.uniform(1, 9, 100), 100)
-        low, high = paired_bootstrap_ci(hard_N + rng.normal(.05, 1, 10_000), hard_N + rng.normal(0, 1, 10_000), block_size=100, seed=seed)
-        held += low < .05 < high
+        low, high = paired_bootstrap_ci(
+            hard_N + rng.normal(0.05, 1, 10_000), hard_N + rng.normal(0, 1, 10_000), block_size=100, seed=seed
+        )
+        held += low < 0.05 < high
     assert 85 <= held <= 100
 
 
 def test_a_paired_interval_is_narrower_than_the_two_apart():
     rng = np.random.default_rng(0)
     hard_N = np.repeat(rng.uniform(1, 9, 100), 100)
-    a_N, b_N = hard_N + rng.normal(.1, .5, 10_000), hard_N
+    a_N, b_N = hard_N + rng.normal(0.1, 0.5, 10_000), hard_N
     low, high = paired_bootstrap_ci(a_N, b_N)
-    assert 0 < low < .1 < high
-    assert high - low < .2 * np.subtract(*np.log(bootstrap_interval(a_N))[::-1])
-    assert np.allclose(paired_bootstrap_ci(b_N, a_N), (-high, -low), atol=.01)
+    assert 0 < low < 0.1 < high
+    assert high - low < 0.2 * np.subtract(*np.log(bootstrap_interval(a_N))[::-1])
+    assert np.allclose(paired_bootstrap_ci(b_N, a_N), (-high, -low), atol=0.01)
 
 
 def test_a_paired_interval_wants_the_same_tokens():
-    with pytest.raises(LMCourseError, match='same tokens'): paired_bootstrap_ci(np.ones(6000), np.ones(5999))
-    with pytest.raises(LMCourseError, match='at least one token'): paired_bootstrap_ci(np.ones(6000), np.ones(6000), block_size=0)
+    with pytest.raises(LMCourseError, match='same tokens'):
+        paired_bootstrap_ci(np.ones(6000), np.ones(5999))
+    with pytest.raises(LMCourseError, match='at least one token'):
+        paired_bootstrap_ci(np.ones(6000), np.ones(6000), block_size=0)
     assert paired_bootstrap_ci(np.ones(600), np.ones(600)) is None
 
 
 # ---- what a lesson promises
 
-MINUTES = {'five minutes': 5, 'ten minutes': 10, 'fifteen minutes': 15, 'a quarter of an hour': 15, 'twenty minutes': 20, 'twenty-five minutes': 25, 'half an hour': 30,
-           'thirty-five minutes': 35, 'forty minutes': 40, 'three quarters of an hour': 45, 'fifty minutes': 50, 'an hour': 60}
-LESSONS = [p.stem for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb')) if not p.stem.startswith(('05', '06'))]     # these two promise no time
+MINUTES = {
+    'five minutes': 5,
+    'ten minutes': 10,
+    'fifteen minutes': 15,
+    'a quarter of an hour': 15,
+    'twenty minutes': 20,
+    'twenty-five minutes': 25,
+    'half an hour': 30,
+    'thirty-five minutes': 35,
+    'forty minutes': 40,
+    'three quarters of an hour': 45,
+    'fifty minutes': 50,
+    'an hour': 60,
+}
+LESSONS = [
+    p.stem for p in sorted((ROOT / 'nbs').glob('[0-9]*.ipynb')) if not p.stem.startswith(('05', '06'))
+]  # these two promise no time
 
 
 @pytest.mark.parametrize('name', LESSONS)
 def test_a_lesson_promises_the_minutes_that_it_takes(name):
     "No fewer than the page for teachers computes from its words, cells and exercises."
-    sys.path.insert(0, str(ROOT/'docs'))
-    try: import stage
-    finally: sys.path.pop(0)
-    lesson = stage.Lesson(ROOT/'nbs'/f'{name}.ipynb')
+    sys.path.insert(0, str(ROOT / 'docs'))
+    try:
+        import stage
+    finally:
+        sys.path.pop(0)
+    lesson = stage.Lesson(ROOT / 'nbs' / f'{name}.ipynb')
     promise = re.match(r'# .+\n\n> In (.+?) (?:you will|every)', lesson.nb.cells[0].source)[1]
     assert MINUTES[promise] >= lesson.minutes

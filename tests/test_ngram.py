@@ -1,4 +1,6 @@
-"""Counting models at their edges: no text, one type, orders longer than the text, types never seen, ids that do not belong."""
+"""Counting models at their edges: no text, one type, orders longer than the text, types never seen, ids that do not
+belong."""
+
 import math
 import numpy as np
 import pytest
@@ -7,9 +9,15 @@ from lmcourse.ngram import Additive, KneserNey, NgramError, Uniform, discounts, 
 from lmcourse.text import Corpus
 from lmcourse.tokens import tokenize_corpus
 
-MODELS = [Uniform(), Additive(1), Additive(2, .01), Additive(3, 0.), *(KneserNey(order) for order in (1, 2, 3, 5))]
-TEXTS = {'one token': [2], 'two tokens': [0, 1], 'one type': [3] * 50, 'shorter than the order': [1, 2, 3], 'in turn': [1, 2] * 20,
-         'drawn': np.random.default_rng(0).integers(0, 5, 300).tolist()}
+MODELS = [Uniform(), Additive(1), Additive(2, 0.01), Additive(3, 0.0), *(KneserNey(order) for order in (1, 2, 3, 5))]
+TEXTS = {
+    'one token': [2],
+    'two tokens': [0, 1],
+    'one type': [3] * 50,
+    'shorter than the order': [1, 2, 3],
+    'in turn': [1, 2] * 20,
+    'drawn': np.random.default_rng(0).integers(0, 5, 300).tolist(),
+}
 named = lambda model: f'{type(model).__name__}{model.order}'
 
 
@@ -46,26 +54,46 @@ def test_a_guess_is_the_likeliest_type(order, text):
 
 @pytest.mark.parametrize('model', MODELS, ids=named)
 def test_what_cannot_be_counted_or_scored_is_said_in_a_sentence(model):
-    with pytest.raises(NgramError, match='nothing to count'): model.fit([], types=3, first_id=0)
-    with pytest.raises(NgramError, match='position 2 is 3, but a vocabulary of 3 types has ids 0 to 2'): model.fit([0, 1, 3], 3, 0)
-    with pytest.raises(NgramError, match='position 0 is -1'): model.fit([-1], 3, 0)
-    with pytest.raises(NgramError, match='first_id'): model.fit([1], 3, 3)
-    with pytest.raises(NgramError, match='at least one type'): model.fit([1], 0, 0)
-    with pytest.raises(NgramError, match='whole numbers'): model.fit([.5], 3, 0)
-    with pytest.raises(NgramError, match='flat'): model.fit([[1, 2]], 3, 0)
+    with pytest.raises(NgramError, match='nothing to count'):
+        model.fit([], types=3, first_id=0)
+    with pytest.raises(NgramError, match='position 2 is 3, but a vocabulary of 3 types has ids 0 to 2'):
+        model.fit([0, 1, 3], 3, 0)
+    with pytest.raises(NgramError, match='position 0 is -1'):
+        model.fit([-1], 3, 0)
+    with pytest.raises(NgramError, match='first_id'):
+        model.fit([1], 3, 3)
+    with pytest.raises(NgramError, match='at least one type'):
+        model.fit([1], 0, 0)
+    with pytest.raises(NgramError, match='whole numbers'):
+        model.fit([0.5], 3, 0)
+    with pytest.raises(NgramError, match='flat'):
+        model.fit([[1, 2]], 3, 0)
     model.fit([0, 1, 2], types=3, first_id=0)
-    with pytest.raises(NgramError, match='empty'): model.nats([])
-    with pytest.raises(NgramError, match='the text to score: the id at position 1 is 9'): model.nats([1, 9])
-    with pytest.raises(NgramError, match='first_id'): model.nats([1], first_id=4)
-    with pytest.raises(NgramError, match='the context'): model.next_probs([3])
+    with pytest.raises(NgramError, match='empty'):
+        model.nats([])
+    with pytest.raises(NgramError, match='the text to score: the id at position 1 is 9'):
+        model.nats([1, 9])
+    with pytest.raises(NgramError, match='first_id'):
+        model.nats([1], first_id=4)
+    with pytest.raises(NgramError, match='the context'):
+        model.next_probs([3])
 
 
 def test_settings_that_make_no_sense_are_refused():
     assert issubclass(NgramError, LMCourseError)
-    for wrong in (lambda: KneserNey(0), lambda: Additive(0), lambda: Additive(1, -1), lambda: Additive(1, math.nan), lambda: Additive(1, math.inf), lambda: Uniform(0)):
-        with pytest.raises(NgramError): wrong()
+    for wrong in (
+        lambda: KneserNey(0),
+        lambda: Additive(0),
+        lambda: Additive(1, -1),
+        lambda: Additive(1, math.nan),
+        lambda: Additive(1, math.inf),
+        lambda: Uniform(0),
+    ):
+        with pytest.raises(NgramError):
+            wrong()
     for model in (KneserNey(), Additive(), Uniform()):
-        with pytest.raises(NgramError, match='counted nothing yet'): model.nats([1])
+        with pytest.raises(NgramError, match='counted nothing yet'):
+            model.nats([1])
 
 
 def test_fitting_again_forgets_the_first_text():
@@ -120,18 +148,25 @@ def test_samples_are_reproducible_and_follow_the_counts():
     assert model.sample(50, 1).tolist() == model.sample(50, np.random.default_rng(1)).tolist()
     assert model.sample(0).shape == (0,) and model.sample(3, 0, context=[1, 2, 3, 1]).shape == (3,)
     drawn = model.sample(600, 0)
-    assert np.mean((drawn[1:] - drawn[:-1]) % 3 == 1) > .9
-    coin = Additive(1, 0.).fit([0, 1], 2, 0)
+    assert np.mean((drawn[1:] - drawn[:-1]) % 3 == 1) > 0.9
+    coin = Additive(1, 0.0).fit([0, 1], 2, 0)
     assert coin.sample(50, 1).tolist() != coin.sample(50, 2).tolist()
-    assert np.bincount(Additive(1, 0.).fit([0, 0, 0, 1], 2, 0).sample(4000, 0)) == pytest.approx([3000, 1000], abs=120)
+    assert np.bincount(Additive(1, 0.0).fit([0, 0, 0, 1], 2, 0).sample(4000, 0)) == pytest.approx([3000, 1000], abs=120)
 
 
 def test_a_score_has_its_passport(tmp_path):
     rows = ['a b c\n', 'b c a\n'] * 30
-    corpus = tokenize_corpus(Corpus('alphabet', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path)
+    corpus = tokenize_corpus(
+        Corpus('alphabet', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path
+    )
     model = KneserNey(3).fit(corpus.train.ids, corpus.types, corpus.tokenizer.first_id)
     m = score(model, corpus.test)
     assert (m.tokens, m.words, m.context, m.stride, m.carried, m.lanes, m.split) == (240, 240, 2, None, True, 1, 'test')
-    assert m.perplexity == pytest.approx(np.exp(model.nats(corpus.test.ids).mean())) and m.accuracy > .6 and m.perplexity < 2
-    assert score(Additive(2, 0.).fit([1], corpus.types, 0), corpus.test).perplexity == math.inf
-    with pytest.raises(NgramError, match='fit it on that corpus'): score(Uniform(3), corpus.test)
+    assert (
+        m.perplexity == pytest.approx(np.exp(model.nats(corpus.test.ids).mean()))
+        and m.accuracy > 0.6
+        and m.perplexity < 2
+    )
+    assert score(Additive(2, 0.0).fit([1], corpus.types, 0), corpus.test).perplexity == math.inf
+    with pytest.raises(NgramError, match='fit it on that corpus'):
+        score(Uniform(3), corpus.test)

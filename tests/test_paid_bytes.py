@@ -1,4 +1,5 @@
 "Bits per byte stand only where every byte is paid for, and what a denominator counts is what was predicted."
+
 import json
 from importlib.resources import files
 import pytest
@@ -12,7 +13,7 @@ CONDITIONS = dict(context=None, stride=None, carried=True, lanes=1)
 def measured(rows, name, tmp_path, **kwargs):
     "A split of those rows as that tokenizer cuts them, at 100 nats."
     data = tokenize_corpus(Corpus('rows', dict.fromkeys(SPLITS, rows), **kwargs), name, 1, tmp_path)
-    return data.validation.measurement(100., **CONDITIONS)
+    return data.validation.measurement(100.0, **CONDITIONS)
 
 
 def test_every_byte_is_paid_for(tmp_path):
@@ -48,14 +49,19 @@ def test_made_up_words_have_no_bytes(tmp_path):
 
 def every_measurement():
     "Every measurement of every record, with where it stands."
+
     def inside(value, where):
         if isinstance(value, dict):
-            if {'perplexity', 'tokens', 'tokenizer'} <= value.keys(): yield where, value
-            for k, v in value.items(): yield from inside(v, f'{where}.{k}')
+            if {'perplexity', 'tokens', 'tokenizer'} <= value.keys():
+                yield where, value
+            for k, v in value.items():
+                yield from inside(v, f'{where}.{k}')
         if isinstance(value, list):
-            for k, v in enumerate(value): yield from inside(v, f'{where}[{k}]')
+            for k, v in enumerate(value):
+                yield from inside(v, f'{where}[{k}]')
+
     for folder in ('records', 'models'):
-        for p in sorted((files('lmcourse')/folder).rglob('*.json')):
+        for p in sorted((files('lmcourse') / folder).rglob('*.json')):
             yield from inside(json.loads(p.read_text(encoding='utf-8')), f'{folder}/{p.parent.name}/{p.name}')
 
 
@@ -71,24 +77,41 @@ def test_no_record_has_bits_per_byte_that_were_not_paid_for():
 def test_records_count_what_the_tokenizer_predicts():
     counts = {}
     for where, m in every_measurement():
-        if m['corpus'] != 'stdlib' or not m['fingerprint'].isalnum(): continue
+        if m['corpus'] != 'stdlib' or not m['fingerprint'].isalnum():
+            continue
         key = m['tokenizer'], m['split']
-        if key not in counts: counts[key] = getattr(tokenize_corpus('stdlib', m['tokenizer']), m['split'])
+        if key not in counts:
+            counts[key] = getattr(tokenize_corpus('stdlib', m['tokenizer']), m['split'])
         split = counts[key]
-        if (split.fingerprint, split.tokens) != (m['fingerprint'], m['tokens']): continue    # another Python's text
+        if (split.fingerprint, split.tokens) != (m['fingerprint'], m['tokens']):
+            continue  # another Python's text
         assert (m['words'], m['bytes'], m['unknown']) == (split.words, split.bytes, split.unknown), where
 
 
-@pytest.mark.parametrize('stored', [{}, {'name': 'word'}, {'name': 'word', 'vocabulary': 3}, {'name': 'word', 'vocabulary': ['a']}, [], None,
-                                    {'name': '../../x', 'backend': '{}', 'first': 'a', 'unk': None}, {'name': 'bpe:300', 'backend': 'x', 'first': 'a', 'unk': None},
-                                    {'name': '/etc/passwd', 'vocabulary': ['<unk>', '<eos>']}, {'name': 'bpe:300', 'backend': None, 'first': 1, 'unk': 2}])
+@pytest.mark.parametrize(
+    'stored',
+    [
+        {},
+        {'name': 'word'},
+        {'name': 'word', 'vocabulary': 3},
+        {'name': 'word', 'vocabulary': ['a']},
+        [],
+        None,
+        {'name': '../../x', 'backend': '{}', 'first': 'a', 'unk': None},
+        {'name': 'bpe:300', 'backend': 'x', 'first': 'a', 'unk': None},
+        {'name': '/etc/passwd', 'vocabulary': ['<unk>', '<eos>']},
+        {'name': 'bpe:300', 'backend': None, 'first': 1, 'unk': 2},
+    ],
+)
 def test_a_stored_tokenizer_that_is_none(stored):
-    with pytest.raises(TokenError): Tokenizer.from_dict(stored)
+    with pytest.raises(TokenError):
+        Tokenizer.from_dict(stored)
 
 
 @pytest.mark.parametrize('name', ['bpe:4294967296', 'bpe:' + '9' * 5000])
 def test_a_vocabulary_beyond_all_measure_is_refused(name):
-    with pytest.raises(TokenError, match='at most'): load_tokenizer(name, 'markov')
+    with pytest.raises(TokenError, match='at most'):
+        load_tokenizer(name, 'markov')
 
 
 def test_a_line_without_blanks_takes_no_longer_than_another():
@@ -101,4 +124,5 @@ def test_a_line_without_blanks_takes_no_longer_than_another():
 
 
 def test_half_a_character_is_a_sentence():
-    with pytest.raises(TokenError, match='half of a character'): train_bpe(PLAIN, 300).encode('caf\udce9')
+    with pytest.raises(TokenError, match='half of a character'):
+        train_bpe(PLAIN, 300).encode('caf\udce9')

@@ -1,4 +1,5 @@
 "The figure of a text's price, and the three widgets of the playground without a page."
+
 import asyncio, json, math, re, tempfile, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,16 +14,23 @@ from lmcourse.text import load_corpus
 from lmcourse.tokens import TokenSplit
 from lmcourse.train import Trainer, TrainingError, evaluate, steps, train_step
 from lmcourse.widgets import WidgetError
-from test_guessers import cats, data, own      # fixtures
+from test_guessers import cats, data, own  # fixtures
 
 # Surprise
 
+
 def test_surprise_reads_a_new_text():
-    w = Surprise(); text = 'Le café était fermé.\nzwei Zeilen'
+    w = Surprise()
+    text = 'Le café était fermé.\nzwei Zeilen'
     w.text = text
     assert set(w.readings) == {*P.SENTENCES, text}
-    r = load_guesser().read(text); n = w.numbers()
-    assert n['perplexity'] == pytest.approx(r.perplexity, rel=1e-12) and n['nats'] == pytest.approx(r.nats, rel=1e-12) and n['bits_per_byte'] == pytest.approx(bits_per_byte(r.nats, len(text.encode())), rel=1e-12)
+    r = load_guesser().read(text)
+    n = w.numbers()
+    assert (
+        n['perplexity'] == pytest.approx(r.perplexity, rel=1e-12)
+        and n['nats'] == pytest.approx(r.nats, rel=1e-12)
+        and n['bits_per_byte'] == pytest.approx(bits_per_byte(r.nats, len(text.encode())), rel=1e-12)
+    )
     assert n['perplexity_against'] == pytest.approx(load_guesser('lstm').read(text).perplexity, rel=1e-12)
     assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.readings[text]['transformer']['pieces']
     w.at = 2000
@@ -33,210 +41,373 @@ def test_surprise_reads_a_new_text():
     assert w.state() == w.start and set(w.readings) == {*P.SENTENCES, text}
     json.dumps(w.readings, allow_nan=False)
 
+
 def test_the_sum_of_the_tokens_is_the_perplexity_shown():
     "For the networks against `evaluate`, for the counts against `score`, on the text as it is shown."
     w = Surprise()
     for name in w.names:
-        g = w.guessers[name]; w.model = name
+        g = w.guessers[name]
+        w.model = name
         for text in P.SENTENCES:
-            w.text = text; ids, _ = cut(g.tokenizer, g.line(text))
+            w.text = text
+            ids, _ = cut(g.tokenizer, g.line(text))
             split = TokenSplit('validation', np.array(ids), len(text.encode()), 1, 0, 'x', 'x', g.tokenizer)
             m = score(g.model, split) if isinstance(g, CountingGuesser) else evaluate(g.model, split, g.before, lanes=1)
             want = g.model.nats(ids, g.before).sum() if isinstance(g, CountingGuesser) else m.nats
-            assert w.numbers()['nats'] == pytest.approx(want, rel=1e-5) and w.perplexity == pytest.approx(math.exp(want / len(ids)), rel=1e-4)
+            assert w.numbers()['nats'] == pytest.approx(want, rel=1e-5) and w.perplexity == pytest.approx(
+                math.exp(want / len(ids)), rel=1e-4
+            )
+
 
 def test_other_cuts_compare_in_bits_per_byte_alone(own):
-    w = Surprise([load_guesser('lstm'), guesser_from_run(own)], [''.join(load_corpus('markov')['validation'][:2]), 'The film'], model='lstm', against='mine')
+    w = Surprise(
+        [load_guesser('lstm'), guesser_from_run(own)],
+        [''.join(load_corpus('markov')['validation'][:2]), 'The film'],
+        model='lstm',
+        against='mine',
+    )
     n = w.numbers()
-    assert not w.comparable and 'perplexity_against' not in n and 'so_far_against' not in n and n['bits_per_byte_against'] > 0 and n['perplexity'] > 0
+    assert (
+        not w.comparable
+        and 'perplexity_against' not in n
+        and 'so_far_against' not in n
+        and n['bits_per_byte_against'] > 0
+        and n['perplexity'] > 0
+    )
     w.text = 'The film'
     assert 'bits_per_byte_against' not in w.numbers(), 'unknown words hide what was written'
     w.at = 1
     r, b = (w.readings[w.text][k] for k in ('lstm', 'mine'))
     assert w.numbers()['surprise_against'] == b['nats'][1] and r['ends'][1] == b['ends'][1] == 8
 
+
 def test_infinite_surprise_is_told_in_json(data):
-    g = CountingGuesser('by heart', data.tokenizer, Additive(2, 0.).fit(data.train.ids, data.types, data.tokenizer.first_id))
+    g = CountingGuesser(
+        'by heart', data.tokenizer, Additive(2, 0.0).fit(data.train.ids, data.types, data.tokenizer.first_id)
+    )
     w = Surprise([g], ['The cat sat', 'sat The sat'], against='')
     json.dumps(w.readings, allow_nan=False)
     w.text = 'sat The sat'
     assert w.perplexity == math.inf
 
-@pytest.mark.parametrize('make, says', [
-    (lambda: Surprise(texts=[]), 'at least one prepared text'), (lambda: Surprise(texts=['  ']), 'at least one word'), (lambda: Surprise(texts=['x' * 601]), 'at most 600 characters'), (lambda: Surprise(texts=['\ud800']), 'lone surrogate'),
-    (lambda: Surprise(model='gpt'), "no guesser 'gpt', only uniform"), (lambda: Surprise(against='gpt'), "no guesser 'gpt'"), (lambda: Surprise(model=''), 'no guesser'), (lambda: Surprise([load_guesser('lstm')] * 2), 'a name of its own'),
-    (lambda: Rungs(rung='gpt'), "no rung 'gpt'"), (lambda: Rungs(texts=[]), 'at least one prepared text'), (lambda: LiveRun(corpus='poems'), "no corpus for a live run 'poems', only markov, stdlib"),
-    (lambda: LiveRun(width=3), 'a width lies from 4 to 128'), (lambda: LiveRun(lr=0.), 'a learning rate lies from')])
+
+@pytest.mark.parametrize(
+    'make, says',
+    [
+        (lambda: Surprise(texts=[]), 'at least one prepared text'),
+        (lambda: Surprise(texts=['  ']), 'at least one word'),
+        (lambda: Surprise(texts=['x' * 601]), 'at most 600 characters'),
+        (lambda: Surprise(texts=['\ud800']), 'lone surrogate'),
+        (lambda: Surprise(model='gpt'), "no guesser 'gpt', only uniform"),
+        (lambda: Surprise(against='gpt'), "no guesser 'gpt'"),
+        (lambda: Surprise(model=''), 'no guesser'),
+        (lambda: Surprise([load_guesser('lstm')] * 2), 'a name of its own'),
+        (lambda: Rungs(rung='gpt'), "no rung 'gpt'"),
+        (lambda: Rungs(texts=[]), 'at least one prepared text'),
+        (lambda: LiveRun(corpus='poems'), "no corpus for a live run 'poems', only markov, stdlib"),
+        (lambda: LiveRun(width=3), 'a width lies from 4 to 128'),
+        (lambda: LiveRun(lr=0.0), 'a learning rate lies from'),
+    ],
+)
 def test_bad_states_are_refused_in_a_sentence(make, says):
-    with pytest.raises(WidgetError, match=says): make()
+    with pytest.raises(WidgetError, match=says):
+        make()
+
 
 def test_a_refused_text_changes_nothing():
     w = Surprise()
     for bad in ('', ' \n', 'x' * 601):
-        with pytest.raises(WidgetError): w.text = bad
-    with pytest.raises(WidgetError): w.set_state(dict(at=-1))
+        with pytest.raises(WidgetError):
+            w.text = bad
+    with pytest.raises(WidgetError):
+        w.set_state(dict(at=-1))
     assert w.state() == w.start
-    w.text = 'x' * 600; w.text = '🙂' * 600
+    w.text = 'x' * 600
+    w.text = '🙂' * 600
     assert len(w.readings[w.text]['lstm']['nats']) > 1000 and len(json.dumps(w.get_state())) < 3e6
 
+
 def test_prepared_states_are_small_enough_for_a_page():
-    assert len(json.dumps(Surprise().get_state('readings'))) < 120_000 and len(json.dumps(Rungs().get_state(['readings', 'written']))) < 60_000
+    assert (
+        len(json.dumps(Surprise().get_state('readings'))) < 120_000
+        and len(json.dumps(Rungs().get_state(['readings', 'written']))) < 60_000
+    )
+
 
 def test_somebody_is_at_home():
     for w in (Surprise(), Rungs(), LiveRun()):
         w.set_state(dict(knock='abc'))
         assert w.heard == 'abc'
 
+
 # the ladder
 
+
 def test_rungs_stand_in_order_and_write():
-    w = Rungs(); n = w.numbers()
+    w = Rungs()
+    n = w.numbers()
     names = list(w.ladder)
-    assert [n[f'perplexity-{k}'] for k in names] == sorted((n[f'perplexity-{k}'] for k in names), reverse=True) and w.rung == names[-1]
-    for k in names: assert n[f'perplexity-{k}'] == pytest.approx(measurements()[k]['validation']['perplexity']) and n[f'bits_per_byte-{k}'] == pytest.approx(measurements()[k]['validation']['bits_per_byte'])
+    assert [n[f'perplexity-{k}'] for k in names] == sorted(
+        (n[f'perplexity-{k}'] for k in names), reverse=True
+    ) and w.rung == names[-1]
     for k in names:
-        w.rung = k; r = load_guesser(k).read(w.text)
-        assert w.numbers()['here'] == pytest.approx(r.perplexity) and w.numbers()['here_bits'] == pytest.approx(r.bits_per_byte) and w.sample == load_guesser(k).write(w.text, 40, 0)
-    w.seed = 17; w.temperature = .749
-    assert w.temperature == .7 and w.sample == load_guesser(w.rung).write(w.text, 40, 17, .7)
+        assert n[f'perplexity-{k}'] == pytest.approx(measurements()[k]['validation']['perplexity']) and n[
+            f'bits_per_byte-{k}'
+        ] == pytest.approx(measurements()[k]['validation']['bits_per_byte'])
+    for k in names:
+        w.rung = k
+        r = load_guesser(k).read(w.text)
+        assert (
+            w.numbers()['here'] == pytest.approx(r.perplexity)
+            and w.numbers()['here_bits'] == pytest.approx(r.bits_per_byte)
+            and w.sample == load_guesser(k).write(w.text, 40, 0)
+        )
+    w.seed = 17
+    w.temperature = 0.749
+    assert w.temperature == 0.7 and w.sample == load_guesser(w.rung).write(w.text, 40, 17, 0.7)
     w.text = 'A new one'
-    assert w.sample == load_guesser(w.rung).write('A new one', 40, 17, .7)
-    before = len(w.written); w.reset()
+    assert w.sample == load_guesser(w.rung).write('A new one', 40, 17, 0.7)
+    before = len(w.written)
+    w.reset()
     assert w.seed == 0 and w.text == P.SENTENCES[0] and len(w.written) == before
-    for bad in (dict(seed=-1), dict(temperature=0.), dict(temperature=3.), dict(rung='gpt'), dict(text='')):
-        with pytest.raises(WidgetError): w.set_state(bad)
+    for bad in (dict(seed=-1), dict(temperature=0.0), dict(temperature=3.0), dict(rung='gpt'), dict(text='')):
+        with pytest.raises(WidgetError):
+            w.set_state(bad)
+
 
 def test_rungs_of_different_texts_are_no_ladder(own):
-    with pytest.raises(WidgetError, match='measured on one text'): Rungs([load_guesser('lstm'), guesser_from_run(own)])
-    with pytest.raises(WidgetError, match='never measured'): Rungs([load_guesser('lstm'), NetworkGuesser('x', load_guesser('lstm').tokenizer, load_guesser('lstm').model)])
+    with pytest.raises(WidgetError, match='measured on one text'):
+        Rungs([load_guesser('lstm'), guesser_from_run(own)])
+    with pytest.raises(WidgetError, match='never measured'):
+        Rungs([load_guesser('lstm'), NetworkGuesser('x', load_guesser('lstm').tokenizer, load_guesser('lstm').model)])
+
 
 # a live run
+
 
 def test_a_live_run_learns_and_is_the_same_each_time():
     a, b = LiveRun(width=16, lr=1e-2), LiveRun(width=16, lr=1e-2)
     first = a.perplexity
-    a.advance(120); b.advance(40); b.advance(80)
-    assert a.curve == b.curve and a.curve['step'] == 120 and [len(a.curve[k]) for k in ('train', 'validation')] == [12, 3]
+    a.advance(120)
+    b.advance(40)
+    b.advance(80)
+    assert (
+        a.curve == b.curve and a.curve['step'] == 120 and [len(a.curve[k]) for k in ('train', 'validation')] == [12, 3]
+    )
     assert a.numbers()['source'] < a.perplexity < a.numbers()['unigram'] < first and a.numbers()['tokens'] == 100 * 560
-    assert a.numbers()['source'] == pytest.approx(4.7, abs=.05) and set(a.numbers()) == {'perplexity', 'train', 'step', 'tokens', 'lr', 'unigram', 'source'}
-    assert a.perplexity == pytest.approx(evaluate(a._run.trainer.model, a._run.trainer.data.validation, a._run.trainer.data.tokenizer.first_id).perplexity, rel=.2)
+    assert a.numbers()['source'] == pytest.approx(4.7, abs=0.05) and set(a.numbers()) == {
+        'perplexity',
+        'train',
+        'step',
+        'tokens',
+        'lr',
+        'unigram',
+        'source',
+    }
+    assert a.perplexity == pytest.approx(
+        evaluate(
+            a._run.trainer.model, a._run.trainer.data.validation, a._run.trainer.data.tokenizer.first_id
+        ).perplexity,
+        rel=0.2,
+    )
     assert not a.running and json.dumps(a.get_state(['curve', 'earlier', 'floors']), allow_nan=False)
+
 
 def test_training_is_the_courses_own_step():
     "The weights after some steps are those of `train_step` on the recipe's batches."
-    w = LiveRun(width=12, lr=5e-3); w.advance(7)
-    t = Trainer(P.live_recipe('markov', 12, 5e-3), Path(tempfile.mkdtemp())/'run', show=False)
-    for _, group in zip(range(7), steps(t)): train_step(t, group)
+    w = LiveRun(width=12, lr=5e-3)
+    w.advance(7)
+    t = Trainer(P.live_recipe('markov', 12, 5e-3), Path(tempfile.mkdtemp()) / 'run', show=False)
+    for _, group in zip(range(7), steps(t)):
+        train_step(t, group)
     assert all(torch.equal(a, b) for a, b in zip(w._run.trainer.model.parameters(), t.model.parameters()))
 
+
 def test_the_rate_can_be_changed_on_the_way_and_the_width_only_anew():
-    w = LiveRun(width=8, lr=1e-3); w.advance(20)
-    w.lr = 1e-2; w.lr = 2e-2; w.advance(10)
+    w = LiveRun(width=8, lr=1e-3)
+    w.advance(20)
+    w.lr = 1e-2
+    w.lr = 2e-2
+    w.advance(10)
     assert w._run.trainer.optimizer.param_groups[0]['lr'] == 2e-2 and w.curve['turns'] == [[0, 1e-3], [20 * 560, 2e-2]]
-    w.width = 16; w.advance(20)
+    w.width = 16
+    w.advance(20)
     assert w.curve['width'] == 8 and w._run.trainer.model.embedding.weight.shape[1] == 8
-    old = w.curve['validation']; w.anew()
-    assert w.curve['width'] == 16 and w.curve['step'] == 0 and w.earlier == [dict(corpus='markov', width=8, points=old)] and w.curve['turns'] == [[0, 2e-2]]
-    w.anew(); assert len(w.earlier) == 1, 'a run of no steps leaves no curve'
-    for _ in range(5): w.advance(1); w.anew()
+    old = w.curve['validation']
+    w.anew()
+    assert (
+        w.curve['width'] == 16
+        and w.curve['step'] == 0
+        and w.earlier == [dict(corpus='markov', width=8, points=old)]
+        and w.curve['turns'] == [[0, 2e-2]]
+    )
+    w.anew()
+    assert len(w.earlier) == 1, 'a run of no steps leaves no curve'
+    for _ in range(5):
+        w.advance(1)
+        w.anew()
     assert len(w.earlier) == 4
-    w.corpus = 'stdlib'; w.anew(); assert not w.earlier, 'a curve on another text says nothing here'
+    w.corpus = 'stdlib'
+    w.anew()
+    assert not w.earlier, 'a curve on another text says nothing here'
+
 
 def test_what_is_no_number_stops_the_run_with_a_sentence():
-    w = LiveRun(width=8); w.advance(10)
-    with torch.no_grad(): w._run.trainer.model.head.weight[0, 0] = math.nan
+    w = LiveRun(width=8)
+    w.advance(10)
+    with torch.no_grad():
+        w._run.trainer.model.head.weight[0, 0] = math.nan
     w.advance(100)
-    assert w.curve['step'] == 10 and not w.running and 'stopped being a number at step' in w.trouble and 'start anew' in w.trouble
-    with pytest.raises(TrainingError, match='stopped being a number'): w.advance(1)
-    with pytest.raises(TrainingError, match='stopped being a number'): w.go()
+    assert (
+        w.curve['step'] == 10
+        and not w.running
+        and 'stopped being a number at step' in w.trouble
+        and 'start anew' in w.trouble
+    )
+    with pytest.raises(TrainingError, match='stopped being a number'):
+        w.advance(1)
+    with pytest.raises(TrainingError, match='stopped being a number'):
+        w.go()
     json.dumps(w.get_state('curve'), allow_nan=False)
-    w.anew(); w.advance(5)
+    w.anew()
+    w.advance(5)
     assert not w.trouble and w.curve['step'] == 5
+
 
 def test_it_ends_by_itself(monkeypatch):
     monkeypatch.setattr(P, 'LONGEST_RUN', 12)
-    w = LiveRun(width=4); w.advance(100)
+    w = LiveRun(width=4)
+    w.advance(100)
     assert w.curve['step'] == 12
-    with pytest.raises(TrainingError, match='has made its 12 steps'): w.advance(1)
+    with pytest.raises(TrainingError, match='has made its 12 steps'):
+        w.advance(1)
+
 
 def elsewhere(f, *args):
     "In a thread of its own, where no other test has left an event loop running."
-    with ThreadPoolExecutor(1) as pool: return pool.submit(f, *args).result()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(f, *args).result()
+
 
 def test_start_stop_resume_in_an_event_loop():
-    "While it runs other things get their turn; it stops within a slice, goes on where it stood, and a loop that closes takes it along."
+    """While it runs other things get their turn; it stops within a slice, goes on where it stood, and a loop that
+    closes takes it along."""
+
     async def session():
-        w = LiveRun(width=8); turns = 0
-        w.go(); w.go()
-        for _ in range(20): await asyncio.sleep(.02); turns += 1
+        w = LiveRun(width=8)
+        turns = 0
+        w.go()
+        w.go()
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            turns += 1
         ran = w.curve['step']
         w.lr = 2e-2
-        w.stop(); await w._task
+        w.stop()
+        await w._task
         stood = w.curve['step']
-        await asyncio.sleep(.1)
+        await asyncio.sleep(0.1)
         assert w.curve['step'] == stood >= ran > 0 and turns == 20 and not w.running
-        w.wish = 'go 1'; assert w.running
-        await asyncio.sleep(.2)
-        w.wish = 'stop 2'; await w._task
+        w.wish = 'go 1'
+        assert w.running
+        await asyncio.sleep(0.2)
+        w.wish = 'stop 2'
+        await w._task
         assert w.curve['step'] > stood and w.curve['turns'][-1][1] == 2e-2
-        w.wish = 'anew 3'; await asyncio.sleep(.1)
+        w.wish = 'anew 3'
+        await asyncio.sleep(0.1)
         assert w.running and len(w.earlier) == 1 and w.curve['step'] < stood
-        w.stop(); w.go(); w.stop(); w.go()
-        await asyncio.sleep(.1); one = w._task
-        w.close(); await one
+        w.stop()
+        w.go()
+        w.stop()
+        w.go()
+        await asyncio.sleep(0.1)
+        one = w._task
+        w.close()
+        await one
         return w
+
     w = elsewhere(asyncio.run, session())
     assert not w.running
-    with pytest.raises(TrainingError, match='use advance'): elsewhere(w.go)
-    async def left(): w = LiveRun(width=8); w.go(); await asyncio.sleep(.05); return w
+    with pytest.raises(TrainingError, match='use advance'):
+        elsewhere(w.go)
+
+    async def left():
+        w = LiveRun(width=8)
+        w.go()
+        await asyncio.sleep(0.05)
+        return w
+
     assert elsewhere(asyncio.run, left())._task.cancelled()
+
 
 def test_trouble_in_the_loop_is_a_sentence(monkeypatch):
     async def session():
         w = LiveRun(width=8)
-        with torch.no_grad(): w._run.trainer.model.head.weight[0, 0] = math.nan
-        w.go(); await w._task
+        with torch.no_grad():
+            w._run.trainer.model.head.weight[0, 0] = math.nan
+        w.go()
+        await w._task
         assert 'stopped being a number' in w.trouble and not w.running
         w.wish = 'go 1'
         assert not w.running and 'stopped being a number' in w.trouble
+
     elsewhere(asyncio.run, session())
 
+
 def test_its_folder_goes_with_it():
-    w = LiveRun(width=4); folder = Path(w._run._folder.name)
-    assert folder.is_dir(); w.anew(); assert not folder.exists(), 'one folder at a time'
+    w = LiveRun(width=4)
+    folder = Path(w._run._folder.name)
+    assert folder.is_dir()
+    w.anew()
+    assert not folder.exists(), 'one folder at a time'
+
 
 def test_on_the_manual_there_is_no_source():
     w = LiveRun(corpus='stdlib', width=8)
     assert set(w.numbers()) == {'perplexity', 'step', 'tokens', 'lr', 'unigram'} and w.perplexity > 1000
 
+
 # the figure
 
+
 def test_the_figure(tmp_path):
-    import matplotlib; matplotlib.use('Agg')
+    import matplotlib
+
+    matplotlib.use('Agg')
     from PIL import Image
+
     text = 'The café — “naïve” — was closed . ' * 6
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         fig = plot_surprise(text + '日本 $x^2$ \t', title='A figure')
-        fig.savefig(tmp_path/'x.png', dpi=80)
-    image = Image.open(tmp_path/'x.png').convert('RGB')
+        fig.savefig(tmp_path / 'x.png', dpi=80)
+    image = Image.open(tmp_path / 'x.png').convert('RGB')
     assert image.width == 800 and image.height < 1100
     patches = [p for p in fig.axes[0].patches]
     assert len(patches) == 5 * load_guesser().read(text + '日本 $x^2$ \t').tokens + 8
     assert max(p.get_x() + p.get_width() for p in patches) <= 800, 'nothing hangs over'
     small = image.quantize(64, dither=Image.Dither.NONE).convert('RGB')
     off = np.abs(np.asarray(image, int) - np.asarray(small, int)).max(-1)
-    assert (off > 24).mean() < .01, 'sixty-four colours are enough for it'
+    assert (off > 24).mean() < 0.01, 'sixty-four colours are enough for it'
     words = [t.get_text() for t in fig.axes[0].texts]
-    assert any(re.match(r'lstm: perplexity [\d.,]+, [\d.]+ bits per byte', s) for s in words) and any('wikitext-2-raw validation' in s for s in words)
+    assert any(re.match(r'lstm: perplexity [\d.,]+, [\d.]+ bits per byte', s) for s in words) and any(
+        'wikitext-2-raw validation' in s for s in words
+    )
     matplotlib.pyplot.close('all')
+
 
 def test_the_figure_of_different_cuts_says_so(own):
-    import matplotlib; matplotlib.use('Agg')
+    import matplotlib
+
+    matplotlib.use('Agg')
     fig = plot_surprise('The film', [load_guesser('lstm'), guesser_from_run(own)])
     words = ' '.join(t.get_text() for t in fig.axes[0].texts)
-    assert 'compare the bits per byte' in words and 'lstm: perplexity' not in words and '2 tokens unknown to it' in words
+    assert (
+        'compare the bits per byte' in words and 'lstm: perplexity' not in words and '2 tokens unknown to it' in words
+    )
     matplotlib.pyplot.close('all')
 
+
 def test_shades():
-    assert [shade(x) for x in (0, .99, 1, 6.99, 7, 50, math.inf)] == [0, 0, 1, 6, 7, 7, 7]
+    assert [shade(x) for x in (0, 0.99, 1, 6.99, 7, 50, math.inf)] == [0, 0, 1, 6, 7, 7, 7]

@@ -1,46 +1,76 @@
 "The bar of a long run: in a terminal, in JupyterLab, and nowhere else."
+
 import os, pty, re, subprocess, sys
 import pytest
 from conftest import BIN
 from lmcourse.train import Progress
 
-def words(text): return re.sub(r'[\r\n█\-|]+', ' ', text)
+
+def words(text):
+    return re.sub(r'[\r\n█\-|]+', ' ', text)
+
 
 def test_a_run_taken_up_again_shows_the_steps_that_are_left(capfd):
     bar = Progress(100, 20, show=True)
-    for done in range(21, 101): bar.step(done, f'after {done}')
+    for done in range(21, 101):
+        bar.step(done, f'after {done}')
     out, err = capfd.readouterr()
     assert not out and '[0/80' in err and '[80/80' in err and 'after 100' in err
 
+
 @pytest.mark.parametrize('how', [dict(total=100, done=100, show=True), dict(total=100, show=False), dict(total=100)])
 def test_silent_where_nobody_watches_or_nothing_is_left(how, capfd):
-    bar = Progress(**how); bar.step(100, 'done'); bar.line('a line')
+    bar = Progress(**how)
+    bar.step(100, 'done')
+    bar.line('a line')
     assert bar.bar is None and capfd.readouterr() == ('', '')
+
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no pseudo-terminals')
 def test_stopped_and_resumed_in_a_terminal(tmp_path):
-    "A terminal on standard error: the bar moves, in the run and in the run that goes on, and standard output has the one object."
+    """A terminal on standard error: the bar moves, in the run and in the run that goes on, and standard output has the
+    one object."""
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'TERM': 'xterm', 'COLUMNS': '100'}
-    for extra in (['--max-steps', '20', '--out', tmp_path/'run'], ['--resume', tmp_path/'run', '--max-steps', '40']):
+    for extra in (
+        ['--max-steps', '20', '--out', tmp_path / 'run'],
+        ['--resume', tmp_path / 'run', '--max-steps', '40'],
+    ):
         ours, theirs = pty.openpty()
-        command = [BIN/'lmcourse', 'run', 'lstm-a', *(['--tiny', '--corpus', 'markov'] if '--out' in extra else []), *extra, '--json']
+        command = [
+            BIN / 'lmcourse',
+            'run',
+            'lstm-a',
+            *(['--tiny', '--corpus', 'markov'] if '--out' in extra else []),
+            *extra,
+            '--json',
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=env) as p:
-            os.close(theirs); shown = b''
+            os.close(theirs)
+            shown = b''
             try:
-                while chunk := os.read(ours, 4096): shown += chunk
-            except OSError: pass                    # Linux says so when the other end has closed
+                while chunk := os.read(ours, 4096):
+                    shown += chunk
+            except OSError:
+                pass  # Linux says so when the other end has closed
             out = p.stdout.read()
-        os.close(ours); shown = shown.decode()
+        os.close(ours)
+        shown = shown.decode()
         assert p.returncode == 0, shown
-        assert out.startswith(b'{') and '[20/20' in shown and 'validation perplexity' in shown and 'Traceback' not in shown
+        assert (
+            out.startswith(b'{') and '[20/20' in shown and 'validation perplexity' in shown and 'Traceback' not in shown
+        )
+
 
 def test_a_bar_moves_in_jupyterlab(lab, page):
     "Run a cell that trains: under it the bar, and when it is done, all of its steps."
     lab.open(page, '00_how_to_read')
-    page.evaluate('''async code => { const app = window.jupyterapp, w = app.shell.currentWidget;
+    page.evaluate(
+        '''async code => { const app = window.jupyterapp, w = app.shell.currentWidget;
         await app.commands.execute('notebook:insert-cell-below'); w.content.activeCell.model.sharedModel.setSource(code); await app.commands.execute('notebook:run-cell'); }''',
-        "import tempfile, lmcourse.recurrent\nfrom lmcourse.recipes import get_recipe, tiny\nfrom lmcourse.train import train\n"
-        "run = train(tiny(get_recipe('lstm-a'), 'markov'), tempfile.mkdtemp() + '/run')\nprint(run.summary['steps'], 'steps')")
+        "import tempfile, lmcourse.recurrent\nfrom lmcourse.recipes import get_recipe, tiny\nfrom lmcourse.train import"
+        " train\nrun = train(tiny(get_recipe('lstm-a'), 'markov'), tempfile.mkdtemp() +"
+        " '/run')\nprint(run.summary['steps'], 'steps')",
+    )
     page.get_by_text('50 steps', exact=True).wait_for()
     bar = page.locator('progress')
     assert bar.count() == 1 and bar.get_attribute('value') == bar.get_attribute('max') == '50'

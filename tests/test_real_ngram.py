@@ -1,43 +1,64 @@
 """Counting models on WikiText-2: the perplexities that the course quotes, and what they cost."""
+
 import json, os, subprocess, sys
 import pytest
 from lmcourse.ngram import Additive, KneserNey, score
 from lmcourse.text import have_corpus
 from lmcourse.tokens import have_gpt2, tokenize_corpus
 
-pytestmark = pytest.mark.skipif(not os.environ.get('LMCOURSE_DATA'), reason='LMCOURSE_DATA does not name a folder with WikiText-2 and the GPT-2 tokenizer')
+pytestmark = pytest.mark.skipif(
+    not os.environ.get('LMCOURSE_DATA'),
+    reason='LMCOURSE_DATA does not name a folder with WikiText-2 and the GPT-2 tokenizer',
+)
 needs = lambda name: pytest.mark.skipif(not have_corpus(name), reason=f'{name} is not on this machine')
 needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="GPT-2's tokenizer is not on this machine")
 
 EXPECTED = {  # (corpus, tokenizer): {order: (validation, test)}; the orders above 1 as an independent program of ours measured them
     ('wikitext-2', 'word'): {1: (965.1, 911.7), 2: (284.7, 264.0), 3: (240.7, 224.4), 5: (232.5, 217.8)},
-    ('wikitext-2-raw', 'gpt2'): {1: (1757., 1824.9), 2: (372.0, 379.9), 3: (307.0, 313.8), 5: (293.6, 302.0)},
-    ('wikitext-2-raw', 'gpt2-note'): {2: (421.2, 429.6), 3: (346.5, 354.0), 5: (331.6, 340.9)}}
+    ('wikitext-2-raw', 'gpt2'): {1: (1757.0, 1824.9), 2: (372.0, 379.9), 3: (307.0, 313.8), 5: (293.6, 302.0)},
+    ('wikitext-2-raw', 'gpt2-note'): {2: (421.2, 429.6), 3: (346.5, 354.0), 5: (331.6, 340.9)},
+}
 
 
 @pytest.fixture(scope='module')
-def kept(tmp_path_factory): return tmp_path_factory.mktemp('cache')
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
 
 
-@pytest.mark.parametrize('corpus, tokenizer', [pytest.param('wikitext-2', 'word', marks=needs('wikitext-2')),
-    pytest.param('wikitext-2-raw', 'gpt2', marks=[needs('wikitext-2-raw'), needs_gpt2]), pytest.param('wikitext-2-raw', 'gpt2-note', marks=[needs('wikitext-2-raw'), needs_gpt2])])
+@pytest.mark.parametrize(
+    'corpus, tokenizer',
+    [
+        pytest.param('wikitext-2', 'word', marks=needs('wikitext-2')),
+        pytest.param('wikitext-2-raw', 'gpt2', marks=[needs('wikitext-2-raw'), needs_gpt2]),
+        pytest.param('wikitext-2-raw', 'gpt2-note', marks=[needs('wikitext-2-raw'), needs_gpt2]),
+    ],
+)
 def test_kneser_ney(corpus, tokenizer, kept):
     "Within half a per cent at every order, each longer order better, and the first guess right more often."
     data, measured = tokenize_corpus(corpus, tokenizer, cache=kept), []
     for order, (validation, test) in EXPECTED[corpus, tokenizer].items():
         model = KneserNey(order).fit(data.train.ids, data.types, data.tokenizer.first_id)
         measured.append(score(model, data.validation))
-        assert measured[-1].perplexity == pytest.approx(validation, rel=.005) and score(model, data.test).perplexity == pytest.approx(test, rel=.005)
+        assert measured[-1].perplexity == pytest.approx(validation, rel=0.005) and score(
+            model, data.test
+        ).perplexity == pytest.approx(test, rel=0.005)
     assert all(a.perplexity > b.perplexity and a.accuracy < b.accuracy for a, b in zip(measured, measured[1:]))
-    if tokenizer == 'gpt2': assert [m.bits_per_byte for m in measured[1::2]] == [pytest.approx(1.845, abs=.002), pytest.approx(1.772, abs=.002)]
-    if tokenizer == 'word': assert measured[-1].tokens == 217_646 and measured[-1].accuracy == pytest.approx(.2155, abs=.002)
+    if tokenizer == 'gpt2':
+        assert [m.bits_per_byte for m in measured[1::2]] == [
+            pytest.approx(1.845, abs=0.002),
+            pytest.approx(1.772, abs=0.002),
+        ]
+    if tokenizer == 'word':
+        assert measured[-1].tokens == 217_646 and measured[-1].accuracy == pytest.approx(0.2155, abs=0.002)
 
 
 @needs('wikitext-2')
 def test_adding_one_to_a_bigram_is_worse_than_no_context(kept):
     data = tokenize_corpus('wikitext-2', 'word', cache=kept)
-    ppl = lambda model: score(model.fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation).perplexity
-    assert ppl(Additive(2, 1.)) > ppl(Additive(1, 1.)) > ppl(Additive(2, .01)) > ppl(KneserNey(2))
+    ppl = lambda model: (
+        score(model.fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation).perplexity
+    )
+    assert ppl(Additive(2, 1.0)) > ppl(Additive(1, 1.0)) > ppl(Additive(2, 0.01)) > ppl(KneserNey(2))
 
 
 COST = '''import resource, sys, json, numpy as np
@@ -53,8 +74,15 @@ print(json.dumps({'seconds': after.ru_utime - before.ru_utime, 'peak': after.ru_
 
 @needs('wikitext-2')
 def test_order_5_takes_seconds_and_less_than_two_gigabytes(kept):
-    "Fit, validation and test on one core, in a process of its own: under a minute of processor time and under 2 GiB with everything that is imported."
-    done = subprocess.run([sys.executable, '-c', COST, str(kept)], capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    """Fit, validation and test on one core, in a process of its own: under a minute of processor time and under 2 GiB
+    with everything that is imported."""
+    done = subprocess.run(
+        [sys.executable, '-c', COST, str(kept)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+    )
     assert done.returncode == 0, done.stderr
     cost = json.loads(done.stdout.splitlines()[-1])
     peak_bytes = cost['peak'] * (1 if sys.platform == 'darwin' else 1024)

@@ -1,24 +1,31 @@
 """What WikiText-2 comes to under each way of cutting: the counts that the course quotes."""
+
 import os
 import numpy as np
 import pytest
 from lmcourse.text import SPLITS, have_corpus, load_corpus
 from lmcourse.tokens import PieceTokenizer, Tokenizer, have_gpt2, tokenize_corpus
 
-pytestmark = pytest.mark.skipif(not os.environ.get('LMCOURSE_DATA'), reason='LMCOURSE_DATA does not name a folder with WikiText-2 and the GPT-2 tokenizer')
+pytestmark = pytest.mark.skipif(
+    not os.environ.get('LMCOURSE_DATA'),
+    reason='LMCOURSE_DATA does not name a folder with WikiText-2 and the GPT-2 tokenizer',
+)
 needs_words = pytest.mark.skipif(not have_corpus('wikitext-2'), reason='wikitext-2 is not on this machine')
 needs_raw = pytest.mark.skipif(not have_corpus('wikitext-2-raw'), reason='wikitext-2-raw is not on this machine')
 needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="GPT-2's tokenizer is not on this machine")
 
 WORD = (2_088_628, 217_646, 245_569)
 RAW_BYTES, NOTE_BYTES = (10_914_845, 1_144_248, 1_287_656), (10_843_541, 1_136_862, 1_278_983)
-NO_BYTES = (None, None, None)                # <unk> in the text hides what was written
+NO_BYTES = (None, None, None)  # <unk> in the text hides what was written
 
 
 @pytest.fixture(scope='module')
-def kept(tmp_path_factory): return tmp_path_factory.mktemp('cache')
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
 
-def of(data, fact): return tuple(getattr(getattr(data, split), fact) for split in SPLITS)
+
+def of(data, fact):
+    return tuple(getattr(getattr(data, split), fact) for split in SPLITS)
 
 
 @needs_words
@@ -29,12 +36,13 @@ def test_word(kept):
     assert [int((ids != data.tokenizer.first_id).sum()) for ids in of(data, 'ids')][:2] == [2_051_910, 213_886]
     assert data.tokenizer.eos == '<eos>' and data.tokenizer.vocabulary[:3] == ['<unk>', '<eos>', 'the']
     assert int(max(ids.max() for ids in of(data, 'ids'))) == 33_277 and data.train.ids.dtype == np.uint16
-    assert tokenize_corpus('wikitext-2', 'word', 1, kept).types == 33_278       # v1 was cut at three before it was published
+    assert tokenize_corpus('wikitext-2', 'word', 1, kept).types == 33_278  # v1 was cut at three before it was published
 
 
 @needs_words
 def test_word_agrees_with_the_library(kept):
     from tokenizers import Tokenizer as Backend, models, pre_tokenizers
+
     data = tokenize_corpus('wikitext-2', 'word', cache=kept)
     backend = Backend(models.WordLevel(data.tokenizer.id_of, unk_token='<unk>'))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -47,7 +55,9 @@ def test_whitespace(kept):
     "An undeclared `<unk>` is three tokens; a declared one is one."
     data = tokenize_corpus('wikitext-2', 'whitespace', cache=kept)
     assert of(data, 'tokens')[:2] == (2_182_371, 239_607) and of(data, 'unknown') == (0, 0, 0) and data.types == 33_156
-    assert of(data, 'bytes') == NO_BYTES and of(data, 'words')[1] == 213_886, 'row ends are not predicted, so they are not counted'
+    assert of(data, 'bytes') == NO_BYTES and of(data, 'words')[1] == 213_886, (
+        'row ends are not predicted, so they are not counted'
+    )
     id_of = data.tokenizer.id_of
     assert [int((data.train.ids == id_of[piece]).sum()) for piece in ('unk', '<eos>', '<unk>')] == [54_625, 0, 0]
     declared = Tokenizer.from_dict(data.tokenizer.to_dict())
@@ -59,6 +69,7 @@ def test_whitespace(kept):
 def test_a_size_that_the_largest_id_does_not_fit_into():
     "The library's trainer, told of an `<unk>` that the text has too, numbers it twice: one id more than it says."
     from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
+
     backend = Backend(models.WordLevel(unk_token='<unk>'))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(vocab_size=50_000, special_tokens=['<unk>', '<eos>'], show_progress=False)
@@ -70,8 +81,17 @@ def test_a_size_that_the_largest_id_does_not_fit_into():
 @needs_gpt2
 def test_gpt2(kept):
     data = tokenize_corpus('wikitext-2-raw', 'gpt2', cache=kept)
-    assert of(data, 'tokens') == (2_391_884, 247_289, 283_287) and of(data, 'bytes') == RAW_BYTES and of(data, 'words') == WORD
-    assert (data.types, data.tokenizer.first_id, data.tokenizer.eos, data.tokenizer.unk_id) == (50_257, 50_256, None, None)
+    assert (
+        of(data, 'tokens') == (2_391_884, 247_289, 283_287)
+        and of(data, 'bytes') == RAW_BYTES
+        and of(data, 'words') == WORD
+    )
+    assert (data.types, data.tokenizer.first_id, data.tokenizer.eos, data.tokenizer.unk_id) == (
+        50_257,
+        50_256,
+        None,
+        None,
+    )
     assert data.tokenizer.encode('Every effort moves you') == [6109, 3626, 6100, 345]
     corpus = load_corpus('wikitext-2-raw')
     assert data.tokenizer.decode(data.validation.ids) == ''.join(corpus['validation'])

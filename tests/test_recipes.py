@@ -1,4 +1,6 @@
-"Recipes: found by name wherever one is, back from any run's folder, and refused with a sentence where they ask for what cannot be."
+"""Recipes: found by name wherever one is, back from any run's folder, and refused with a sentence where they ask for
+what cannot be."""
+
 import ast, json, math, subprocess, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +18,19 @@ PACKAGE = Path(R.__file__).parent
 @dataclass(frozen=True)
 class Own:
     "A model of one's own."
-    width: int=8
-    rate: float=.5
-    def build(self, types): return torch.nn.Sequential(torch.nn.Embedding(types, self.width), torch.nn.Linear(self.width, types))
-    def tiny(self): return self
+
+    width: int = 8
+    rate: float = 0.5
+
+    def build(self, types):
+        return torch.nn.Sequential(torch.nn.Embedding(types, self.width), torch.nn.Linear(self.width, types))
+
+    def tiny(self):
+        return self
 
 
-def stored(r): return json.loads(json.dumps(r.to_dict()))
+def stored(r):
+    return json.loads(json.dumps(r.to_dict()))
 
 
 def fresh(program, cwd):
@@ -38,8 +46,11 @@ def registry(monkeypatch):
 
 # names
 
+
 def test_the_table_is_what_the_modules_define():
-    def is_recipe(d): return getattr(d.func if isinstance(d, ast.Call) else d, 'id', None) == 'recipe'
+    def is_recipe(d):
+        return getattr(d.func if isinstance(d, ast.Call) else d, 'id', None) == 'recipe'
+
     defined = {}
     for path in PACKAGE.glob('*.py'):
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
@@ -57,14 +68,30 @@ def test_every_recipe_of_the_table_is_found_and_comes_back_from_its_file():
 
 
 def test_a_recipe_is_found_by_its_name_after_importing_training_alone(tmp_path):
-    r = fresh("from lmcourse.train import train\nfrom lmcourse.recipes import get_recipe\nprint(get_recipe('lstm-small').name, get_recipe('awd-lstm').optim.optimizer)", tmp_path)
+    r = fresh(
+        "from lmcourse.train import train\nfrom lmcourse.recipes import"
+        " get_recipe\nprint(get_recipe('lstm-small').name, get_recipe('awd-lstm').optim.optimizer)",
+        tmp_path,
+    )
     assert r.stdout.split() == ['lstm-small', 'nt-asgd'], r.stderr[-500:]
 
 
 def test_a_run_of_ones_own_recipe_loads_in_a_fresh_process(tmp_path):
-    own = Recipe('my-own', Recurrent(hidden=16, embedding=16), Data(corpus='stdlib'), Optim(optimizer='nt-asgd'), Train(max_steps=1), summary='mine', claimed=99.)
-    (tmp_path/'config.json').write_text(json.dumps(own.to_dict()))
-    r = fresh("import json\nfrom lmcourse.recipes import recipe_from_dict\nprint(recipe_from_dict(json.load(open('config.json'))))", tmp_path)
+    own = Recipe(
+        'my-own',
+        Recurrent(hidden=16, embedding=16),
+        Data(corpus='stdlib'),
+        Optim(optimizer='nt-asgd'),
+        Train(max_steps=1),
+        summary='mine',
+        claimed=99.0,
+    )
+    (tmp_path / 'config.json').write_text(json.dumps(own.to_dict()))
+    r = fresh(
+        "import json\nfrom lmcourse.recipes import"
+        " recipe_from_dict\nprint(recipe_from_dict(json.load(open('config.json'))))",
+        tmp_path,
+    )
     assert r.stdout.strip() == repr(own), r.stderr[-500:]
 
 
@@ -74,21 +101,42 @@ def test_a_configuration_without_the_models_class_loads_through_the_table():
     assert recipe_from_dict(old) == get_recipe('lstm-a')
 
 
-@pytest.mark.parametrize('path', ['os:system', 'antigravity:fly', 'lmcourse.nothing:X', 'lmcourse.__main__:x', 'lmcourse.recurrent:lstm_a', 'lmcourse.recipes:Data',
-                                  'lmcourse.recurrent', ':', '', '.:.', '../x:y', 7, None, ['a'], 'x' * 100_000])
+@pytest.mark.parametrize(
+    'path',
+    [
+        'os:system',
+        'antigravity:fly',
+        'lmcourse.nothing:X',
+        'lmcourse.__main__:x',
+        'lmcourse.recurrent:lstm_a',
+        'lmcourse.recipes:Data',
+        'lmcourse.recurrent',
+        ':',
+        '',
+        '.:.',
+        '../x:y',
+        7,
+        None,
+        ['a'],
+        'x' * 100_000,
+    ],
+)
 def test_a_class_that_is_no_model_is_refused_and_nothing_foreign_is_imported(path):
     d = stored(get_recipe('lstm-a'))
     d['model']['class'], d['name'] = path, 'my-own'
     before = set(sys.modules)
-    with pytest.raises(RecipeError): recipe_from_dict(d)
+    with pytest.raises(RecipeError):
+        recipe_from_dict(d)
     assert all(name.startswith('lmcourse') for name in set(sys.modules) - before)
 
 
 # cells run again
 
+
 def test_a_cell_of_a_recipe_can_be_run_twice_and_the_newer_one_counts(registry):
     space = {'__name__': '__main__', 'Recipe': Recipe, 'Own': Own, 'recipe': recipe}
-    for width in (8, 9): exec(f'@recipe\ndef my_cell(): return Recipe("my-cell", Own({width}))', space)
+    for width in (8, 9):
+        exec(f'@recipe\ndef my_cell(): return Recipe("my-cell", Own({width}))', space)
     assert get_recipe('my-cell').model.width == 9
 
 
@@ -96,9 +144,11 @@ def test_two_modules_cannot_share_a_name(registry):
     for module in ('a', 'b'):
         code = '@recipe\ndef my_clash(): return Recipe("my-clash", Own())'
         space = {'__name__': module, 'Recipe': Recipe, 'Own': Own, 'recipe': recipe}
-        if module == 'a': exec(code, space)
+        if module == 'a':
+            exec(code, space)
         else:
-            with pytest.raises(RecipeError, match="two recipes are called 'my-clash'"): exec(code, space)
+            with pytest.raises(RecipeError, match="two recipes are called 'my-clash'"):
+                exec(code, space)
 
 
 def test_what_stands_in_a_notebook_is_kept_when_its_module_is_imported_later(registry):
@@ -110,27 +160,47 @@ def test_what_stands_in_a_notebook_is_kept_when_its_module_is_imported_later(reg
 
 def test_a_recipe_without_a_docstring_has_no_summary(registry):
     @recipe
-    def my_quiet(): return Recipe('my-quiet', Own())
+    def my_quiet():
+        return Recipe('my-quiet', Own())
+
     assert get_recipe('my-quiet').summary == ''
 
 
 def test_recipes_are_found_where_python_leaves_docstrings_out(tmp_path):
-    r = subprocess.run([sys.executable, '-OO', '-c', "from lmcourse.recipes import get_recipe\nprint(get_recipe('lstm-a').name)"], cwd=tmp_path, capture_output=True, text=True)
+    r = subprocess.run(
+        [sys.executable, '-OO', '-c', "from lmcourse.recipes import get_recipe\nprint(get_recipe('lstm-a').name)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert r.stdout.strip() == 'lstm-a', r.stderr[-500:]
 
 
 # numbers
 
-@pytest.mark.parametrize('field', ['optim.lr', 'optim.clip', 'optim.final', 'optim.weight_decay', 'optim.betas', 'train.max_minutes', 'model.rate'])
+
+@pytest.mark.parametrize(
+    'field',
+    ['optim.lr', 'optim.clip', 'optim.final', 'optim.weight_decay', 'optim.betas', 'train.max_minutes', 'model.rate'],
+)
 @pytest.mark.parametrize('value', [math.inf, math.nan, '-inf', 'nan', '1e999'])
 def test_a_setting_that_is_not_finite_is_refused(field, value):
-    given = (value, .9) if field == 'optim.betas' and not isinstance(value, str) else f'{value},.9' if field == 'optim.betas' else value
-    with pytest.raises(RecipeError, match=f'{field} wants .*finite number'): override(Recipe('x', Own()), {field: given})
+    given = (
+        (value, 0.9)
+        if field == 'optim.betas' and not isinstance(value, str)
+        else f'{value},.9'
+        if field == 'optim.betas'
+        else value
+    )
+    with pytest.raises(RecipeError, match=f'{field} wants .*finite number'):
+        override(Recipe('x', Own()), {field: given})
 
 
 def test_a_recipe_made_in_python_with_an_infinite_setting_is_refused():
-    with pytest.raises(RecipeError, match='optim.clip is inf'): Recipe('x', Own(), optim=Optim(clip=math.inf))
-    with pytest.raises(RecipeError, match='model.rate is nan'): Recipe('x', Own(rate=math.nan))
+    with pytest.raises(RecipeError, match='optim.clip is inf'):
+        Recipe('x', Own(), optim=Optim(clip=math.inf))
+    with pytest.raises(RecipeError, match='model.rate is nan'):
+        Recipe('x', Own(rate=math.nan))
 
 
 def test_a_clip_of_zero_stays():
@@ -145,11 +215,25 @@ def test_a_large_whole_number_keeps_all_its_digits(number, kind):
     assert recipe_from_dict(stored(r)).train.seed == number
 
 
-@pytest.mark.parametrize('change', [{'train.seed': '99999999999999999999'}, {'train.seed': -1}, {'data.length': '1e308'}, {'data.batch': 10**12}, {'data.stride': '1e15'},
-                                    {'optim.accumulate': '1e308'}, {'model.width': '1e308'}, {'model.width': 10**9}, {'train.epochs': '9' * 5000}, {'train.epochs': True}])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'train.seed': '99999999999999999999'},
+        {'train.seed': -1},
+        {'data.length': '1e308'},
+        {'data.batch': 10**12},
+        {'data.stride': '1e15'},
+        {'optim.accumulate': '1e308'},
+        {'model.width': '1e308'},
+        {'model.width': 10**9},
+        {'train.epochs': '9' * 5000},
+        {'train.epochs': True},
+    ],
+)
 def test_a_size_that_cannot_be_meant_is_refused_in_a_short_sentence(change):
     start = Recipe('x', Own(), Data(batches='windows'))
-    with pytest.raises(RecipeError) as e: override(start, change)
+    with pytest.raises(RecipeError) as e:
+        override(start, change)
     assert len(str(e.value)) < 300 and next(iter(change)) in str(e.value)
 
 
@@ -157,28 +241,54 @@ def test_a_size_that_cannot_be_meant_is_refused_in_a_short_sentence(change):
 def test_a_strangers_configuration_that_asks_for_too_much_is_refused_before_memory_is_taken(change, monkeypatch):
     d = stored(get_recipe('lstm-a'))
     d['model'] |= change
-    with pytest.raises(RecipeError, match='at most'): recipe_from_dict(d)
+    with pytest.raises(RecipeError, match='at most'):
+        recipe_from_dict(d)
 
 
 HOSTILE = [None, [], 7, 'x', {}, {'a': 1}, [[[]]], -1, 1e308, True, 10**400, '$\\href{x}{y}$', '../../x']
 
 
-@pytest.mark.parametrize('key', ['name', 'model', 'data', 'optim', 'train', 'summary', 'claimed', 'tiny', 'data.corpus', 'data.batch', 'optim.betas', 'optim.optimizer',
-                                 'data.lengths', 'train.lanes', 'train.seed', 'model.hidden', 'model.layers', 'model.cell'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'name',
+        'model',
+        'data',
+        'optim',
+        'train',
+        'summary',
+        'claimed',
+        'tiny',
+        'data.corpus',
+        'data.batch',
+        'optim.betas',
+        'optim.optimizer',
+        'data.lengths',
+        'train.lanes',
+        'train.seed',
+        'model.hidden',
+        'model.layers',
+        'model.cell',
+    ],
+)
 def test_a_hostile_configuration_is_a_recipe_or_a_sentence(key):
     for value in HOSTILE:
         d = stored(get_recipe('lstm-a'))
         section, _, field = key.rpartition('.')
         (d[section] if section else d)[field] = value
-        try: assert isinstance(recipe_from_dict(d), Recipe)
-        except RecipeError as e: assert len(str(e)) < 600
+        try:
+            assert isinstance(recipe_from_dict(d), Recipe)
+        except RecipeError as e:
+            assert len(str(e)) < 600
 
 
 def test_a_configuration_that_is_no_object_is_refused():
     for value in HOSTILE:
-        with pytest.raises(RecipeError): recipe_from_dict(value)
+        with pytest.raises(RecipeError):
+            recipe_from_dict(value)
 
 
 @pytest.mark.parametrize('name', ['', '.', '..', '../x', '/tmp/x', 'a b', 'x' * 101, '$\\href{a}{b}$', 'a\nb', None, 7])
 def test_a_name_that_cannot_stand_in_a_path_is_refused(name):
-    with pytest.raises(RecipeError, match='name of a folder'): Recipe(name, Own())
+    with pytest.raises(RecipeError, match='name of a folder'):
+        Recipe(name, Own())

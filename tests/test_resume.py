@@ -1,4 +1,5 @@
 "A run that was stopped goes on as the run that was not, for every kind of state; and what does not fit is refused."
+
 import dataclasses, json, math, os, shutil
 import pytest, torch
 from lmcourse.awd_lstm import AWD
@@ -6,29 +7,50 @@ from lmcourse.batches import Lanes
 from lmcourse.recipes import Data, Optim, Recipe, Train, get_recipe, override, tiny
 from lmcourse.record import RecordError, Run, load_tensors, save_tensors
 from lmcourse.recurrent import Recurrent
-from lmcourse.train import Diverged, Trainer, TrainingError, evaluate, evaluate_run, evaluating, fit, load_run, resume, train
+from lmcourse.train import (
+    Diverged,
+    Trainer,
+    TrainingError,
+    evaluate,
+    evaluate_run,
+    evaluating,
+    fit,
+    load_run,
+    resume,
+    train,
+)
 from lmcourse.tuned import Tuned
 from lmcourse.transformer import Transformer
 
 LANES = Data(corpus='markov', batches='lanes', length=20, batch=8)
-MODELS = {'gru, one layer': Recurrent('gru', 16, 16, 1), 'lstm, one layer': Recurrent('lstm', 16, 16, 1), 'elman': Recurrent('elman', 16, 16, 1),
-          'tuned gru, one layer': Tuned('gru', 16, 16, 1), 'tuned lstm': Tuned('lstm', 16, 16, 2), 'awd-lstm': AWD(embedding=16, hidden=16, layers=2),
-          'decoder': Transformer(16, 2, 32, 1, 20)}
+MODELS = {
+    'gru, one layer': Recurrent('gru', 16, 16, 1),
+    'lstm, one layer': Recurrent('lstm', 16, 16, 1),
+    'elman': Recurrent('elman', 16, 16, 1),
+    'tuned gru, one layer': Tuned('gru', 16, 16, 1),
+    'tuned lstm': Tuned('lstm', 16, 16, 2),
+    'awd-lstm': AWD(embedding=16, hidden=16, layers=2),
+    'decoder': Transformer(16, 2, 32, 1, 20),
+}
 
 
 def small(model, **changes):
     data = LANES if not isinstance(model, Transformer) else dataclasses.replace(LANES, batches='windows')
-    return override(Recipe('small', model, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, evaluate_every=12)), changes)
+    return override(
+        Recipe('small', model, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, evaluate_every=12)),
+        changes,
+    )
 
 
-def curve(run): return [(m['step'], m['train_nats']) for m in run.metrics() if 'train_nats' in m]
+def curve(run):
+    return [(m['step'], m['train_nats']) for m in run.metrics() if 'train_nats' in m]
 
 
 @pytest.mark.parametrize('name', MODELS)
 def test_goes_on_bit_for_bit(name, tmp_path):
-    whole = train(small(MODELS[name]), tmp_path/'whole', show=False)
-    train(small(MODELS[name], **{'train.max_steps': 12}), tmp_path/'parts', show=False)
-    parts = fit(resume(tmp_path/'parts', show=False, max_steps=24))
+    whole = train(small(MODELS[name]), tmp_path / 'whole', show=False)
+    train(small(MODELS[name], **{'train.max_steps': 12}), tmp_path / 'parts', show=False)
+    parts = fit(resume(tmp_path / 'parts', show=False, max_steps=24))
     assert curve(parts) == curve(whole)
     assert parts.summary['test'] == whole.summary['test']
 
@@ -36,24 +58,30 @@ def test_goes_on_bit_for_bit(name, tmp_path):
 @pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'nt-asgd', 'muon'])
 def test_every_optimizer_goes_on(optimizer, tmp_path):
     model = Transformer(16, 2, 32, 1, 20)
-    whole = train(small(model, **{'optim.optimizer': optimizer}), tmp_path/'whole', show=False)
-    train(small(model, **{'optim.optimizer': optimizer, 'train.max_steps': 12}), tmp_path/'parts', show=False)
-    assert curve(fit(resume(tmp_path/'parts', show=False, max_steps=24))) == curve(whole)
+    whole = train(small(model, **{'optim.optimizer': optimizer}), tmp_path / 'whole', show=False)
+    train(small(model, **{'optim.optimizer': optimizer, 'train.max_steps': 12}), tmp_path / 'parts', show=False)
+    assert curve(fit(resume(tmp_path / 'parts', show=False, max_steps=24))) == curve(whole)
 
 
 def test_precision_is_resolved_once_and_written_down(tmp_path, monkeypatch):
     import lmcourse.train as T
-    run = train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path/'r', show=False)
+
+    run = train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path / 'r', show=False)
     made = run.summary['precision']
     assert set(made) == {'loss', 'layers'} and set(made.values()) <= {'fp32', 'bf16'}
     other = 'fp32' if made['loss'] == 'bf16' else 'bf16'
     monkeypatch.setattr(T, 'resolve_precision', lambda asked, device: other)
-    assert resume(tmp_path/'r', show=False, max_steps=24).precision == made, 'what the clock says today does not matter'
+    assert resume(tmp_path / 'r', show=False, max_steps=24).precision == made, (
+        'what the clock says today does not matter'
+    )
 
 
 def test_the_cosine_ends_where_the_batches_end(tmp_path):
-    r = override(tiny(get_recipe('tuned-small'), 'markov'), {'train.max_steps': None, 'train.epochs': 3, 'data.length': 300, 'data.batch': 16, 'model.others': 0})
-    trainer = Trainer(r, tmp_path/'r', show=False)
+    r = override(
+        tiny(get_recipe('tuned-small'), 'markov'),
+        {'train.max_steps': None, 'train.epochs': 3, 'data.length': 300, 'data.batch': 16, 'model.others': 0},
+    )
+    trainer = Trainer(r, tmp_path / 'r', show=False)
     made = 0
     for epoch in range(3):
         trainer.batches.set_epoch(epoch)
@@ -63,39 +91,54 @@ def test_the_cosine_ends_where_the_batches_end(tmp_path):
 
 def test_a_text_that_has_changed_is_refused(tmp_path, monkeypatch):
     rows = [f'the {a} {b} looks on\n' for a in ('green', 'old', 'sly') for b in ('crab', 'whelk', 'lobster')] * 12
-    (tmp_path/'book.txt').write_text(''.join(rows))
+    (tmp_path / 'book.txt').write_text(''.join(rows))
     monkeypatch.chdir(tmp_path)
-    r = small(MODELS['gru, one layer'], **{'data.corpus': 'book.txt', 'data.min_count': 1, 'data.batch': 2, 'data.length': 5, 'train.max_steps': 4})
-    run = train(r, tmp_path/'r', show=False)
-    assert run.config['data']['corpus'] == str(tmp_path/'book.txt'), 'from wherever it is taken up'
-    (tmp_path/'elsewhere').mkdir(); monkeypatch.chdir(tmp_path/'elsewhere')
-    assert evaluate_run(tmp_path/'r').perplexity == pytest.approx(run.summary['test']['perplexity'])
-    (tmp_path/'book.txt').write_text(''.join(rows[-30:] + rows[:-30]))
+    r = small(
+        MODELS['gru, one layer'],
+        **{'data.corpus': 'book.txt', 'data.min_count': 1, 'data.batch': 2, 'data.length': 5, 'train.max_steps': 4},
+    )
+    run = train(r, tmp_path / 'r', show=False)
+    assert run.config['data']['corpus'] == str(tmp_path / 'book.txt'), 'from wherever it is taken up'
+    (tmp_path / 'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path / 'elsewhere')
+    assert evaluate_run(tmp_path / 'r').perplexity == pytest.approx(run.summary['test']['perplexity'])
+    (tmp_path / 'book.txt').write_text(''.join(rows[-30:] + rows[:-30]))
     for act in (evaluate_run, load_run, resume):
-        with pytest.raises(TrainingError, match='has changed since the run was begun'): act(tmp_path/'r')
+        with pytest.raises(TrainingError, match='has changed since the run was begun'):
+            act(tmp_path / 'r')
 
 
 def test_a_recipe_of_ones_own_is_loaded_from_its_folder(tmp_path):
-    train(Recipe('my-own', Recurrent(hidden=16, embedding=16), Data(corpus='markov', batches='windows'), train=Train(max_steps=3)), tmp_path/'r', show=False)
-    assert load_run(tmp_path/'r')[2].name == 'my-own'
-    assert fit(resume(tmp_path/'r', show=False, max_steps=5)).summary['steps'] == 5
+    train(
+        Recipe(
+            'my-own',
+            Recurrent(hidden=16, embedding=16),
+            Data(corpus='markov', batches='windows'),
+            train=Train(max_steps=3),
+        ),
+        tmp_path / 'r',
+        show=False,
+    )
+    assert load_run(tmp_path / 'r')[2].name == 'my-own'
+    assert fit(resume(tmp_path / 'r', show=False, max_steps=5)).summary['steps'] == 5
 
 
 def test_fewer_steps_than_were_made_are_refused(tmp_path):
-    train(small(MODELS['gru, one layer']), tmp_path/'r', show=False)
-    before = (tmp_path/'r'/'config.json').read_text()
-    with pytest.raises(TrainingError, match='has made 24 steps already, and 6 are asked for'): resume(tmp_path/'r', show=False, max_steps=6)
-    assert (tmp_path/'r'/'config.json').read_text() == before
+    train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    before = (tmp_path / 'r' / 'config.json').read_text()
+    with pytest.raises(TrainingError, match='has made 24 steps already, and 6 are asked for'):
+        resume(tmp_path / 'r', show=False, max_steps=6)
+    assert (tmp_path / 'r' / 'config.json').read_text() == before
 
 
 def test_a_kill_between_the_state_and_its_best_weights(tmp_path):
     "The best weights are those that the state says, even where a kill left older ones."
-    run = train(small(MODELS['gru, one layer']), tmp_path/'r', show=False)
-    want, _ = load_tensors(tmp_path/'r'/'best.safetensors')
+    run = train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    want, _ = load_tensors(tmp_path / 'r' / 'best.safetensors')
     assert run.load('best')[1]['step'] == 24
-    save_tensors(tmp_path/'r'/'best.safetensors', {k: v + 1 for k, v in want.items()}, {'step': 12})
-    resume(tmp_path/'r', show=False)
-    again, meta = load_tensors(tmp_path/'r'/'best.safetensors')
+    save_tensors(tmp_path / 'r' / 'best.safetensors', {k: v + 1 for k, v in want.items()}, {'step': 12})
+    resume(tmp_path / 'r', show=False)
+    again, meta = load_tensors(tmp_path / 'r' / 'best.safetensors')
     assert meta['step'] == 24
     assert all(torch.equal(again[k], want[k]) for k in want)
 
@@ -105,33 +148,46 @@ def alter(path, change):
     save_tensors(path, *change(tensors, meta))
 
 
-@pytest.mark.parametrize('change', [lambda t, m: ({k: v for k, v in t.items() if not k.startswith('optimizer')}, m),
-                                    lambda t, m: (t, {k: v for k, v in m.items() if k != 'batches'}),
-                                    lambda t, m: (t, m | {'state': 'heap'}),
-                                    lambda t, m: (t | {k: v.long() for k, v in t.items() if k.startswith('model/')}, m),
-                                    lambda t, m: (t | {k: v * math.nan for k, v in t.items() if k.startswith('model/')}, m)])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda t, m: ({k: v for k, v in t.items() if not k.startswith('optimizer')}, m),
+        lambda t, m: (t, {k: v for k, v in m.items() if k != 'batches'}),
+        lambda t, m: (t, m | {'state': 'heap'}),
+        lambda t, m: (t | {k: v.long() for k, v in t.items() if k.startswith('model/')}, m),
+        lambda t, m: (t | {k: v * math.nan for k, v in t.items() if k.startswith('model/')}, m),
+    ],
+)
 def test_a_state_that_was_altered_is_refused(change, tmp_path):
-    train(small(MODELS['gru, one layer']), tmp_path/'r', show=False)
-    alter(tmp_path/'r'/'state.safetensors', change)
-    with pytest.raises((TrainingError, RecordError)): resume(tmp_path/'r', show=False, max_steps=30)
+    train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    alter(tmp_path / 'r' / 'state.safetensors', change)
+    with pytest.raises((TrainingError, RecordError)):
+        resume(tmp_path / 'r', show=False, max_steps=30)
 
 
 def test_stopped_before_anything_was_saved(tmp_path):
-    Trainer(small(MODELS['gru, one layer']), tmp_path/'r', show=False)
-    with pytest.raises(TrainingError, match='before anything had been saved.*delete that folder'): resume(tmp_path/'r')
+    Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    with pytest.raises(TrainingError, match='before anything had been saved.*delete that folder'):
+        resume(tmp_path / 'r')
 
 
-@pytest.mark.parametrize('lr', [300., 1e6])
+@pytest.mark.parametrize('lr', [300.0, 1e6])
 def test_divergence_is_a_sentence_and_loses_nothing(lr, tmp_path):
     with pytest.raises(Diverged, match='grew beyond measure') as e:
-        train(override(tiny(get_recipe('lstm-a'), 'markov'), {'optim.lr': lr, 'optim.clip': 0, 'train.evaluate_every': 10}), tmp_path/'r', show=False)
+        train(
+            override(
+                tiny(get_recipe('lstm-a'), 'markov'), {'optim.lr': lr, 'optim.clip': 0, 'train.evaluate_every': 10}
+            ),
+            tmp_path / 'r',
+            show=False,
+        )
     assert e.value.exit_code == 1
-    assert Run.open(tmp_path/'r').summary['stopped'] == 'diverged'
+    assert Run.open(tmp_path / 'r').summary['stopped'] == 'diverged'
 
 
 def test_clip_zero_never_touches_a_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', None)
-    run = train(small(MODELS['gru, one layer'], **{'optim.clip': 0, 'train.max_steps': 4}), tmp_path/'r', show=False)
+    run = train(small(MODELS['gru, one layer'], **{'optim.clip': 0, 'train.max_steps': 4}), tmp_path / 'r', show=False)
     assert all(m['grad_norm'] > 0 for m in run.metrics() if 'grad_norm' in m)
 
 
@@ -142,14 +198,17 @@ def test_an_exception_leaves_the_model_as_it_was():
         1 / 0
     assert model.training
     from lmcourse.tokens import tokenize_corpus
-    with pytest.raises(Exception): evaluate(model, tokenize_corpus('markov').validation, 0, length=0)
+
+    with pytest.raises(Exception):
+        evaluate(model, tokenize_corpus('markov').validation, 0, length=0)
     assert model.training
 
 
 def test_a_trainer_says_what_it_is(tmp_path):
-    assert 'Trainer of small: step 0 of 24' in repr(Trainer(small(MODELS['decoder']), tmp_path/'r', show=False))
+    assert 'Trainer of small: step 0 of 24' in repr(Trainer(small(MODELS['decoder']), tmp_path / 'r', show=False))
 
 
 def test_two_writers_of_one_run_are_one_too_many(tmp_path):
-    trainer = Trainer(small(MODELS['gru, one layer']), tmp_path/'r', show=False)
-    with Run.open(tmp_path/'r').lock(), pytest.raises(RecordError, match='another process'): fit(trainer)
+    trainer = Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    with Run.open(tmp_path / 'r').lock(), pytest.raises(RecordError, match='another process'):
+        fit(trainer)

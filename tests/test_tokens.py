@@ -1,4 +1,5 @@
 """Tokenizers at their edges: names that are none, ids outside, odd text, other processes, no GPT-2, many rows."""
+
 import json, os, pickle, subprocess, sys, tracemalloc
 from collections.abc import Sequence
 import numpy as np
@@ -6,12 +7,32 @@ import pytest
 from lmcourse.loss import LMCourseError
 from lmcourse.perplexity import NotComparable, compare
 from lmcourse.text import SPLITS, Corpus
-from lmcourse.tokens import (TokenError, Tokenizer, WordTokenizer, count_words, have_gpt2, load_tokenizer, tokenize_corpus, train_bpe,
-                             train_whitespace)
+from lmcourse.tokens import (
+    TokenError,
+    Tokenizer,
+    WordTokenizer,
+    count_words,
+    have_gpt2,
+    load_tokenizer,
+    tokenize_corpus,
+    train_bpe,
+    train_whitespace,
+)
 
-ROWS = ['the lobster moults\n', '', 'a <unk> lobster , the\tlobster  and the crab\n', 'naïve “crab” 戦場\n', '   \n', 'no newline'] * 3
+ROWS = [
+    'the lobster moults\n',
+    '',
+    'a <unk> lobster , the\tlobster  and the crab\n',
+    'naïve “crab” 戦場\n',
+    '   \n',
+    'no newline',
+] * 3
 CORPUS = Corpus('rows', dict.fromkeys(SPLITS, ROWS))
-MADE = {'word': lambda: WordTokenizer(count_words(ROWS, 1)), 'whitespace': lambda: train_whitespace(ROWS, 1), 'bpe:300': lambda: train_bpe(ROWS, 300)}
+MADE = {
+    'word': lambda: WordTokenizer(count_words(ROWS, 1)),
+    'whitespace': lambda: train_whitespace(ROWS, 1),
+    'bpe:300': lambda: train_bpe(ROWS, 300),
+}
 each = pytest.mark.parametrize('tokenizer', [make() for make in MADE.values()], ids=MADE)
 
 
@@ -28,14 +49,22 @@ def test_ids_and_pieces_agree(tokenizer):
     ids_N = tokenizer.encode_rows(ROWS)
     assert ids_N.dtype == tokenizer.dtype and ids_N.max() < tokenizer.types and tokenizer.first_id < tokenizer.types
     assert len(tokenizer.tokens(ids_N)) == len(ids_N)
-    assert tokenizer.tokens([]) == [] and tokenizer.decode([]) == '' and tokenizer.encode('') == [] and len(tokenizer.encode_rows([])) == 0
+    assert (
+        tokenizer.tokens([]) == []
+        and tokenizer.decode([]) == ''
+        and tokenizer.encode('') == []
+        and len(tokenizer.encode_rows([])) == 0
+    )
 
 
 @each
 @pytest.mark.parametrize('id', [-1, 10**6])
 def test_an_id_outside_the_vocabulary(tokenizer, id):
     for back in (tokenizer.decode, tokenizer.tokens):
-        with pytest.raises(TokenError, match=f'{id} is no id of the {tokenizer.name} tokenizer, whose ids run from 0 to'): back([0, id])
+        with pytest.raises(
+            TokenError, match=f'{id} is no id of the {tokenizer.name} tokenizer, whose ids run from 0 to'
+        ):
+            back([0, id])
 
 
 def test_words():
@@ -47,9 +76,11 @@ def test_words():
 
 
 def test_min_count():
-    assert len(count_words(ROWS, 3)) == len(count_words(ROWS, 1)) > len(count_words(ROWS, 4)) and count_words(ROWS, 99) == ['<unk>', '<eos>']
+    assert len(count_words(ROWS, 3)) == len(count_words(ROWS, 1)) > len(count_words(ROWS, 4)) and count_words(
+        ROWS, 99
+    ) == ['<unk>', '<eos>']
     cut = lambda name, n: tokenize_corpus(CORPUS, name, n, '/dev/null/none')
-    assert cut('word', 4).train.unknown > cut('word', 3).train.unknown == 3      # three are written in the text itself
+    assert cut('word', 4).train.unknown > cut('word', 3).train.unknown == 3  # three are written in the text itself
     assert cut('whitespace', 4).train.unknown > cut('whitespace', 3).train.unknown == 0
 
 
@@ -58,7 +89,9 @@ def test_bytes_have_no_outside():
     for text in ('\x00\x1f\x7f', 'ÿ \n\t', '🦞', 'e\u0301', '<|endoftext|>', ' ' * 50):
         assert t.decode(t.encode(text)) == text
     assert t.decode(t.encode_rows(ROWS)) == ''.join(ROWS)
-    assert t.tokens([t.first_id]) == ['<|endoftext|>'] and '\\x' in ''.join(t.tokens(t.encode('戦')[:1] + t.encode('🦞')))
+    assert t.tokens([t.first_id]) == ['<|endoftext|>'] and '\\x' in ''.join(
+        t.tokens(t.encode('戦')[:1] + t.encode('🦞'))
+    )
 
 
 def test_a_text_too_short_for_its_merges_has_fewer_types():
@@ -66,59 +99,106 @@ def test_a_text_too_short_for_its_merges_has_fewer_types():
     assert 257 < t.types < 262 and t.name == 'bpe:5000'
 
 
-@pytest.mark.parametrize('name, sentence', [('words', "'words' is no tokenizer; there are word, whitespace, gpt2, gpt2-note, bpe:N"), ('', 'is no tokenizer'),
-    (None, "'None' is no tokenizer"), ('word:3', 'is no tokenizer'), ('bpe', 'a number of pieces from 257'), ('bpe:', 'a number of pieces'),
-    ('bpe:256', 'a number of pieces'), ('bpe:-300', 'a number of pieces'), ('bpe:1e4', 'a number of pieces'), ('bpe:٣٠٠', 'a number of pieces')])
+@pytest.mark.parametrize(
+    'name, sentence',
+    [
+        ('words', "'words' is no tokenizer; there are word, whitespace, gpt2, gpt2-note, bpe:N"),
+        ('', 'is no tokenizer'),
+        (None, "'None' is no tokenizer"),
+        ('word:3', 'is no tokenizer'),
+        ('bpe', 'a number of pieces from 257'),
+        ('bpe:', 'a number of pieces'),
+        ('bpe:256', 'a number of pieces'),
+        ('bpe:-300', 'a number of pieces'),
+        ('bpe:1e4', 'a number of pieces'),
+        ('bpe:٣٠٠', 'a number of pieces'),
+    ],
+)
 def test_names_that_are_none(name, sentence, tmp_path):
-    with pytest.raises(TokenError) as e: load_tokenizer(name, CORPUS, cache=tmp_path)
+    with pytest.raises(TokenError) as e:
+        load_tokenizer(name, CORPUS, cache=tmp_path)
     assert sentence in str(e.value) and isinstance(e.value, LMCourseError) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('n', [0, -1, 2.5, '3'])
 def test_counts_that_are_none(n, tmp_path):
-    with pytest.raises(TokenError, match='min_count is a whole number of at least 1'): load_tokenizer('word', CORPUS, n, tmp_path)
+    with pytest.raises(TokenError, match='min_count is a whole number of at least 1'):
+        load_tokenizer('word', CORPUS, n, tmp_path)
 
 
 @pytest.mark.parametrize('name', ['whitespace', 'gpt2-note'])
 def test_a_split_without_tokens(name, tmp_path):
-    if name == 'gpt2-note' and not have_gpt2(): pytest.skip("GPT-2's tokenizer is not on this machine")
+    if name == 'gpt2-note' and not have_gpt2():
+        pytest.skip("GPT-2's tokenizer is not on this machine")
     blank = Corpus('blank', {'train': ROWS, 'validation': ['', ' \n'], 'test': ROWS})
-    with pytest.raises(TokenError, match='the validation split of blank has no tokens'): tokenize_corpus(blank, name, cache=tmp_path)
+    with pytest.raises(TokenError, match='the validation split of blank has no tokens'):
+        tokenize_corpus(blank, name, cache=tmp_path)
 
 
-@pytest.mark.parametrize('env, reason', [({}, 'gpt2/tokenizer.json is not there'), ({'LMCOURSE_DATA': 'here'}, 'is not there')])
+@pytest.mark.parametrize(
+    'env, reason', [({}, 'gpt2/tokenizer.json is not there'), ({'LMCOURSE_DATA': 'here'}, 'is not there')]
+)
 def test_without_gpt2(env, reason, tmp_path):
     "One sentence with the remedies, at once where the hub must not be asked."
-    (tmp_path/'here').mkdir()
-    env = {k: v for k, v in os.environ.items() if k != 'LMCOURSE_DATA'} | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path)) | env
+    (tmp_path / 'here').mkdir()
+    env = (
+        {k: v for k, v in os.environ.items() if k != 'LMCOURSE_DATA'}
+        | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path))
+        | env
+    )
     code = 'from lmcourse.tokens import *; print(have_gpt2()); load_tokenizer("gpt2")'
     r = subprocess.run([sys.executable, '-c', code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     last = r.stderr.strip().splitlines()[-1]
-    assert r.stdout == 'False\n' and 'TokenError' in last and reason in last and 'hf download' in last and 'or go online' in last
+    assert (
+        r.stdout == 'False\n'
+        and 'TokenError' in last
+        and reason in last
+        and 'hf download' in last
+        and 'or go online' in last
+    )
 
 
 def test_a_damaged_gpt2_file(tmp_path, monkeypatch):
-    (tmp_path/'gpt2').mkdir()
-    (tmp_path/'gpt2'/'tokenizer.json').write_text('{"version": "1.0", "trunc')
+    (tmp_path / 'gpt2').mkdir()
+    (tmp_path / 'gpt2' / 'tokenizer.json').write_text('{"version": "1.0", "trunc')
     monkeypatch.setenv('LMCOURSE_DATA', str(tmp_path))
-    with pytest.raises(TokenError, match="is not GPT-2's tokenizer .*; fetch it again"): load_tokenizer('gpt2')
+    with pytest.raises(TokenError, match="is not GPT-2's tokenizer .*; fetch it again"):
+        load_tokenizer('gpt2')
 
 
 def test_other_processes_make_the_same_vocabulary(tmp_path):
-    code = ('from lmcourse.tokens import *; from lmcourse.text import load_corpus; rows = load_corpus("markov")["train"]; import hashlib, json\n'
-            'for t in (WordTokenizer(count_words(rows)), train_whitespace(rows), train_bpe(rows, 400)): '
-            'print(hashlib.sha256(json.dumps(t.to_dict(), sort_keys=True).encode()).hexdigest())')
-    found = {subprocess.run([sys.executable, '-c', code], env=dict(os.environ, PYTHONHASHSEED=s), capture_output=True, text=True, check=True).stdout
-             for s in '12'}
+    code = (
+        'from lmcourse.tokens import *; from lmcourse.text import load_corpus; rows = load_corpus("markov")["train"];'
+        ' import hashlib, json\nfor t in (WordTokenizer(count_words(rows)), train_whitespace(rows), train_bpe(rows,'
+        ' 400)): print(hashlib.sha256(json.dumps(t.to_dict(), sort_keys=True).encode()).hexdigest())'
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, '-c', code],
+            env=dict(os.environ, PYTHONHASHSEED=s),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for s in '12'
+    }
     assert len(found) == 1
 
 
 class Repeated(Sequence):
     "Many rows that exist only while they are looked at."
-    def __init__(self, n): self.rows = range(n)
-    def __len__(self): return len(self.rows)
-    def __iter__(self): return ('the lobster moults again\n' for _ in self.rows)
-    def __getitem__(self, i): return ['the lobster moults again\n'] * len(self.rows[i])
+
+    def __init__(self, n):
+        self.rows = range(n)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return ('the lobster moults again\n' for _ in self.rows)
+
+    def __getitem__(self, i):
+        return ['the lobster moults again\n'] * len(self.rows[i])
 
 
 @pytest.mark.parametrize('name', ['word', 'bpe:300'])
@@ -144,10 +224,19 @@ def test_measurements_and_what_they_compare_with(tmp_path):
     plain = Corpus('plain', dict.fromkeys(SPLITS, [row.replace('<unk>', 'green') for row in ROWS]))
     cut = lambda name, corpus=plain: tokenize_corpus(corpus, name, 1, tmp_path).validation
     conditions = dict(context=None, stride=None, carried=True, lanes=1)
-    bpe, parted = (cut(name).measurement(100., **conditions) for name in ('bpe:300', 'whitespace'))
-    word = cut('word', CORPUS).measurement(100., **conditions)
+    bpe, parted = (cut(name).measurement(100.0, **conditions) for name in ('bpe:300', 'whitespace'))
+    word = cut('word', CORPUS).measurement(100.0, **conditions)
     assert (bpe.tokens, bpe.words, bpe.bytes) == (cut('bpe:300').tokens, plain.words('test'), plain.bytes('test'))
-    assert (word.eos, word.unknown, word.split, bpe.eos) == ('<eos>', 3, 'validation', None) and bpe.nats == pytest.approx(100)
-    assert compare(bpe, cut('bpe:400').measurement(90., **conditions), 'bits_per_byte').ratio == pytest.approx(100 / 90)
-    with pytest.raises(NotComparable, match='<unk>'): compare(word, bpe, 'bits_per_byte')
-    with pytest.raises(NotComparable, match='fingerprint'): compare(parted, bpe, 'bits_per_byte')   # it does not tell where rows end
+    assert (word.eos, word.unknown, word.split, bpe.eos) == (
+        '<eos>',
+        3,
+        'validation',
+        None,
+    ) and bpe.nats == pytest.approx(100)
+    assert compare(bpe, cut('bpe:400').measurement(90.0, **conditions), 'bits_per_byte').ratio == pytest.approx(
+        100 / 90
+    )
+    with pytest.raises(NotComparable, match='<unk>'):
+        compare(word, bpe, 'bits_per_byte')
+    with pytest.raises(NotComparable, match='fingerprint'):
+        compare(parted, bpe, 'bits_per_byte')  # it does not tell where rows end
