@@ -1,6 +1,7 @@
 "The package as somebody else installs it, and the README as the index makes it."
 
-import importlib.util, subprocess, sys, zipfile
+import ast, importlib.util, re, subprocess, sys, zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -32,3 +33,33 @@ def test_the_readme_is_what_the_index_makes(tmp_path):
     assert module.make(tmp_path) == (ROOT / 'README.md').read_text(encoding='utf-8'), 'run docs/make_readme.py'
     for image in tmp_path.iterdir():
         assert image.read_bytes() == (ROOT / 'docs' / 'images' / image.name).read_bytes()
+
+
+def test_the_architecture_names_every_module():
+    "Each module stands in the table once, beside the notebook that it is made from."
+    text = (ROOT / 'ARCHITECTURE.md').read_text(encoding='utf-8')
+    found = re.findall(r'^\| `lmcourse\.(\w+)` \| \[[\w]+\]\((nbs/\w+\.ipynb)\)', text, re.M)
+    modules = {p.stem for p in (ROOT / 'lmcourse').glob('*.py')} - {'__init__', '__main__', '_modidx'}
+    assert sorted(name for name, _ in found) == sorted(modules)
+    for name, notebook in found:
+        assert f'default_exp {name}' in (ROOT / notebook).read_text(encoding='utf-8')
+
+
+def test_every_import_is_declared_and_every_requirement_imported():
+    "What the modules import stands in settings.ini, and nothing that they do not."
+    known = dict(huggingface_hub='huggingface_hub')
+    s = ConfigParser(delimiters=['='])
+    s.read(ROOT / 'settings.ini', encoding='utf-8')
+    declared = {re.split(r'[<>=\[]', r)[0] for r in s['DEFAULT']['requirements'].split()}
+    imported = set()
+    for p in (ROOT / 'lmcourse').glob('*.py'):
+        text = p.read_text(encoding='utf-8')
+        for n in ast.walk(ast.parse(text)):
+            if isinstance(n, ast.Import):
+                imported |= {a.name.split('.')[0] for a in n.names}
+            if isinstance(n, ast.ImportFrom) and not n.level:
+                imported.add(n.module.split('.')[0])
+        imported |= set(re.findall(r'from (datasets|huggingface_hub) import', text))  # in code for another process
+    imported -= set(sys.stdlib_module_names) | {'lmcourse'}
+    assert imported - declared == set(), 'imported, and not declared'
+    assert declared - imported - {'fastcore', 'ipywidgets'} == set(), 'declared, and not imported'
