@@ -264,6 +264,8 @@ class Trainer:
                 f'train.precision is bf16, and this {self.device.type} makes no products in bfloat16: take auto, or'
                 ' fp32'
             )
+        if hasattr(recipe.model, 'check_data'):
+            recipe.model.check_data(recipe.data)
         torch.manual_seed(t.seed)
         words = read_json(run.path / 'tokenizer.json') if isinstance(run, Run) else None
         self.data = tokenize_corpus(

@@ -476,3 +476,10 @@ def test_greedy_is_never_more_surprised_than_a_throw():
     }
     a, b, c, d = mean.values()
     assert a < b < c < d
+
+
+def test_scores_that_are_not_numbers_draw_nothing():
+    "What a diverged model says has no likeliest token; an id outside the vocabulary is never drawn."
+    with pytest.raises(GenerateError, match='not numbers'):
+        draw(torch.tensor([[0.0, math.nan, 1.0]]), torch.tensor([0.5]))
+    assert int(draw(torch.zeros(1, 3), torch.tensor([1.0]))) == 2

@@ -159,3 +159,12 @@ def test_one_statement_a_line():
             [BIN / 'ruff', *words, 'nbs', 'tests', 'docs', 'setup.py'], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+
+
+def test_baselines_are_asked_for_by_corpus_and_tokenizer():
+    "No lesson reads the file of counts on its own, so none can set one tokenizer's counts beside another's network."
+    for p in LESSONS:
+        if p.stem[:2] not in ('07', '09'):  # these two make the file, and show all of it
+            assert 'baselines.json' not in '\n'.join(code(p)), (
+                f'{p.name} reads baselines.json: ask baselines(corpus, tokenizer)'
+            )

@@ -4,7 +4,7 @@ import dataclasses, json, math, os, shutil
 import pytest, torch
 from lmcourse.awd_lstm import AWD
 from lmcourse.batches import Lanes
-from lmcourse.recipes import Data, Optim, Recipe, Train, get_recipe, override, tiny
+from lmcourse.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, tiny
 from lmcourse.record import RecordError, Run, load_tensors, save_tensors
 from lmcourse.recurrent import Recurrent
 from lmcourse.train import (
@@ -212,3 +212,11 @@ def test_two_writers_of_one_run_are_one_too_many(tmp_path):
     trainer = Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
     with Run.open(tmp_path / 'r').lock(), pytest.raises(RecordError, match='another process'):
         fit(trainer)
+
+
+@pytest.mark.parametrize('model', [Tuned('lstm', 16, 16, 1, others=0), Tuned('lstm', 16, 16, 1, zipf=False)])
+def test_what_takes_the_first_ids_for_the_commonest_refuses_other_vocabularies(model, tmp_path):
+    r = small(model, **{'data.tokenizer': 'bpe:300', 'data.corpus': 'stdlib'})
+    with pytest.raises(RecipeError, match='sorted by frequency'):
+        Trainer(r, tmp_path / 'r', show=False)
+    assert not (tmp_path / 'r').exists()

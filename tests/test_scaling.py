@@ -434,3 +434,18 @@ def test_the_record_has_its_prediction_before_the_run_and_from_the_grid_alone():
     again = predicted(grid, said['parameters'], said['tokens'])
     for k in ('nats', 'low', 'high'):
         assert again[k] == pytest.approx(said[k], rel=1e-3)
+
+
+@pytest.mark.parametrize('alike, says', [('parameters', 'same parameters'), ('tokens', 'same tokens')])
+def test_a_law_wants_several_sizes_and_lengths(alike, says):
+    rows = [dict(parameters=1e4 * (n + 1), tokens=1e6 * (9 - n), nats=4.0 - 0.1 * n) | {alike: 5e5} for n in range(9)]
+    with pytest.raises(ScalingError, match=says):
+        fit_law(rows)
+
+
+@pytest.mark.parametrize('nats', [math.nan, math.inf, -1.0, 0.0])
+def test_a_law_wants_finite_nats(nats):
+    rows = [dict(parameters=1e4 * (n + 1), tokens=1e6 * (9 - n), nats=4.0 - 0.1 * n) for n in range(9)]
+    rows[3]['nats'] = nats
+    with pytest.raises(ScalingError, match='no finite number'):
+        fit_law(rows)
