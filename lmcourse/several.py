@@ -7,7 +7,7 @@ __all__ = ['share', 'place', 'team', 'own_device', 'told', 'seed_at', 'TeamError
            'fit_team', 'traffic']
 
 # %% ../nbs/24_several.ipynb #31175bd1
-import atexit, os, random, signal
+import atexit, os, random
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -120,7 +120,7 @@ def together():
         ) from e
 
 # %% ../nbs/24_several.ipynb #9169b838
-_REASONS = (None, 'interrupted', 'patience', 'max_minutes', 'max_steps', 'epochs')
+_REASONS = (None, 'interrupted', 'patience', 'max_minutes', 'max_steps', 'epochs')  # of two, the later one holds
 
 
 class TeamTrainer(Trainer):
@@ -162,28 +162,25 @@ class TeamTrainer(Trainer):
         return nats, count, descend(self, group, count)
 
     def agree(self, why: str | None) -> str | None:
-        "The first process's reason to stop, or its none; where torchrun itself is gone, that is one."
-        if why is None and not self.rank and os.getppid() != self.parent:
+        "One reason to stop for all processes, or none for all; where torchrun itself is gone, that is a reason."
+        if why is None and os.getppid() != self.parent:
             why = 'interrupted'
-        code = torch.tensor([_REASONS.index(why)], dtype=torch.uint8)  # a byte: nothing is pickled in a step
-        dist.broadcast(code, src=0)
+        # a byte in main memory: nothing is pickled, and no GPU is waited for
+        code = torch.tensor([_REASONS.index(why)], dtype=torch.uint8)
+        dist.all_reduce(code, dist.ReduceOp.MAX)
         return _REASONS[int(code)]
 
 # %% ../nbs/24_several.ipynb #56d0bad1
 def follow(trainer: TeamTrainer):
-    "What all but the first process do: take steps until the first says stop. Ctrl-C is the first one's business."
+    """What all but the first process do: take steps until all agree to stop. A request to end that reaches this process
+    ends all."""
     t = trainer
     t.model.train()
     with stop_when_asked() as ask:
         for group in () if t.agree(None) else steps(t):
             t.take(group)
-            if t.agree(None):
+            if t.agree('interrupted' if ask.asked else None):
                 return
-            if ask.asked and ask.asked != signal.SIGINT:
-                raise TeamError(
-                    'this process was told to end, and the others cannot go on without it: what was saved can be taken'
-                    ' up again with --resume'
-                )
 
 
 def fit_team(trainer: Trainer) -> Run | None:  # the run; None in a process that only took steps

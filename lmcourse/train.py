@@ -10,14 +10,14 @@ __all__ = ['TrainingError', 'Diverged', 'pick_device', 'lr_at', 'make_optimizer'
            'load_model', 'load_run', 'evaluate_run']
 
 # %% ../nbs/12_training.ipynb #dba58f2e
-import itertools, math, os, random, signal, sys, threading, time
+import copy, itertools, math, os, random, signal, sys, threading, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 import torch
 from torch import nn
-from .loss import LMCourseError
+from .loss import LMCourseError, to_device
 from .perplexity import Measurement, bootstrap_interval
 from .text import CORPORA, SPLITS
 from .tokens import Tokenizer, TokenizedCorpus, TokenSplit, tokenize_corpus
@@ -40,12 +40,12 @@ class Diverged(TrainingError):
 def _agrees(name) -> bool:
     """Whether one step on a device that nobody has tried the course on gives the gradients that the processor gives; it
     says so where not."""
-    torch.manual_seed(0)
-    layer, x = nn.LSTM(8, 8, batch_first=True), torch.randn(2, 5, 8)
+    with torch.random.fork_rng(devices=[]):  # what is asked here changes no random number of a run
+        torch.manual_seed(0)
+        layer, x = nn.LSTM(8, 8, batch_first=True), torch.randn(2, 5, 8)
 
     def step(device):
-        mine = nn.LSTM(8, 8, batch_first=True).to(device)
-        mine.load_state_dict(layer.state_dict())
+        mine = copy.deepcopy(layer).to(device)
         mine(x.to(device))[0].square().sum().backward()
         return torch.cat([p.grad.flatten().cpu() for p in mine.parameters()])
 
@@ -186,6 +186,18 @@ def watched() -> bool:
     return not os.environ.get('IN_TEST') and (sys.stderr.isatty() or in_notebook())
 
 
+def _count_from(bar, done: int, total: int):
+    "Lets a bar for the steps that are left show all: its times stay those of the steps since `done`."
+    draw = bar.update_bar
+
+    def update_bar(made):
+        bar.total = total
+        draw(done + made)
+        bar.total = total - done
+
+    bar.update_bar = update_bar
+
+
 class Progress:
     "A fastprogress bar where somebody is watching, in a terminal on stderr; silence everywhere else."
 
@@ -204,6 +216,7 @@ class Progress:
             return
         with redirect_stdout(sys.stderr):
             self.bar = progress_bar(range(total - done))
+            _count_from(self.bar, done, total)
             self.bar.update(0)
 
     def step(self, done: int, comment: str = ''):
@@ -289,6 +302,7 @@ class Trainer:
             if self.rank or isinstance(run, Run)
             else Run.create(recipe.name, recipe.to_dict() | {'texts': self.texts}, run, t.seed)
         )
+        self.saved_as = None  # the state in the folder that this trainer goes on from
         if not self.rank and not words:
             write_json(self.run.path / 'tokenizer.json', self.data.tokenizer.to_dict())
 
@@ -299,11 +313,15 @@ class Trainer:
         )
 
     def _planned(self):
-        "The steps of all epochs; where the first batch of an epoch has a length of its own, epochs differ."
-        batches, n, total = self.batches, self.recipe.optim.accumulate, 0
-        for epoch in range(self.recipe.train.epochs):
+        "The steps of all epochs; where batches have lengths of their own, epochs differ. No further than `max_steps`."
+        batches, train, total = self.batches, self.recipe.train, 0
+        if getattr(batches, 'lengths', None) is None:
+            return train.epochs * self.steps_per_epoch
+        for epoch in range(train.epochs):
             batches.set_epoch(epoch)
-            total += -(-len(batches) // n)
+            total += -(-len(batches) // self.recipe.optim.accumulate)
+            if train.max_steps and total >= train.max_steps:
+                break
         batches.set_epoch(0)
         return total
 
@@ -336,7 +354,7 @@ def _loss(trainer: Trainer, x_BT, y_BT):
     "Summed nats of one batch, and how many tokens they are summed over."
     t = trainer
     with torch.autocast(t.device.type, torch.bfloat16) if t.precision['layers'] == 'bf16' else nullcontext():
-        h_BTD, state = t.forward(x_BT.to(t.device), t.state)
+        h_BTD, state = t.forward(to_device(x_BT, t.device), t.state)
     if t.model.carries and t.recipe.data.batches == 'lanes':
         t.state = detach(state)
     precision, own = t.precision['loss'], getattr(t.model, 'training_loss', None)
@@ -447,6 +465,15 @@ def _form(state):
     return None if state is None else 'tensor' if torch.is_tensor(state) else 'tuple'
 
 
+def _state_on_disk(run):
+    "Which state a run's folder holds: another one is another file. None where there is none."
+    try:
+        facts = os.stat(run.path / 'state.safetensors')
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
 def save(trainer: Trainer):
     "Everything that going on needs, in one file, so that the curve after a resume is the curve without a stop."
     t = trainer
@@ -474,6 +501,7 @@ def save(trainer: Trainer):
     }
     t.run.save('last', weights(t.model), {'step': t.step})
     t.run.save('state', tensors, meta)
+    t.saved_as = _state_on_disk(t.run)
 
 
 _COUNTERS = 'step epoch tokens looked waited best best_epoch best_step seconds train_seconds nats count'.split()
@@ -500,6 +528,7 @@ def resume(
 def _take_up(run, t):
     "A new trainer brought to where its run was saved."
     path, (tensors, meta) = run.path, run.load('state')
+    t.saved_as = _state_on_disk(run)
     try:
         return _restore(run, t, tensors, meta)
     except (KeyError, TypeError, IndexError, AttributeError) as e:
@@ -523,12 +552,17 @@ def _restore(run, t, tensors, meta):
             ' it came to with `lmcourse eval`'
         )
     if meta['processes'] != t.size:
-        print(
-            f'lmcourse: {path} was trained by {meta["processes"]} process(es) and goes on with {t.size}: dropout draws'
-            ' other masks from here on',
-            file=sys.stderr,
+        _say(
+            t,
+            f'{path} was trained by {meta["processes"]} process(es) and goes on with {t.size}: dropout draws other'
+            ' masks from here on',
         )
-    t.precision = meta['precision']
+    if 'bf16' in meta['precision'].values() and not has_bf16(t.device):
+        _say(
+            t, f'{path} was trained with products in bf16, which this {t.device.type} does not make: it goes on in fp32'
+        )
+    else:
+        t.precision = meta['precision']
     load_weights(t.model, {k[6:]: v for k, v in tensors.items() if k.startswith('model/')}, str(path))
     opt = t.optimizer.state_dict()
     opt['state'] = {}
@@ -553,6 +587,12 @@ def _restore(run, t, tensors, meta):
         if t.best_step == t.step:
             _keep_best(t)  # a kill may have come between the state and its best weights
     return t
+
+
+def _say(trainer, sentence):
+    "A sentence for whoever started the run, from the first process alone."
+    if not trainer.rank:
+        print(f'lmcourse: {sentence}', file=sys.stderr)
 
 
 def _same_text(begun, now, path):
@@ -614,8 +654,8 @@ def diverged(trainer: Trainer):
     kept = f'the checkpoints in {t.run.path} are as last saved' if t.validation else 'nothing had been saved yet'
     raise Diverged(
         f'the loss stopped being a number, or grew beyond measure, near step {t.step} (learning rate'
-        f' {lr_at(t.step, t.total, t.recipe.optim):.3g}); {kept}. Try --optim.lr {t.recipe.optim.lr / 3:.1g}, or'
-        ' --optim.clip 1.0'
+        f' {lr_at(t.step, t.total, t.recipe.optim):.3g}); {kept}. Try --optim.lr {t.recipe.optim.lr / 3:.1g}'
+        + (', or --optim.clip 1.0' if not 0 < t.recipe.optim.clip <= 1 else '')
     )
 
 # %% ../nbs/12_training.ipynb #f21e5902
@@ -666,18 +706,18 @@ class stop_when_asked:
     at once."""
 
     def __enter__(self):
-        self.asked, self.old = 0, {}  # the signal that asked
+        self.asked, self.old = False, {}
         if threading.current_thread() is threading.main_thread():
-            asked = [
-                getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)
-            ]  # a terminal that is closed hangs up
-            self.old = {s: signal.signal(s, self._ask) for s in asked}
+            heard = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+            # what is ignored stays so: `nohup` asks it of a hang-up
+            heard = [s for s in heard if signal.getsignal(s) != signal.SIG_IGN]
+            self.old = {s: signal.signal(s, self._ask) for s in heard}
         return self
 
-    def _ask(self, which: int = signal.SIGINT, *_):
+    def _ask(self, *_):
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = which
+        self.asked = True
 
     def __exit__(self, *_):
         for s, h in self.old.items():
@@ -708,6 +748,10 @@ def clock(trainer: Trainer):
 def fit(trainer: Trainer) -> Run:
     "Train until the recipe says stop; every step, look and save is here."
     with trainer.run.lock():
+        if _state_on_disk(trainer.run) != trainer.saved_as:
+            raise TrainingError(
+                f'{trainer.run.path} has gone on since this trainer was made: take it up again with resume, or --resume'
+            )
         return _fit(trainer)
 
 
@@ -737,11 +781,6 @@ def _fit(trainer):
                     lr=t.optimizer.param_groups[0]['lr'],
                     grad_norm=float(norm),
                 )
-                bar.step(
-                    t.step,
-                    f'train {math.exp(min(mean, 99)):.1f}'
-                    + (f', validation best {math.exp(t.best):.1f}' if t.validation else ''),
-                )
                 if due:
                     m = look(t)
                     bar.line(f'step {t.step}: validation perplexity {m.perplexity:.2f}')
@@ -749,6 +788,11 @@ def _fit(trainer):
                     save(t)
                 if due or t.seconds - saved > 600:
                     saved = t.seconds
+                bar.step(
+                    t.step,
+                    f'train {math.exp(min(mean, 99)):.1f}'
+                    + (f', validation best {t.validation.perplexity:.1f}' if t.validation else ''),
+                )
                 t.tic = time.perf_counter()
             if why := t.agree(why_stop(t, ask.asked)):
                 break
@@ -762,7 +806,7 @@ def finish(trainer: Trainer, why: str) -> Run:
     if why == 'interrupted':
         save(t)
         t.run.finish(summary(t, why))
-        if in_notebook():
+        if in_notebook() and t.show is not False:
             print(f'Stopped at step {t.step:,} of {t.total:,}. To go on: fit(resume({str(t.run.path)!r}))')
         return t.run
     if t.looked < t.step:

@@ -10,12 +10,41 @@ def words(text):
     return re.sub(r'[\r\n█\-|]+', ' ', text)
 
 
-def test_a_run_taken_up_again_shows_the_steps_that_are_left(capfd):
+def test_the_bar_of_a_run_taken_up_again_counts_from_the_steps_that_were_made(capfd):
     bar = Progress(100, 20, show=True)
     for done in range(21, 101):
         bar.step(done, f'after {done}')
     out, err = capfd.readouterr()
-    assert not out and '[0/80' in err and '[80/80' in err and 'after 100' in err
+    assert not out
+    assert '20.00% [20/100' in err and '100.00% [100/100' in err and 'after 100' in err
+    assert '[0/' not in err and '/80' not in err
+
+
+def test_the_time_that_is_left_follows_from_the_steps_since(monkeypatch, capfd):
+    "Twenty steps of a hundred were made before; ten more took ten seconds, so seventy seconds are left."
+    import fastprogress.fastprogress as F
+
+    now = [0.0]
+    monkeypatch.setattr(F.time, 'time', lambda: now[0])
+    bar = Progress(100, 20, show=True)
+    for done in range(21, 31):
+        now[0] += 1
+        bar.step(done)
+    assert '[30/100 00:10<01:10]' in capfd.readouterr().err
+
+
+def test_a_bar_does_not_begin_with_an_infinite_best(tmp_path, capfd):
+    "Before the first evaluation there is no best."
+    from lmcourse.recipes import get_recipe, override, tiny
+    from lmcourse.train import train
+
+    train(
+        override(tiny(get_recipe('lstm-a'), 'markov'), {'train.max_steps': 4, 'train.log_every': 1}),
+        tmp_path / 'run',
+        show=True,
+    )
+    err = capfd.readouterr().err
+    assert 'train ' in err and 'inf' not in err
 
 
 @pytest.mark.parametrize('how', [dict(total=100, done=100, show=True), dict(total=100, show=False), dict(total=100)])
@@ -31,9 +60,9 @@ def test_stopped_and_resumed_in_a_terminal(tmp_path):
     """A terminal on standard error: the bar moves, in the run and in the run that goes on, and standard output has the
     one object."""
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'TERM': 'xterm', 'COLUMNS': '100'}
-    for extra in (
-        ['--max-steps', '20', '--out', tmp_path / 'run'],
-        ['--resume', tmp_path / 'run', '--max-steps', '40'],
+    for begins, ends, extra in (
+        ('[0/20', '[20/20', ['--max-steps', '20', '--out', tmp_path / 'run']),
+        ('[20/40', '[40/40', ['--resume', tmp_path / 'run', '--max-steps', '40']),
     ):
         ours, theirs = pty.openpty()
         command = [
@@ -56,9 +85,8 @@ def test_stopped_and_resumed_in_a_terminal(tmp_path):
         os.close(ours)
         shown = shown.decode()
         assert p.returncode == 0, shown
-        assert (
-            out.startswith(b'{') and '[20/20' in shown and 'validation perplexity' in shown and 'Traceback' not in shown
-        )
+        assert out.startswith(b'{') and 'validation perplexity' in shown and 'Traceback' not in shown
+        assert begins in shown and ends in shown
 
 
 def test_a_bar_moves_in_jupyterlab(lab, page):

@@ -1,6 +1,6 @@
 "A run that was stopped goes on as the run that was not, for every kind of state; and what does not fit is refused."
 
-import dataclasses, json, math, os, shutil
+import dataclasses, json, math, os, shutil, signal
 import pytest, torch
 from lmcourse.awd_lstm import AWD
 from lmcourse.batches import Lanes
@@ -17,6 +17,7 @@ from lmcourse.train import (
     fit,
     load_run,
     resume,
+    stop_when_asked,
     train,
 )
 from lmcourse.tuned import Tuned
@@ -212,6 +213,90 @@ def test_two_writers_of_one_run_are_one_too_many(tmp_path):
     trainer = Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
     with Run.open(tmp_path / 'r').lock(), pytest.raises(RecordError, match='another process'):
         fit(trainer)
+
+
+@pytest.mark.parametrize('step', [3, 14])  # before the first evaluation, and after it
+@pytest.mark.parametrize('which', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+def test_a_signal_stops_after_the_step_and_loses_nothing(step, which, tmp_path, monkeypatch):
+    recipe = small(MODELS['gru, one layer'])
+    whole = train(recipe, tmp_path / 'whole', show=False)
+    take = Trainer.take
+
+    def take_and_signal(trainer, group):
+        if trainer.step == step - 1:
+            signal.raise_signal(getattr(signal, which))
+        return take(trainer, group)
+
+    monkeypatch.setattr(Trainer, 'take', take_and_signal)
+    run = train(recipe, tmp_path / 'parts', show=False)
+    assert (run.summary['stopped'], run.summary['steps'], run.summary['finished']) == ('interrupted', step, False)
+    assert (run.summary['validation'] is None) == (step < 12)
+    monkeypatch.undo()
+    parts = fit(resume(tmp_path / 'parts', show=False))
+    assert curve(parts) == curve(whole)
+    assert parts.summary['test'] == whole.summary['test']
+
+
+def test_what_was_to_be_ignored_is_ignored():
+    "`nohup` starts a command with hang-ups ignored: a run that has it so does not stop when the terminal is closed."
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_when_asked() as ask:
+            signal.raise_signal(signal.SIGHUP)
+        assert not ask.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupted_cell_says_where_it_stopped_and_how_to_go_on(tmp_path, monkeypatch, capsys):
+    import lmcourse.train as T
+
+    monkeypatch.setattr(T, 'in_notebook', lambda: True)
+    monkeypatch.setenv('IN_TEST', '1')  # no bar
+    monkeypatch.setattr(T, 'why_stop', lambda trainer, asked: 'interrupted' if trainer.step == 5 else None)
+    train(small(MODELS['gru, one layer']), tmp_path / 'run')
+    assert capsys.readouterr().out == f"Stopped at step 5 of 24. To go on: fit(resume({str(tmp_path / 'run')!r}))\n"
+
+
+def test_a_trainer_that_another_has_overtaken_is_refused(tmp_path):
+    "Two take up the same run; one trains; the other, which waited, would go back to steps that are made."
+    train(small(MODELS['gru, one layer'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
+    first, late = (resume(tmp_path / 'run', show=False, max_steps=24) for _ in range(2))
+    made = curve(fit(first))
+    with pytest.raises(TrainingError, match='has gone on since this trainer was made'):
+        fit(late)
+    assert curve(Run.open(tmp_path / 'run')) == made
+
+
+def test_a_precision_that_this_device_has_not(tmp_path, monkeypatch, capsys):
+    "A run from a machine with bf16 goes on where there is none, and says so."
+    import lmcourse.train as T
+
+    train(small(MODELS['lstm, one layer'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
+    alter(
+        tmp_path / 'run' / 'state.safetensors',
+        lambda tensors, meta: (tensors, meta | {'precision': {'loss': 'bf16', 'layers': 'bf16'}}),
+    )
+    monkeypatch.setattr(T, 'has_bf16', lambda device: False)
+    monkeypatch.setattr(T, 'resolve_precision', lambda asked, device: 'fp32')
+    trainer = resume(tmp_path / 'run', show=False, max_steps=24)
+    assert trainer.precision == {'loss': 'fp32', 'layers': 'fp32'}
+    assert 'goes on in fp32' in capsys.readouterr().err
+
+
+def test_another_number_of_processes_is_said(tmp_path, capsys):
+    train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
+    alter(tmp_path / 'run' / 'state.safetensors', lambda tensors, meta: (tensors, meta | {'processes': 2}))
+    resume(tmp_path / 'run', show=False, max_steps=24)
+    assert 'was trained by 2 process(es) and goes on with 1' in capsys.readouterr().err
+
+
+def test_a_seed_beyond_the_whole_numbers_of_a_float_is_recorded_exactly(tmp_path):
+    run = train(
+        small(MODELS['gru, one layer'], **{'train.seed': 2**53 + 1, 'train.max_steps': 2}), tmp_path / 'run', show=False
+    )
+    assert run.summary['seed'] == Run.open(tmp_path / 'run').seed == 2**53 + 1
 
 
 @pytest.mark.parametrize('model', [Tuned('lstm', 16, 16, 1, others=0), Tuned('lstm', 16, 16, 1, zipf=False)])

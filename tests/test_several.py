@@ -204,7 +204,7 @@ def test_lanes_are_refused_by_both_and_only_the_first_writes(made):
         and not (d / 'runs').exists()
     )
     for name in ('dry', 'grouped', 'wet', 'wet stopped'):
-        assert {p.name for p in (d / name).iterdir()} == FILES | {'.lock'}
+        assert {p.name for p in (d / name).iterdir()} == FILES | {'.lock', '.writer'}
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 7])
@@ -366,10 +366,127 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path, made):
     ) and out.count('\n') == 1
     assert (
         list(tmp_path.glob('runs/*')) == [folder]
-        and {p.name for p in folder.iterdir()} == FILES | {'.lock'}
+        and {p.name for p in folder.iterdir()} == FILES | {'.lock', '.writer'}
         and 'Warning' not in err
     )
     assert [m['step'] for m in Run.open(folder).metrics() if 'train_nats' in m] == list(range(1, s['steps'] + 6))
+
+
+LONG = [
+    '--tiny',
+    '--device',
+    'cpu',
+    '--train.precision',
+    'fp32',
+    '--data.batch',
+    '8',
+    '--data.length',
+    '16',
+    '--train.log_every',
+    '1',
+    '--epochs',
+    '400',
+    '--max-steps',
+    '100000',
+]
+
+
+def until(true, seconds=120):
+    "Waits for something that other processes do."
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, 'it did not come'
+        time.sleep(0.05)
+
+
+def gone(number):
+    "Whether a process has ended; one that nobody has waited for yet counts."
+    try:
+        return Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[0] == 'Z'
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_a_request_to_end_that_reaches_any_process_ends_all_and_saves(tmp_path, made, rank):
+    d, corpus = made
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    told = [
+        ALONE
+        | dict(
+            RANK=str(r),
+            WORLD_SIZE='2',
+            LOCAL_RANK=str(r),
+            LOCAL_WORLD_SIZE='2',
+            MASTER_ADDR='127.0.0.1',
+            MASTER_PORT=str(port),
+            LMCOURSE_CACHE=str(d / 'cache'),
+        )
+        for r in range(2)
+    ]
+    both = [
+        subprocess.Popen(
+            [BIN / 'lmcourse', 'run', 'chinchilla-4', *LONG, '--corpus', corpus, '--out', tmp_path / 'run'],
+            env=e,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for e in told
+    ]
+    try:
+        until(lambda: (tmp_path / 'run' / 'metrics.jsonl').exists())
+        both[rank].send_signal(signal.SIGTERM)
+        errors = [p.communicate(timeout=60)[1] for p in both]
+    finally:
+        for p in both:
+            p.kill()
+    assert [p.returncode for p in both] == [130, 0]
+    assert '--resume' in errors[0] and not errors[1]
+    run = Run.open(tmp_path / 'run')
+    assert run.summary['stopped'] == 'interrupted'
+    assert run.load('state')[1]['step'] == run.summary['steps'] == run.metrics()[-1]['step']
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='asks Linux for the children of a process')
+def test_no_process_trains_on_when_torchrun_was_killed(tmp_path, made):
+    d, corpus = made
+    p = subprocess.Popen(
+        [
+            BIN / 'torchrun',
+            '--standalone',
+            '--nproc-per-node',
+            '2',
+            '--no-python',
+            BIN / 'lmcourse',
+            'run',
+            'chinchilla-4',
+            *LONG,
+            '--corpus',
+            str(corpus),
+            '--out',
+            str(tmp_path / 'run'),
+        ],
+        env=ALONE | dict(LMCOURSE_CACHE=str(d / 'cache')),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    workers = []
+    try:
+        until(lambda: (tmp_path / 'run' / 'metrics.jsonl').exists())
+        workers = [int(w) for f in Path(f'/proc/{p.pid}/task').glob('*/children') for w in f.read_text().split()]
+        assert len(workers) == 2
+        p.kill()
+        p.wait()
+        until(lambda: all(map(gone, workers)), 60)
+    finally:
+        p.kill()
+        for w in workers:
+            if not gone(w):
+                os.kill(w, signal.SIGKILL)
+    assert Run.open(tmp_path / 'run').summary['stopped'] == 'interrupted'
 
 
 if __name__ == '__main__':

@@ -1,15 +1,28 @@
 "Runs that are stopped at awkward moments, resumed with other wishes, or broken: what was measured stays true."
 
-import math
-import json
+import json, math, time, types
 from dataclasses import replace
+from pathlib import Path
+import matplotlib.pyplot as plt
 import pytest, torch
-import lmcourse.recurrent
-from lmcourse.recipes import RecipeError, get_recipe, override, recipe_from_dict, tiny
-from lmcourse.record import Run
+from lmcourse.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe_from_dict, tiny
+from lmcourse.record import Run, baselines, plot_curves, record
+from lmcourse.recurrent import Recurrent
 from lmcourse.tokens import tokenize_corpus
 from lmcourse.loss import LMCourseError
-from lmcourse.train import Diverged, Trainer, TrainingError, evaluate, fit, pick_device, resume, train
+from lmcourse.train import (
+    Diverged,
+    Trainer,
+    TrainingError,
+    diverged,
+    evaluate,
+    fit,
+    make_optimizer,
+    pick_device,
+    resume,
+    train,
+    train_step,
+)
 from architectures import MODELS, V
 
 
@@ -124,3 +137,90 @@ def test_windows_that_overlap_score_each_token_once_with_more_before_it():
         evaluate(model, split, 1, length=16, stride=17)
     lost = evaluate(MODELS['lstm'](), split, 1, carried=False, length=16, stride=5)
     assert (lost.tokens, lost.stride) == (403, 5)
+
+
+def small(**changes):
+    return override(
+        Recipe(
+            'small', Recurrent('gru', 16, 16, 1), Data(corpus='markov', length=20, batch=8), Optim(lr=3e-3), Train()
+        ),
+        changes,
+    )
+
+
+def test_a_billion_epochs_are_planned_at_once(tmp_path):
+    tic = time.monotonic()
+    assert Trainer(small(**{'train.epochs': 10**9}), tmp_path / 'a', show=False).total == 10**9 * 1251
+    assert (
+        Trainer(
+            small(**{'train.epochs': 10**9, 'train.max_steps': 5, 'data.shift': True}), tmp_path / 'b', show=False
+        ).total
+        == 5
+    )
+    assert time.monotonic() - tic < 10
+
+
+def test_a_device_that_gives_other_gradients_is_not_taken(monkeypatch, capsys):
+    "`auto` compares one step; asking changes no random number of the run that asks."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    assert pick_device('auto').type == 'cpu'
+    assert torch.equal(torch.rand(3), want)
+    assert 'does not give what the processor gives' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('clip, advised', [(0.0, True), (5.0, True), (1.0, False), (0.25, False)])
+def test_clipping_is_advised_where_it_would_change_something(clip, advised, tmp_path):
+    trainer = Trainer(small(**{'optim.clip': clip}), tmp_path / 'run', show=False)
+    with pytest.raises(Diverged, match='Try --optim.lr 0.001') as e:
+        diverged(trainer)
+    assert ('--optim.clip 1.0' in str(e.value)) == advised
+
+
+@pytest.mark.parametrize('clip', [0.0, 1.0])
+@pytest.mark.parametrize('name', MODELS)
+def test_a_step_asks_the_device_for_no_number(name, clip):
+    "On torch's meta device there are no numbers, so whatever would wait for one on a GPU is an error here."
+    with torch.device('meta'):
+        model = MODELS[name]()
+    optim = Optim(clip=clip)
+    trainer = types.SimpleNamespace(
+        model=model,
+        forward=model,
+        device=torch.device('meta'),
+        state=None,
+        step=0,
+        total=9,
+        tokens=0,
+        precision=dict(loss='fp32', layers='fp32'),
+        recipe=Recipe('meta', None, Data(length=6, batch=4), optim),
+        optimizer=make_optimizer(model, optim),
+    )
+    ids = torch.arange(24).view(4, 6) % V
+    for _ in range(2):
+        nats, count, norm = train_step(trainer, [(ids, ids)])
+    assert nats.device.type == norm.device.type == 'meta'
+    assert (count, trainer.step, trainer.tokens) == (24, 2, 48)
+
+
+def test_the_figure_of_the_full_run_draws_the_counting_models_of_its_own_text_and_tokenizer():
+    "What is drawn is compared with the file of baselines, read anew."
+    root = Path(__file__).parents[1]
+    (cell,) = [
+        c
+        for c in json.loads((root / 'nbs' / '12_training.ipynb').read_text(encoding='utf-8'))['cells']
+        if 'Kneser-Ney {order}' in ''.join(c['source'])
+    ]
+    run = record('lstm-a')
+    there = dict(lstm=run, baselines=baselines, plot_curves=plot_curves, plt=plt, math=math)
+    exec(''.join(cell['source']), there)
+    drawn = sorted(line.get_ydata()[0] for line in there['ax'].lines if list(line.get_xdata()) == [0, 1])
+    said = run.summary['validation']
+    rows = [b['validation'] for b in json.loads((root / 'lmcourse' / 'records' / 'baselines.json').read_text())]
+    mine = sorted(m['perplexity'] for m in rows if (m['corpus'], m['tokenizer']) == (said['corpus'], said['tokenizer']))
+    plt.close('all')
+    assert drawn == mine
+    assert [round(p) for p in mine[:3]] == [233, 241, 285]
