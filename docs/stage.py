@@ -11,7 +11,6 @@ import nbformat
 
 ROOT = Path(__file__).parents[1]
 NBS, DOCS = ROOT / 'nbs', ROOT / 'docs'
-TOOLS = ('command_line', 'campaign', 'benchmarks')  # pages without a number, in the order of the list of lessons
 VIEW = 'application/vnd.jupyter.widget-view+json'
 
 
@@ -42,7 +41,32 @@ def repository() -> dict:  # url of the repository, its owner/name, branch, and 
 
 REPO = repository()
 
-# ---- lessons
+# ---- modules and lessons
+
+
+def module_path(name: str) -> Path:  # models.ngram -> lmcourse/models/ngram.py
+    "The file of a module of the package."
+    return ROOT / 'lmcourse' / f'{name.replace(".", "/")}.py'
+
+
+def imported_modules(name: str) -> list[str]:  # modules of the package, in order
+    "What a module of the package imports from the package, anywhere in its code."
+    found, package = {}, ['lmcourse', *name.split('.')[:-1]]
+    for n in ast.walk(ast.parse(module_path(name).read_text(encoding='utf-8'))):
+        if not isinstance(n, ast.ImportFrom):
+            continue
+        base = package[: len(package) - n.level + 1] if n.level else []
+        base = base + (n.module.split('.') if n.module else [])
+        if base[0] != 'lmcourse':
+            continue
+        inside = '.'.join(base[1:])
+        for a in n.names:
+            full = f'{inside}.{a.name}'.lstrip('.')
+            if module_path(full).exists():
+                found[full] = None
+            elif inside:
+                found[inside] = None
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -54,6 +78,14 @@ class Lesson:
     @property
     def stem(self) -> str:
         return self.path.stem
+
+    @property
+    def home(self) -> str:  # the folder of the repository in which its links hold
+        return os.path.dirname(f'nbs/{self.place}')
+
+    @property
+    def place(self) -> str:  # its path in the folder of the notebooks
+        return f'{"engine/" if self.path.parent.name == "engine" else ""}{self.path.name}'
 
     @property
     def number(self) -> str:
@@ -88,7 +120,7 @@ class Lesson:
     @cached_property
     def module(self) -> str | None:
         found = re.search(
-            r'^#\|\s*default_exp (\w+)', '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code'), re.M
+            r'^#\|\s*default_exp ([\w.]+)', '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code'), re.M
         )
         return found[1] if found else None
 
@@ -115,26 +147,19 @@ class Lesson:
 
     @cached_property
     def takes(self) -> list[str]:  # modules of earlier lessons that its module imports
-        tree = (
-            ast.parse((ROOT / 'lmcourse' / f'{self.module}.py').read_text(encoding='utf-8'))
-            if self.module
-            else ast.Module([])
-        )
-        return list(
-            dict.fromkeys(n.module for n in tree.body if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module)
-        )
+        return imported_modules(self.module) if self.module else []
 
     @cached_property
     def live(self) -> bool:  # whether it has widgets that move without a kernel
         code = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code')
         return bool(
-            re.search(r'^(?:try: )?(?:import anywidget|from anywidget|from lmcourse\.widgets import)', code, re.M)
+            re.search(r'^(?:try: )?(?:import anywidget|from anywidget|from lmcourse\.interactive\.widgets import)', code, re.M)
         )
 
 
 def all_lessons(nbs: Path = NBS) -> list[Lesson]:
-    "Every page of the course but the index: numbered lessons, then the tools."
-    return [Lesson(p) for p in sorted(nbs.glob('[0-9]*.ipynb')) + [nbs / f'{t}.ipynb' for t in TOOLS] if p.exists()]
+    "Every page of the course but the index: numbered lessons, then the engine rooms."
+    return [Lesson(p) for p in sorted(nbs.glob('[0-9]*.ipynb')) + sorted(nbs.glob('engine/*.ipynb'))]
 
 
 # ---- links
@@ -146,10 +171,10 @@ def site_path(
     "Where on the site a file of the repository is shown."
     if target in ('nbs/index.ipynb', 'README.md'):
         return 'index.ipynb'
-    if m := re.fullmatch(r'nbs/(\w+\.ipynb)', target):
+    if m := re.fullmatch(r'nbs/(?:engine/)?(\w+\.ipynb)', target):
         return f'lessons/{m[1]}'
-    if m := re.fullmatch(r'lmcourse/(\w+)\.py', target):
-        return f'api/{m[1]}.md'
+    if m := re.fullmatch(r'lmcourse/([\w/]+)\.py', target):
+        return f'api/{m[1].replace("/", ".")}.md'
     if m := re.fullmatch(r'docs/(\w+\.md)', target):
         return m[1]
     return None
@@ -177,11 +202,11 @@ def relink(
 
 
 def colab(lesson: Lesson) -> str:
-    return f'https://colab.research.google.com/github/{REPO["slug"]}/blob/{REPO["branch"]}/nbs/{lesson.stem}.ipynb'
+    return f'https://colab.research.google.com/github/{REPO["slug"]}/blob/{REPO["branch"]}/nbs/{lesson.place}'
 
 
 def binder(lesson: Lesson) -> str:
-    return f'https://mybinder.org/v2/gh/{REPO["slug"]}/{REPO["branch"]}?labpath=nbs%2F{lesson.stem}.ipynb'
+    return f'https://mybinder.org/v2/gh/{REPO["slug"]}/{REPO["branch"]}?labpath=nbs%2F{lesson.place.replace("/", "%2F")}'
 
 
 # ---- notebooks
@@ -199,7 +224,7 @@ def _alternative(source: str) -> str:
     )
 
 
-def _tidy(cell, exports: bool, page: str):
+def _tidy(cell, exports: bool, page: str, home: str):
     "A code cell as readers of the site see it, or None."
     directives = re.findall(r'^#\|\s*(.+)$', cell.source, re.M)
     source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
@@ -221,7 +246,7 @@ def _tidy(cell, exports: bool, page: str):
         if any(k.startswith('image/') for k in data) or VIEW in data or 'text/markdown' in data:
             data.pop('text/plain', None)
         if 'text/markdown' in data:
-            data['text/markdown'] = relink(''.join(data['text/markdown']), 'nbs', page)
+            data['text/markdown'] = relink(''.join(data['text/markdown']), home, page)
     outputs = [o for o in outputs if o.get('data', True)]
     figure = _alternative(cell.source)
     new = nbformat.v4.new_code_cell(
@@ -290,11 +315,11 @@ _STILL = (
 
 def stage_notebook(nb, page: str, lesson: Lesson | None = None, note: str = '') -> nbformat.NotebookNode:
     "A notebook as a page: without directives and hidden cells, with links that hold."
-    cells = []
+    cells, home = [], lesson.home if lesson else 'nbs'
     for c in nb.cells:
         if c.cell_type == 'markdown':
-            cells.append(nbformat.v4.new_markdown_cell(relink(c.source, 'nbs', page)))
-        elif new := _tidy(c, bool(lesson and lesson.module), page):
+            cells.append(nbformat.v4.new_markdown_cell(relink(c.source, home, page)))
+        elif new := _tidy(c, bool(lesson and lesson.module), page, home):
             cells.append(new)
     if lesson:
         cells.insert(1, nbformat.v4.new_markdown_cell('\n\n'.join(filter(None, [_bar(lesson), note]))))
@@ -315,7 +340,7 @@ def stage_notebook(nb, page: str, lesson: Lesson | None = None, note: str = '') 
 
 def names_of(module: str) -> dict[str, str]:  # {public name: first line of its docstring}
     "What a module exports, in order."
-    tree = ast.parse((ROOT / 'lmcourse' / f'{module}.py').read_text(encoding='utf-8'))
+    tree = ast.parse(module_path(module).read_text(encoding='utf-8'))
     said = {
         n.name: (ast.get_docstring(n) or '').partition('\n')[0]
         for n in tree.body
@@ -390,9 +415,9 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    from lmcourse.bench import ratios_table, stored
-    from lmcourse.ladder import ladder_table, plot_ladder
-    from lmcourse.record import _bits, plot_curves, records, results_table, table
+    from lmcourse.experiments.bench import ratios_table, load_stored
+    from lmcourse.experiments.ladder import ladder_table, plot_ladder
+    from lmcourse.training.runs import _bits, plot_curves, records, results_table, markdown_table
 
     plt.style.use('lmcourse.lmcourse')
     ladder = _stored('ladder.json')
@@ -421,7 +446,7 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
         for b in _stored('baselines.json')
     ]
     place['counted'] = _numbers(
-        table(
+        markdown_table(
             rows,
             dict(
                 corpus='corpus',
@@ -451,13 +476,13 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
             'training and validation perplexity of the published runs against the tokens that they had seen',
         )
     place['records'] = '\n\n'.join(_record(r) for r in runs)
-    place['speed'] = _numbers(ratios_table(stored()['fused_loss']['shapes'], 'full fp32'))
+    place['speed'] = _numbers(ratios_table(load_stored()['fused_loss']['shapes'], 'full fp32'))
     return place
 
 
 def _record(run) -> str:
     "One record with its conditions, folded; whatever stands in its files is shown letter by letter."
-    from lmcourse.record import _bits, markdown_text, table
+    from lmcourse.training.runs import _bits, markdown_text, markdown_table
 
     def rows(values):
         return [
@@ -472,7 +497,7 @@ def _record(run) -> str:
     parts = [('Measured on validation', measured), ('Where it ran', run.environment)]
     parts.append(('The run', {k: v for k, v in summary.items() if not isinstance(v, dict)}))
     parts += [(f'Settings, {markdown_text(k)}', v) for k, v in run.config.items() if isinstance(v, dict)]
-    body = '\n\n'.join(f'**{title}**\n\n{table(rows(values))}' for title, values in parts if values)
+    body = '\n\n'.join(f'**{title}**\n\n{markdown_table(rows(values))}' for title, values in parts if values)
     return f'::::{{dropdown}} {markdown_text(run.name)}\n{body}\n::::'
 
 
@@ -509,7 +534,7 @@ def teachers(lessons: list[Lesson], text: str) -> dict[str, str]:
         f' {sum(len(l.exercises) for l in lessons)} | {sum(l.minutes for l in lessons)} |'
     )
     tasks = '\n\n'.join(
-        f'{_called(l)}\n\n' + '\n'.join(f'{i}. {relink(q, "nbs", "teachers.md")}' for i, q in enumerate(l.exercises, 1))
+        f'{_called(l)}\n\n' + '\n'.join(f'{i}. {relink(q, l.home, "teachers.md")}' for i, q in enumerate(l.exercises, 1))
         for l in lessons
         if l.exercises
     )

@@ -2,10 +2,10 @@
 
 import torch
 from torch import nn
-from lmcourse.awd_lstm import AWD
-from lmcourse.recurrent import Recurrent
-from lmcourse.transformer import Transformer
-from lmcourse.tuned import Tuned
+from lmcourse.models.awd_lstm import AWDLSTMConfig
+from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.models.transformer import TransformerConfig
+from lmcourse.models.tied_rnn import TiedRNNConfig
 
 V = 40
 
@@ -25,10 +25,10 @@ class Window(nn.Module):
 
 
 MODELS = {
-    'elman': lambda: Recurrent('elman', 8, 12, 1).build(V),
-    'lstm': lambda: Recurrent('lstm', 8, 12, 2, around=0.5).build(V),
-    'gru, tied': lambda: Tuned('gru', 8, 12).build(V),
-    'awd-lstm': lambda: AWD(embedding=8, hidden=12).build(V),
+    'elman': lambda: RecurrentConfig('elman', 8, 12, 1).build(V),
+    'lstm': lambda: RecurrentConfig('lstm', 8, 12, 2, around=0.5).build(V),
+    'gru, tied': lambda: TiedRNNConfig('gru', 8, 12).build(V),
+    'awd-lstm': lambda: AWDLSTMConfig(embedding=8, hidden=12).build(V),
     'window': Window,
-    'decoder': lambda: Transformer(16, 2, 32, 2, 16, 0.3).build(V),
+    'decoder': lambda: TransformerConfig(16, 2, 32, 2, 16, 0.3).build(V),
 }

@@ -1,12 +1,19 @@
 "A browser and a JupyterLab for the tests that need them; both are this machine's own, and nothing else is reached."
 
-import json, os, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, shutil, signal, socket, subprocess, sys, time, urllib.error, urllib.request
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'docs'))
+import stage  # noqa: E402
+
 BIN = Path(sys.executable).parent
 PICTURES = ROOT / 'build' / 'widgets'  # where a test run leaves its pictures, for people to look at; not in git
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what runs in its background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that the programs under test can be interrupted
 
 
 def chromium():

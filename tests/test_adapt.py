@@ -7,29 +7,29 @@ from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from architectures import MODELS, V, Window
-from lmcourse.recurrent import Recurrent
-import lmcourse.adapt as D
-from lmcourse.adapt import (
+from lmcourse.models.recurrent import RecurrentConfig
+import lmcourse.inference.adapt as D
+from lmcourse.inference.adapt import (
     AdaptError,
     DynamicEvaluation,
     NeuralCache,
-    Reader,
+    StreamingEvaluator,
     adapt_run,
     best,
-    evaluate_reader,
+    evaluate_stream,
     evaluate_run_adapted,
     gradient_rms,
-    recall,
-    stream,
+    cache_attention,
+    score_stream,
     tune,
     tune_cache,
 )
 from lmcourse.cli import main
-from lmcourse.perplexity import Measurement, compare
-from lmcourse.recipes import get_recipe, tiny
-from lmcourse.record import read_json, write_json
-from lmcourse.tokens import tokenize_corpus
-from lmcourse.train import evaluate, train
+from lmcourse.measure.perplexity import Measurement, compare
+from lmcourse.training.recipes import get_recipe, tiny
+from lmcourse.training.runs import read_json, write_json
+from lmcourse.data.tokens import tokenize_corpus
+from lmcourse.training.trainer import evaluate, train
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 IDS = np.random.default_rng(0).integers(V, size=400)
@@ -77,7 +77,7 @@ def test_nobody_peeks_and_everything_is_put_back(name, device):
     for kind, reader in readers(model).items():
         place, other = 205, IDS.copy()
         np.random.default_rng(1).shuffle(other[205:])
-        (a, hits), (b, _) = stream(reader, IDS, 1), stream(reader, other, 1)
+        (a, hits), (b, _) = score_stream(reader, IDS, 1), score_stream(reader, other, 1)
         assert len(a) == len(IDS) and np.isfinite(a).all() and 0 <= hits <= len(IDS)
         assert np.array_equal(a[:place], b[:place]) and not np.array_equal(a[place:], b[place:]), kind
         assert model.training and all(torch.equal(p, before[k]) for k, p in model.named_parameters())
@@ -90,12 +90,12 @@ def test_a_reader_that_peeks_is_found():
             state = self.state
             super().read(x, y)
             self.state = state
-            return Reader.read(self, x, y)
+            return StreamingEvaluator.read(self, x, y)
 
     model, other = built('lstm'), IDS.copy()
     np.random.default_rng(1).shuffle(other[205:])
-    a, b = (stream(Cheat(model, 0.5, length=7), ids, 1)[0] for ids in (IDS, other))
-    assert not np.array_equal(a[:205], b[:205]) and a.mean() < stream(Reader(model), IDS, 1)[0].mean()
+    a, b = (score_stream(Cheat(model, 0.5, length=7), ids, 1)[0] for ids in (IDS, other))
+    assert not np.array_equal(a[:205], b[:205]) and a.mean() < score_stream(StreamingEvaluator(model), IDS, 1)[0].mean()
 
 
 def test_put_back_where_reading_is_broken_off():
@@ -103,18 +103,18 @@ def test_put_back_where_reading_is_broken_off():
     before = [p.detach().clone() for p in model.parameters()]
     reader = DynamicEvaluation(model, 0.5, length=7)
     with pytest.raises(IndexError):
-        stream(reader, np.append(IDS[:40], 999), 1)
+        score_stream(reader, np.append(IDS[:40], 999), 1)
     assert model.training and all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
 
 
 def test_recall_by_hand():
     keys = torch.tensor([[[2.0, 0], [0, 2], [2, 1], [2, 0]]])
-    assert recall(keys[:, 3:], keys, 0.5, 10)[0, 0].tolist() == pytest.approx(
+    assert cache_attention(keys[:, 3:], keys, 0.5, 10)[0, 0].tolist() == pytest.approx(
         [7.389 / 15.778, 1 / 15.778, 7.389 / 15.778, 0], abs=1e-4
     )
     assert (
-        recall(keys[:, 3:], keys, 0.5, 1)[0, 0].tolist() == [0, 0, 1, 0]
-        and recall(keys, keys, 0.5, 10)[0, 0].tolist() == [0] * 4
+        cache_attention(keys[:, 3:], keys, 0.5, 1)[0, 0].tolist() == [0, 0, 1, 0]
+        and cache_attention(keys, keys, 0.5, 10)[0, 0].tolist() == [0] * 4
     )
 
 
@@ -141,7 +141,7 @@ def test_a_cache_is_its_formula_however_it_is_read(size, length):
     model = built('lstm').eval()
     with torch.no_grad():
         want = slowly(model, IDS[:120], size, 0.4, 0.3)
-    got, _ = stream(NeuralCache(model, size, 0.4, 0.3, length), IDS[:120], 1)
+    got, _ = score_stream(NeuralCache(model, size, 0.4, 0.3, length), IDS[:120], 1)
     assert got.tolist() == pytest.approx(want, rel=1e-4)
 
 
@@ -153,24 +153,24 @@ def test_memory_is_bounded():
         out := real(h, y),
         held.append((cache.keys.shape[1], cache.words.shape[1], out[0].shape[1])),
     )[0]
-    stream(cache, IDS, 1)
+    score_stream(cache, IDS, 1)
     assert max(held) == (50, 50, 73) and held[-1][:2] == (50, 50) and cache.keys is None
 
 
 def test_lanes_have_memories_of_their_own():
     model, ids = built('lstm'), IDS[:400]
-    together, _ = stream(NeuralCache(model, 50, 0.5, 0.3), ids, 1, lanes=4)
+    together, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids, 1, lanes=4)
     alone = np.concatenate(
         [
-            stream(NeuralCache(model, 50, 0.5, 0.3), ids[k : k + 100], 1 if not k else int(ids[k - 1]))[0]
+            score_stream(NeuralCache(model, 50, 0.5, 0.3), ids[k : k + 100], 1 if not k else int(ids[k - 1]))[0]
             for k in range(0, 400, 100)
         ]
     )
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-4)
-    ragged, _ = stream(NeuralCache(model, 50, 0.5, 0.3), ids[:398], 1, lanes=4)
+    ragged, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids[:398], 1, lanes=4)
     assert len(ragged) == 398
     with pytest.raises(AdaptError, match='in one lane, not in 4'):
-        stream(DynamicEvaluation(model), ids, 1, lanes=4)
+        score_stream(DynamicEvaluation(model), ids, 1, lanes=4)
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def test_lanes_have_memories_of_their_own():
 )
 def test_one_that_learns_nothing_is_the_model_as_it_is(idle):
     model = built('gru, tied')
-    assert stream(idle(model), IDS, 1)[0].tolist() == pytest.approx(stream(Reader(model), IDS, 1)[0].tolist(), rel=1e-4)
+    assert score_stream(idle(model), IDS, 1)[0].tolist() == pytest.approx(score_stream(StreamingEvaluator(model), IDS, 1)[0].tolist(), rel=1e-4)
 
 
 def test_a_frozen_reader_is_the_evaluation(corpus):
     torch.manual_seed(0)
-    model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
-    m = evaluate_reader(Reader(model), corpus.validation, 1, interval=True)
+    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.types)
+    m = evaluate_stream(StreamingEvaluator(model), corpus.validation, 1, interval=True)
     n = evaluate(model, corpus.validation, 1, lanes=1, interval=True)
     assert (
         m.nats == pytest.approx(n.nats, rel=1e-6)
@@ -226,7 +226,7 @@ def test_dynamic_evaluation_by_hand():
         return nats
 
     for rate, pull in ((1.0, 0.0), (1.0, 0.5), (0.2, 0.1)):
-        assert stream(DynamicEvaluation(Two(), rate, pull, length=1), np.ones(4, int), 0)[0].tolist() == pytest.approx(
+        assert score_stream(DynamicEvaluation(Two(), rate, pull, length=1), np.ones(4, int), 0)[0].tolist() == pytest.approx(
             by_hand(rate, pull), rel=1e-5
         )
 
@@ -276,7 +276,7 @@ def test_tuning_agrees_with_reading():
     assert len(rows) == 8
     for r in rows:
         assert r['perplexity'] == pytest.approx(
-            math.exp(stream(NeuralCache(model, r['size'], r['theta'], r['share']), IDS, 1)[0].mean()), rel=1e-4
+            math.exp(score_stream(NeuralCache(model, r['size'], r['theta'], r['share']), IDS, 1)[0].mean()), rel=1e-4
         )
     assert best(rows) == {k: min(rows, key=lambda r: r['perplexity'])[k] for k in ('size', 'theta', 'share')}
     assert best(
@@ -302,7 +302,7 @@ def test_tuning_never_sees_test(kind, corpus):
             pytest.fail('tuning looked at test')
 
     torch.manual_seed(0)
-    model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
+    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.types)
     found = tune(model, Blind(), kind, tokens=300)
     assert found['tokens'] == 300 and found['settings'] == best(found['grid']) and found['kind'] == kind
     with pytest.raises(AdaptError, match="got 'pointer'"):
@@ -325,10 +325,10 @@ def test_settings_that_cannot_be(bad):
 
 def test_a_measurement_says_so_and_a_comparison_tells_it(corpus):
     torch.manual_seed(0)
-    model = Recurrent('lstm', 8, 12, 1).build(corpus.types)
+    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.types)
     few = replace(corpus.validation, ids=corpus.validation.ids[:900])
     plain, cached, dynamic = (
-        evaluate_reader(r, few, 1) for r in (Reader(model), NeuralCache(model), DynamicEvaluation(model))
+        evaluate_stream(r, few, 1) for r in (StreamingEvaluator(model), NeuralCache(model), DynamicEvaluation(model))
     )
     assert (
         'adaptation' not in plain.to_dict()
@@ -341,7 +341,7 @@ def test_a_measurement_says_so_and_a_comparison_tells_it(corpus):
     for a, b in ((plain, cached), (cached, dynamic), (dynamic, plain)):
         assert any(n.startswith('adaptation: ') for n in compare(a, b).notes)
     assert compare(cached, cached).notes == () and (dynamic.lanes, dynamic.carried, dynamic.context) == (1, True, None)
-    window = evaluate_reader(NeuralCache(Window()), replace(few, ids=few.ids % V), 1)
+    window = evaluate_stream(NeuralCache(Window()), replace(few, ids=few.ids % V), 1)
     assert (window.carried, window.context, window.stride) == (False, 16, 16)
 
 
@@ -361,7 +361,7 @@ def test_settings_are_chosen_once_and_kept(run, monkeypatch):
 
 def test_a_record_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
     told, out = [], tmp_path / 'adapted.json'
-    real = D.reader_of
+    real = D.build_evaluator
     monkeypatch.setattr(
         D,
         'reader_of',
@@ -416,12 +416,12 @@ def test_from_the_command_line(run, capsys):
 def test_a_token_that_was_all_but_ruled_out_is_a_finite_surprise():
     "Beyond about 103 nats a probability in single precision is zero; its logarithm need not be."
     torch.manual_seed(0)
-    model = Recurrent(hidden=8, embedding=8, layers=1).build(20)
+    model = RecurrentConfig(hidden=8, embedding=8, layers=1).build(20)
     with torch.no_grad():
         model.head.bias[3] = -400.0
     ids = np.array([1, 2, 3, 4] * 20)
-    for reader in (D.Reader(model), D.NeuralCache(model, 10, length=4), D.DynamicEvaluation(model, 0.0, length=4)):
-        nats_N, _ = D.stream(reader, ids, 0)
+    for reader in (D.StreamingEvaluator(model), D.NeuralCache(model, 10, length=4), D.DynamicEvaluation(model, 0.0, length=4)):
+        nats_N, _ = D.score_stream(reader, ids, 0)
         assert np.isfinite(nats_N).all()
-    assert max(D.stream(D.Reader(model), ids, 0)[0]) > 300
+    assert max(D.score_stream(D.StreamingEvaluator(model), ids, 0)[0]) > 300
     assert all(math.isfinite(r['perplexity']) for r in D.tune_cache(model, ids, 0, (10,), (0.3,), (0.1,)))

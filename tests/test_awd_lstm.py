@@ -4,24 +4,24 @@ is learnt; the average, its trigger, and a resume in the middle of it."""
 import copy, json, math
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-import lmcourse.awd_lstm as A
-import lmcourse.train as T
-from lmcourse.awd_lstm import (
-    AWD,
+import lmcourse.models.awd_lstm as A
+import lmcourse.training.trainer as T
+from lmcourse.models.awd_lstm import (
+    AWDLSTMConfig,
     NTASGD,
-    PARTS,
+    ABLATIONS,
     LockedDropout,
     WeightDrop,
-    WordDrop,
-    activation_penalty,
-    slowness_penalty,
-    varied,
+    EmbeddingDropout,
+    activation_regularization,
+    temporal_activation_regularization,
+    variable_bptt,
 )
-from lmcourse.batches import Lanes
-from lmcourse.fused_loss import has_bf16
-from lmcourse.recipes import RecipeError, get_recipe, override, parameters, recipe_from_dict, tiny
-from lmcourse.recurrent import gru_cell, lstm_cell, unroll
-from lmcourse.train import Trainer, TrainingError, evaluate_run, fit, load_weights, resume, train, train_step, weights
+from lmcourse.data.batches import StatefulBatches
+from lmcourse.measure.fused_loss import has_bf16
+from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_from_dict, tiny
+from lmcourse.models.recurrent import gru_cell, lstm_cell, unroll
+from lmcourse.training.trainer import Trainer, TrainingError, evaluate_run, fit, load_named_weights, from_checkpoint, train, train_step, named_weights
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 
@@ -79,7 +79,7 @@ x_BTI, x_BT = torch.randn(4, 9, 6), torch.randint(50, (4, 9))
     'part, plain, x',
     [
         (LockedDropout(0.5), nn.Identity(), x_BTI),
-        (WordDrop(table(), 0.5), nn.Embedding(50, 6, _weight=table().data), x_BT),
+        (EmbeddingDropout(table(), 0.5), nn.Embedding(50, 6, _weight=table().data), x_BT),
         (First(WeightDrop(layer(), 0.5)), First(layer()), x_BTI),
         (First(WeightDrop(layer(nn.GRU), 0.5)), First(layer(nn.GRU)), x_BTI),
     ],
@@ -108,7 +108,7 @@ def test_a_locked_mask_holds_over_time_and_not_over_the_batch():
 
 def test_a_forgotten_word_is_forgotten_everywhere():
     torch.manual_seed(0)
-    v = WordDrop(table(), 0.4)(x_BT)
+    v = EmbeddingDropout(table(), 0.4)(x_BT)
     for i in x_BT.unique():
         rows = v[x_BT == i].detach()
         assert torch.equal(rows, rows[:1].expand_as(rows))
@@ -150,12 +150,12 @@ def test_layers_that_cannot_be_dropped(bad):
 def test_penalties_by_hand():
     h = torch.tensor([[[1.0, 0], [1, 2], [0, 2]]])
     assert (
-        float(activation_penalty(h)) == pytest.approx(10 / 6)
-        and float(slowness_penalty(h)) == pytest.approx(5 / 4)
-        and float(slowness_penalty(h[:, :1])) == 0
+        float(activation_regularization(h)) == pytest.approx(10 / 6)
+        and float(temporal_activation_regularization(h)) == pytest.approx(5 / 4)
+        and float(temporal_activation_regularization(h[:, :1])) == 0
     )
     one = torch.ones(1, 1, 2, requires_grad=True)
-    slowness_penalty(one).backward()
+    temporal_activation_regularization(one).backward()
     assert not one.grad.any()
 
 
@@ -201,20 +201,20 @@ def test_the_trainer_would_not_let_the_mistake_pass(tmp_path):
 
 
 def test_sizes():
-    assert parameters(get_recipe('awd-lstm')) == parameters(get_recipe('awd-lstm-fast')) == 33_556_078
-    assert parameters(get_recipe('awd-lstm-small')) <= 10_000_000 and parameters(get_recipe('lstm-base')) == 18_124_286
+    assert num_parameters(get_recipe('awd-lstm')) == num_parameters(get_recipe('awd-lstm-fast')) == 33_556_078
+    assert num_parameters(get_recipe('awd-lstm-small')) <= 10_000_000 and num_parameters(get_recipe('lstm-base')) == 18_124_286
     r = get_recipe('awd-lstm')
     assert (r.claimed, get_recipe('lstm-base').claimed) == (80.27, 128.3) and get_recipe(
         'awd-lstm-fast'
     ).train.epochs * 10 == r.train.epochs == 750
-    m = AWD(embedding=8, hidden=12).build(30)
+    m = AWDLSTMConfig(embedding=8, hidden=12).build(30)
     assert m.head.weight is m.embedding.weight
 
 
 @pytest.mark.parametrize('locked', [True, False])
 def test_the_parts_grow_with_the_run(locked, tmp_path):
     full = dict(words=0.1, inputs=0.4, between=0.2, outputs=0.3, weights=0.5)
-    m = AWD(embedding=8, hidden=12, locked=locked, grow=0.4, **full).build(30).train()
+    m = AWDLSTMConfig(embedding=8, hidden=12, locked=locked, grow=0.4, **full).build(30).train()
     m(x_BT % 30)
     whole = float(m.penalty().detach())
     rate = 'drop' if locked else 'p'
@@ -232,7 +232,7 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
             m.layers[0].drop
         }
     quiet = (
-        AWD(embedding=8, hidden=12, locked=locked, grow=0.4, words=0, inputs=0, between=0, outputs=0, weights=0)
+        AWDLSTMConfig(embedding=8, hidden=12, locked=locked, grow=0.4, words=0, inputs=0, between=0, outputs=0, weights=0)
         .build(30)
         .train()
     )
@@ -251,33 +251,33 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     seen = []
     real = t.model.come_to
     t.model.come_to = lambda done: (seen.append(done), real(done))[1]
-    before = T.why_stop
+    before = T.stop_reason
     try:
-        T.why_stop = lambda t, asked: 'interrupted' if t.step == 4 else before(t, asked)
+        T.stop_reason = lambda t, asked: 'interrupted' if t.step == 4 else before(t, asked)
         T.fit(t)
     finally:
-        T.why_stop = before
-    parts = T.fit(T.resume(tmp_path / 'parts', show=False))
+        T.stop_reason = before
+    parts = T.fit(T.from_checkpoint(tmp_path / 'parts', show=False))
     assert (
         seen == [0, 1 / 12, 2 / 12, 3 / 12]
         and parts.summary['test'] == whole.summary['test']
         and get_recipe('awd-lstm-small').model.grow > 0
     )
     with pytest.raises(RecipeError, match='model.grow'):
-        AWD(grow=1)
+        AWDLSTMConfig(grow=1)
 
 
 def test_a_copy_and_a_checkpoint():
-    m = AWD(embedding=8, hidden=12).build(30).train()
+    m = AWDLSTMConfig(embedding=8, hidden=12).build(30).train()
     m(x_BT % 30)
     twin = copy.deepcopy(m).eval()
     m.eval()
     assert torch.equal(twin.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0]) and twin.head.weight is twin.embedding.weight
-    other = AWD(embedding=8, hidden=12).build(30).eval()
-    load_weights(other, weights(m))
+    other = AWDLSTMConfig(embedding=8, hidden=12).build(30).eval()
+    load_named_weights(other, named_weights(m))
     assert torch.equal(other.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0])
     with pytest.raises(TrainingError, match='does not fit'):
-        load_weights(AWD(embedding=8, hidden=13).build(30), weights(m))
+        load_named_weights(AWDLSTMConfig(embedding=8, hidden=13).build(30), named_weights(m))
 
 
 def step_of(tmp_path, name, **changes):
@@ -333,18 +333,18 @@ def test_a_step_is_as_long_as_its_batch(tmp_path):
 
 
 def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
-    lanes = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=3)
+    lanes = StatefulBatches(torch.arange(5000) % 50, 4, 35, 0, variable_bptt(35), seed=3)
     for epoch in (0, 1):
         lanes.set_epoch(epoch)
         assert sum(int((y != -100).sum()) for _, y in lanes) == 5000
-    again = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=3)
+    again = StatefulBatches(torch.arange(5000) % 50, 4, 35, 0, variable_bptt(35), seed=3)
     again.set_epoch(1)
     assert again.cuts() == lanes.cuts()
-    other = Lanes(torch.arange(5000) % 50, 4, 35, 0, varied(35), seed=4)
+    other = StatefulBatches(torch.arange(5000) % 50, 4, 35, 0, variable_bptt(35), seed=4)
     other.set_epoch(1)
     lanes.set_epoch(1)
     assert other.cuts() != lanes.cuts()
-    drawn = [varied(70)(0, 0, k) for k in range(4000)]
+    drawn = [variable_bptt(70)(0, 0, k) for k in range(4000)]
     assert sum(drawn) / 4000 == pytest.approx(68.25, abs=0.6) and min(drawn) >= 5
 
 
@@ -428,12 +428,12 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, monke
     monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0.0, 2))
     whole = train(averaging(), tmp_path / 'whole', show=False)
     t = Trainer(averaging(), tmp_path / 'parts', show=False)
-    why = T.why_stop
+    why = T.stop_reason
     monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == at else why(t, asked))
     assert fit(t).summary['stopped'] == 'interrupted'
     begun = t.optimizer.averaging
     monkeypatch.setattr(T, 'why_stop', why)
-    parts = fit(again := resume(tmp_path / 'parts', show=False))
+    parts = fit(again := from_checkpoint(tmp_path / 'parts', show=False))
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity'), r.get('lr')) for r in run.metrics()]
     assert kept(parts) == kept(whole) and parts.summary['test'] == whole.summary['test']
     assert begun == (at > 20) and again.optimizer.averaging
@@ -460,7 +460,7 @@ def test_plain_runs_have_no_average(tmp_path):
 
 def test_every_part_can_be_taken_away():
     base = get_recipe('awd-tiny')
-    changed = {s: override(base, c) for s, c in PARTS.items()}
+    changed = {s: override(base, c) for s, c in ABLATIONS.items()}
     assert (
         changed.pop('as it is') == base
         and all(r != base for r in changed.values())
@@ -483,7 +483,7 @@ def test_every_part_can_be_taken_away():
 
 
 def test_ordinary_dropout_and_a_head_of_its_own():
-    loose = AWD(embedding=8, hidden=12, tied=False, locked=False).build(30)
+    loose = AWDLSTMConfig(embedding=8, hidden=12, tied=False, locked=False).build(30)
     assert (
         loose.head.weight is not loose.embedding.weight
         and torch.equal(loose.head.weight, loose.embedding.weight)

@@ -5,8 +5,8 @@ import itertools, pickle, subprocess, sys
 import numpy as np
 import pytest
 import torch
-from lmcourse.batches import BatchError, Lanes, Windows
-from lmcourse.loss import LMCourseError
+from lmcourse.data.batches import BatchError, StatefulBatches, WindowBatches
+from lmcourse.measure.cross_entropy import LMCourseError
 
 SIZES = [1, 2, 26, 35, 97, 1000]
 
@@ -39,7 +39,7 @@ def check(batches, n):
     'n, lanes, length', [c for c in itertools.product(SIZES, (1, 2, 7, 35, 64), (1, 3, 35)) if c[1] <= c[0]]
 )
 def test_lanes_have_every_token_once(n, lanes, length):
-    batches = Lanes(np.arange(n), lanes, length, n)
+    batches = StatefulBatches(np.arange(n), lanes, length, n)
     check(batches, n)
     assert sorted(targets(batches)) == list(range(n))
     last = None
@@ -53,7 +53,7 @@ def test_lanes_have_every_token_once(n, lanes, length):
 @pytest.mark.parametrize('shuffle, once', itertools.product((False, True), repeat=2))
 def test_windows_cover_every_token(n, length, batch, shuffle, once):
     for stride in {1, max(1, length // 2), length}:
-        batches = Windows(np.arange(n), length, batch, n, stride=stride, shuffle=shuffle, once=once)
+        batches = WindowBatches(np.arange(n), length, batch, n, stride=stride, shuffle=shuffle, once=once)
         check(batches, n)
         found = targets(batches)
         assert set(found) == set(range(n)) and (len(found) == n or stride < length and not once)
@@ -62,7 +62,7 @@ def test_windows_cover_every_token(n, length, batch, shuffle, once):
 
 
 def test_drop_last_leaves_only_full_batches():
-    batches = Windows(np.arange(100), 7, 4, 100, drop_last=True)
+    batches = WindowBatches(np.arange(100), 7, 4, 100, drop_last=True)
     check(batches, 100)
     assert [len(x) for x, _ in batches] == [4, 4, 4]
 
@@ -70,13 +70,13 @@ def test_drop_last_leaves_only_full_batches():
 @pytest.mark.parametrize(
     'make',
     [
-        lambda: Lanes(np.arange(500), 7, 11, 500),
-        lambda: Lanes(
+        lambda: StatefulBatches(np.arange(500), 7, 11, 500),
+        lambda: StatefulBatches(
             np.arange(500), 7, 11, 500, lengths=lambda seed, epoch, step: 1 + (seed + epoch * 3 + step * 5) % 9, seed=4
         ),
-        lambda: Windows(np.arange(500), 11, 7, 500, seed=3),
-        lambda: Windows(np.arange(500), 11, 7, 500, stride=3, drop_last=True),
-        lambda: Windows(np.arange(500), 11, 7, 500, shuffle=False),
+        lambda: WindowBatches(np.arange(500), 11, 7, 500, seed=3),
+        lambda: WindowBatches(np.arange(500), 11, 7, 500, stride=3, drop_last=True),
+        lambda: WindowBatches(np.arange(500), 11, 7, 500, shuffle=False),
     ],
     ids=['lanes', 'varying lanes', 'windows', 'overlapping', 'in order'],
 )
@@ -101,7 +101,7 @@ def test_resumes_anywhere(make, epoch):
 
 
 def test_another_pass_begins_at_its_beginning():
-    batches = Windows(np.arange(100), 5, 4, 100)
+    batches = WindowBatches(np.arange(100), 5, 4, 100)
     batches.load_state_dict({'epoch': 0, 'position': 3})
     batches.set_epoch(1)
     assert len(list(batches)) == len(batches) and batches.state_dict() == {'epoch': 1, 'position': len(batches)}
@@ -110,7 +110,7 @@ def test_another_pass_begins_at_its_beginning():
 
 def test_the_order_follows_from_seed_and_pass_alone():
     code = (
-        'from lmcourse.batches import Windows; import torch; torch.manual_seed({}); w = Windows(range(90), 3, 30, 90,'
+        'from lmcourse.data.batches import Windows; import torch; torch.manual_seed({}); w = Windows(range(90), 3, 30, 90,'
         ' seed=5); w.set_epoch(2); print(next(iter(w))[1][:, 0].tolist())'
     )
     first, second = (
@@ -120,7 +120,7 @@ def test_the_order_follows_from_seed_and_pass_alone():
     assert first == second
     orders = {(seed, epoch): [] for seed in (0, 1) for epoch in (0, 1)}
     for seed, epoch in orders:
-        w = Windows(range(90), 3, 30, 90, seed=seed)
+        w = WindowBatches(range(90), 3, 30, 90, seed=seed)
         w.set_epoch(epoch)
         orders[seed, epoch] = targets(w)
     assert len({tuple(order) for order in orders.values()}) == 4
@@ -129,7 +129,7 @@ def test_the_order_follows_from_seed_and_pass_alone():
 
 def test_an_order_that_must_not_change():
     "Shuffles are part of what a record's seed promises: this one is written down."
-    w = Windows(range(20), 2, 10, 20, seed=0)
+    w = WindowBatches(range(20), 2, 10, 20, seed=0)
     assert next(iter(w))[1][:, 0].tolist() == [12, 6, 2, 10, 16, 14, 0, 4, 18, 8]
 
 
@@ -141,37 +141,37 @@ def test_any_whole_numbers_will_do(kind, tmp_path):
         stream = np.load(tmp_path / 'ids.npy', mmap_mode='r')
     else:
         stream = ids if kind == 'list' else torch.tensor(ids) if kind == 'torch' else np.array(ids, kind)
-    assert targets(Lanes(stream, 4, 30, 0)) == targets(Lanes(np.array(ids), 4, 30, 0))
-    assert targets(Windows(stream, 30, 4, 0, shuffle=False)) == ids
+    assert targets(StatefulBatches(stream, 4, 30, 0)) == targets(StatefulBatches(np.array(ids), 4, 30, 0))
+    assert targets(WindowBatches(stream, 30, 4, 0, shuffle=False)) == ids
     if kind == 'memmap':
-        assert np.shares_memory(Lanes(stream, 4, 30, 0).ids_N, stream)
+        assert np.shares_memory(StatefulBatches(stream, 4, 30, 0).ids_N, stream)
 
 
 @pytest.mark.parametrize(
     'make, sentence',
     [
-        (lambda: Lanes(range(9), 10, 5, 0), '9 tokens are too few for 10 lanes'),
-        (lambda: Lanes([], 1, 5, 0), '0 tokens are too few for 1 lanes'),
-        (lambda: Windows([], 5, 1, 0), '0 tokens are too few for a batch of 1 windows of 5, which needs 1'),
+        (lambda: StatefulBatches(range(9), 10, 5, 0), '9 tokens are too few for 10 lanes'),
+        (lambda: StatefulBatches([], 1, 5, 0), '0 tokens are too few for 1 lanes'),
+        (lambda: WindowBatches([], 5, 1, 0), '0 tokens are too few for a batch of 1 windows of 5, which needs 1'),
         (
-            lambda: Windows(range(20), 5, 5, 0, drop_last=True),
+            lambda: WindowBatches(range(20), 5, 5, 0, drop_last=True),
             '20 tokens are too few for a batch of 5 windows of 5, which needs 21',
         ),
-        (lambda: Windows(range(20), 5, 2, 0, stride=6), 'a stride of 6 leaves out tokens between windows of 5'),
-        (lambda: Lanes(range(20), 0, 5, 0), 'lanes must be a whole number of at least 1, got 0'),
-        (lambda: Lanes(range(20), 2, 2.5, 0), 'length must be a whole number of at least 1, got 2.5'),
-        (lambda: Windows(range(20), 5, True, 0), 'batch must be a whole number'),
-        (lambda: Windows(range(20), 5, 2, -1), 'first_id must be'),
-        (lambda: Windows(range(20), 5, 2, 0, seed=-1), 'seed must be'),
-        (lambda: Windows(range(20), 5, 2, 0).set_epoch(-1), 'epoch must be'),
-        (lambda: Lanes(np.zeros((2, 3), int), 1, 1, 0), 'one axis, this has the shape (2, 3)'),
-        (lambda: Lanes([0.5, 1.0], 1, 1, 0), 'whole numbers, these are float64'),
+        (lambda: WindowBatches(range(20), 5, 2, 0, stride=6), 'a stride of 6 leaves out tokens between windows of 5'),
+        (lambda: StatefulBatches(range(20), 0, 5, 0), 'lanes must be a whole number of at least 1, got 0'),
+        (lambda: StatefulBatches(range(20), 2, 2.5, 0), 'length must be a whole number of at least 1, got 2.5'),
+        (lambda: WindowBatches(range(20), 5, True, 0), 'batch must be a whole number'),
+        (lambda: WindowBatches(range(20), 5, 2, -1), 'first_id must be'),
+        (lambda: WindowBatches(range(20), 5, 2, 0, seed=-1), 'seed must be'),
+        (lambda: WindowBatches(range(20), 5, 2, 0).set_epoch(-1), 'epoch must be'),
+        (lambda: StatefulBatches(np.zeros((2, 3), int), 1, 1, 0), 'one axis, this has the shape (2, 3)'),
+        (lambda: StatefulBatches([0.5, 1.0], 1, 1, 0), 'whole numbers, these are float64'),
         (
-            lambda: len(Lanes(range(20), 2, 5, 0, lengths=lambda *_: 0)),
+            lambda: len(StatefulBatches(range(20), 2, 5, 0, lengths=lambda *_: 0)),
             'each of the lengths must be a whole number of at least 1',
         ),
         (
-            lambda: Lanes(range(20), 2, 5, 0).load_state_dict({'epoch': 0, 'position': 3}),
+            lambda: StatefulBatches(range(20), 2, 5, 0).load_state_dict({'epoch': 0, 'position': 3}),
             '3 batches into a pass that has 2',
         ),
     ],
@@ -183,6 +183,6 @@ def test_bad_requests_are_told_in_a_sentence(make, sentence):
 
 
 def test_just_enough_tokens():
-    assert len(Windows(range(21), 5, 5, 0, drop_last=True)) == 1
-    assert len(Windows(range(1), 5, 1, 0, drop_last=True)) == 1
-    assert targets(Lanes(range(3), 3, 5, 0)) == [0, 1, 2]
+    assert len(WindowBatches(range(21), 5, 5, 0, drop_last=True)) == 1
+    assert len(WindowBatches(range(1), 5, 1, 0, drop_last=True)) == 1
+    assert targets(StatefulBatches(range(3), 3, 5, 0)) == [0, 1, 2]

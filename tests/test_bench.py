@@ -2,13 +2,13 @@
 
 import json
 import pytest
-from lmcourse import bench
-from lmcourse.loss import LMCourseError
+from lmcourse.experiments import bench
+from lmcourse.measure.cross_entropy import LMCourseError
 
 
 def test_rounds_take_turns():
     calls, now = [], iter(range(1000))
-    seconds = bench.timed({n: lambda n=n: calls.append(n) for n in 'abc'}, 4, clock=lambda: next(now))
+    seconds = bench.time_interleaved({n: lambda n=n: calls.append(n) for n in 'abc'}, 4, clock=lambda: next(now))
     assert ''.join(calls) == 'abc' + 'abc' + 'bca' + 'cab' + 'abc'
     assert seconds == {n: [1] * 4 for n in 'abc'}
 
@@ -32,11 +32,11 @@ def test_refusals(tmp_path):
     with pytest.raises(LMCourseError, match='its folder is not there'):
         bench.run_benchmarks(tmp_path / 'no' / 'kept.json', only=['ngram'])
     with pytest.raises(LMCourseError, match='a contestant and a round'):
-        bench.timed({'a': print}, 0)
+        bench.time_interleaved({'a': print}, 0)
 
 
 def test_what_is_shipped_can_be_read():
-    kept = bench.stored()
+    kept = bench.load_stored()
     assert not kept['quick'] and set(kept) >= {'environment', *bench.BENCHMARKS}
     for case in kept['fused_loss']['shapes'] + kept['fused_loss']['curve']:
         assert set(case) == {'tokens', 'width', 'types', 'seconds', 'memory'} and 'fused fp32' in case['seconds']

@@ -3,8 +3,8 @@
 import json, os, signal, subprocess, sys, tarfile, time
 from pathlib import Path
 import pytest
-from lmcourse.campaign import CampaignError, load_campaign, run_campaign, run_state
-from lmcourse.recipes import RecipeError
+from lmcourse.experiments.campaign import CampaignError, load_campaign, run_campaign, run_state
+from lmcourse.training.recipes import RecipeError
 
 QUIET = dict(device='cpu', tell=lambda line: None)
 LACKING = (
@@ -136,7 +136,11 @@ def test_stopped_by_hand_everything_is_saved_and_nobody_is_left(sign, status, tm
     while time.time() < deadline and not all(c.exists() for c in curves):
         time.sleep(0.2)
     p.send_signal(sign)
-    p.communicate(timeout=90)
+    try:
+        p.communicate(timeout=90)
+    finally:
+        if p.poll() is None:
+            p.kill()
     assert p.returncode == status
     assert [run_state(c.parent) for c in curves] == ['stopped', 'stopped']
     assert (tmp_path / 'out' / 'campaign.tar.gz').exists()

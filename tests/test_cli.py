@@ -456,7 +456,7 @@ def test_a_terminal_that_lacks_a_letter(codec):
         (dict(RANK='3', WORLD_SIZE='2'), 'no place among processes'),
     ],
 )
-def test_several_processes_without_torchrun(env, says, tmp_path):
+def test_distributed_processes_without_torchrun(env, says, tmp_path):
     clean = {k: v for k, v in os.environ.items() if k != 'MASTER_ADDR'}
     done = lmcourse('run', 'lstm-a', '--tiny', '--out', str(tmp_path / 'r'), env=clean | env)
     assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr
@@ -481,7 +481,7 @@ def test_requests_that_mean_nothing(words, tmp_path):
 
 
 def test_a_ladder_that_is_stopped_keeps_its_rungs_and_goes_on(tmp_path, monkeypatch, capsys):
-    import lmcourse.ladder as L
+    import lmcourse.experiments.ladder as L
 
     real, stops = L.train, [1]
 
@@ -504,7 +504,7 @@ def test_a_ladder_that_is_stopped_keeps_its_rungs_and_goes_on(tmp_path, monkeypa
 
 
 def test_a_ladder_takes_any_architecture(tmp_path):
-    from lmcourse.ladder import trained_rungs
+    from lmcourse.experiments.ladder import trained_rungs
 
     (row,) = trained_rungs('markov', 'word', ('transformer-small',), tmp_path, False, max_steps=2)
     assert row['rung'] == 'TRANSFORMER'

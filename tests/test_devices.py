@@ -13,8 +13,17 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
 )
-from lmcourse import adapt, awd_lstm, fused_loss, generate, loss, recurrent, sampled, train, transformer, tuned
-from lmcourse.recipes import Optim
+from lmcourse.inference import adapt
+from lmcourse.models import awd_lstm
+from lmcourse.measure import fused_loss
+from lmcourse.inference import generate
+from lmcourse.measure import cross_entropy as loss
+from lmcourse.models import recurrent
+from lmcourse.measure import sampled_softmax as sampled
+from lmcourse.training import trainer as train
+from lmcourse.models import transformer
+from lmcourse.models import tied_rnn as tuned
+from lmcourse.training.recipes import Optim
 from architectures import V
 
 B, T, D, H = 3, 5, 8, 2
@@ -87,11 +96,11 @@ def cell(kind, device):
 
 
 SMALL = dict(
-    decoder=transformer.Transformer(D, H, 16, 1, T),
-    rotary=transformer.Transformer(D, H, 16, 1, T, positions='rotary', activation='swiglu', qk_norm=True),
-    lstm=recurrent.Recurrent('lstm', D, D, 1),
-    tuned=tuned.Tuned('gru', D, D, 1, often=4, others=4),
-    awd=awd_lstm.AWD(embedding=D, hidden=D, layers=2, often=4, others=4),
+    decoder=transformer.TransformerConfig(D, H, 16, 1, T),
+    rotary=transformer.TransformerConfig(D, H, 16, 1, T, positions='rotary', activation='swiglu', qk_norm=True),
+    lstm=recurrent.RecurrentConfig('lstm', D, D, 1),
+    tuned=tuned.TiedRNNConfig('gru', D, D, 1, often=4, others=4),
+    awd=awd_lstm.AWDLSTMConfig(embedding=D, hidden=D, layers=2, often=4, others=4),
 )
 
 
@@ -139,10 +148,10 @@ CALLS = {
             ).nats
         )
     ),
-    'fused_loss.fused_nats': lambda d: fused_loss.fused_nats(
+    'fused_loss.fused_nats': lambda d: fused_loss.fused_token_nats(
         weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T)
     )[0],
-    'sampled.candidates': lambda d: sampled.candidates(ids(B, T), V, 4, 4)[1],
+    'sampled.candidates': lambda d: sampled.sample_candidates(ids(B, T), V, 4, 4)[1],
     'sampled.sampled_cross_entropy': (
         lambda d: (
             sampled.sampled_cross_entropy(
@@ -171,16 +180,16 @@ CALLS = {
         weights(D, device=d),
     )[0],
     'transformer.attention': lambda d: transformer.attention(*[weights(B, H, T, 4, device=d)] * 3)[0],
-    'transformer.turned': lambda d: transformer.turned(weights(B, H, T, 4, device=d), transformer.turns(T, 4).to(d)),
-    'transformer.orthogonal': lambda d: transformer.orthogonal(weights(6, 4, device=d)),
-    'transformer.moved': lambda d: transformer.moved(model(SMALL['decoder'], d), ids(1, T), 2),
-    'awd_lstm.slowness_penalty': lambda d: awd_lstm.slowness_penalty(weights(B, T, D, device=d)),
-    'awd_lstm.activation_penalty': lambda d: awd_lstm.activation_penalty(weights(B, T, D, device=d)),
-    'adapt.recall': lambda d: adapt.recall(weights(B, T, D, device=d), weights(B, 9, D, device=d), 0.3, 6),
+    'transformer.turned': lambda d: transformer.apply_rotary_emb(weights(B, H, T, 4, device=d), transformer.rope_cache(T, 4).to(d)),
+    'transformer.orthogonal': lambda d: transformer.newton_schulz(weights(6, 4, device=d)),
+    'transformer.moved': lambda d: transformer.positions_affected(model(SMALL['decoder'], d), ids(1, T), 2),
+    'awd_lstm.slowness_penalty': lambda d: awd_lstm.temporal_activation_regularization(weights(B, T, D, device=d)),
+    'awd_lstm.activation_penalty': lambda d: awd_lstm.activation_regularization(weights(B, T, D, device=d)),
+    'adapt.recall': lambda d: adapt.cache_attention(weights(B, T, D, device=d), weights(B, 9, D, device=d), 0.3, 6),
     'adapt.gradient_rms': lambda d: adapt.gradient_rms(
         model(SMALL['lstm'], d), TEXT_N, 0, length=5, lanes=4, batches=2
     )[0],
-    'generate.draw': lambda d: generate.draw(
+    'generate.draw': lambda d: generate.sample_from_logits(
         weights(B, V, device=d), torch.rand(B, generator=torch.Generator().manual_seed(1))
     ),
     'generate.greedy': lambda d: generate.greedy(weights(B, V, device=d)),
@@ -189,14 +198,14 @@ CALLS = {
     'generate.top_p': lambda d: generate.top_p(weights(B, V, device=d), 0.5),
     'generate.min_p': lambda d: generate.min_p(weights(B, V, device=d), 0.5),
     'generate.repetition_penalty': lambda d: generate.repetition_penalty(weights(V, device=d), [1, 2, 2], 1.5),
-    'generate.surprise': lambda d: torch.tensor(generate.surprise(model(SMALL['lstm'], d), [1, 2, 3], 0)),
-    'generate.Sampling': lambda d: generate.Sampling(temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, penalty=1.2)(
+    'generate.surprise': lambda d: torch.tensor(generate.token_nats(model(SMALL['lstm'], d), [1, 2, 3], 0)),
+    'generate.Sampling': lambda d: generate.SamplingConfig(temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, penalty=1.2)(
         weights(1, V, device=d), [[1, 2]]
     ),
     'generate.draws': lambda d: torch.tensor(
         [
             one[0]
-            for _, one in zip(range(4), generate.draws(model(SMALL['decoder'], d), [[1, 2]], 0))
+            for _, one in zip(range(4), generate.generate_ids(model(SMALL['decoder'], d), [[1, 2]], 0))
             for one in [one[0]]
         ]
     ),
@@ -207,7 +216,7 @@ CALLS = {
     },
     **{
         f'adapt.{k.__name__}': lambda d, k=k: read(k, d)
-        for k in (adapt.Reader, adapt.NeuralCache, adapt.DynamicEvaluation)
+        for k in (adapt.StreamingEvaluator, adapt.NeuralCache, adapt.DynamicEvaluation)
     },
 }
 READ_VALUES = {

@@ -4,15 +4,15 @@ reaches."""
 import json, math
 import pytest
 import torch, torch.nn.functional as F
-import lmcourse.ladder
-import lmcourse.train as T
-from lmcourse.factors import CHANGES, effects, one_factor, one_run
-from lmcourse.loss import LMCourseError
-from lmcourse.recipes import RecipeError, get_recipe, override, parameters, tiny
-from lmcourse.record import all_baselines, records, results_table
-from lmcourse.sampled import candidates, sampled_cross_entropy
-from lmcourse.train import Trainer, cut_elsewhere, fit, precisions, resume, train
-from lmcourse.tuned import AWAY, LATE, Tuned, zipf
+import lmcourse.experiments.ladder
+import lmcourse.training.trainer as T
+from lmcourse.experiments.ablation import ABLATIONS, ablation_effects, run_ablation, run_setting
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, tiny
+from lmcourse.training.runs import all_baselines, records, results_table
+from lmcourse.measure.sampled_softmax import sample_candidates, sampled_cross_entropy
+from lmcourse.training.trainer import Trainer, random_first_length, fit, precisions, from_checkpoint, train
+from lmcourse.models.tied_rnn import ABLATIONS, LONG_RUN_ABLATIONS, TiedRNNConfig, zipf_bias_init
 
 
 def small(name='lstm-tuned', **changes):
@@ -24,7 +24,7 @@ def test_the_asked_speak_for_everybody_and_the_right_words_are_among_them(often,
     torch.manual_seed(0)
     y = torch.randint(100, (3, 7))
     y[0, :2] = -100
-    ids_K, weight_K = candidates(y, 100, often, others)
+    ids_K, weight_K = sample_candidates(y, 100, often, others)
     assert (
         float(weight_K.sum()) == pytest.approx(100)
         and set(y[y >= 0].tolist()) <= set(ids_K.tolist())
@@ -77,7 +77,7 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, name)
     straight = train(recipe, tmp_path / 'a', show=False)
     first = train(override(recipe, {'train.max_steps': 6, 'optim.schedule': 'constant'}), tmp_path / 'b', show=False)
     whole = train(override(recipe, {'optim.schedule': 'constant'}), tmp_path / 'c', show=False)
-    again = fit(resume(first.path, show=False, max_steps=12))
+    again = fit(from_checkpoint(first.path, show=False, max_steps=12))
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity')) for r in run.metrics()]
     assert kept(again) == kept(whole) != kept(straight)
 
@@ -99,7 +99,7 @@ def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_pa
         assert sum(sizes) == t.data.train.tokens
         first.append(sizes[0])
     assert len(set(first)) > 2
-    length = cut_elsewhere(35)
+    length = random_first_length(35)
     assert [length(0, 1, 0) for _ in range(3)] == [length(0, 1, 0)] * 3 and length(0, 1, 1) == 35
     with pytest.raises(RecipeError, match='data.shift'):
         override(get_recipe('lstm-a'), {'data.shift': True})
@@ -148,14 +148,14 @@ def test_a_tuned_model_that_cannot_be_built(change):
 
 
 def test_tuned_models_are_no_larger_than_the_notes():
-    most = parameters(get_recipe('lstm-a'))
-    assert most == 18_124_286 and all(parameters(get_recipe(n)) <= most for n in ('lstm-tuned', 'gru-tuned'))
-    m = Tuned().build(100)
+    most = num_parameters(get_recipe('lstm-a'))
+    assert most == 18_124_286 and all(num_parameters(get_recipe(n)) <= most for n in ('lstm-tuned', 'gru-tuned'))
+    m = TiedRNNConfig().build(100)
     assert m.head.weight is m.embedding.weight
-    assert float(zipf(33_278).softmax(0)[0]) > 500 * float(zipf(33_278).softmax(0)[-1])
+    assert float(zipf_bias_init(33_278).softmax(0)[0]) > 500 * float(zipf_bias_init(33_278).softmax(0)[-1])
 
 
-@pytest.mark.parametrize('grid, base', [(CHANGES, 'lstm-small'), (AWAY, 'tuned-small'), (LATE, 'lstm-tuned')])
+@pytest.mark.parametrize('grid, base', [(ABLATIONS, 'lstm-small'), (ABLATIONS, 'tuned-small'), (LONG_RUN_ABLATIONS, 'lstm-tuned')])
 def test_every_change_of_a_grid_is_one_that_its_recipe_takes(grid, base):
     plain = get_recipe(base)
     assert grid['as it is'] == {} and all(override(plain, c) != plain for s, c in grid.items() if c)
@@ -164,9 +164,9 @@ def test_every_change_of_a_grid_is_one_that_its_recipe_takes(grid, base):
 def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
     base, grid, told = small('lstm-small'), {'as it is': {}, 'one layer': {'model.layers': 1}}, []
     with pytest.raises(RecipeError):
-        one_factor(base, grid | {'wrong': {'model.depth': 3}}, 1, tmp_path / 'g.json', told.append, max_steps=2)
+        run_ablation(base, grid | {'wrong': {'model.depth': 3}}, 1, tmp_path / 'g.json', told.append, max_steps=2)
     assert len(told) == 2 and len(json.loads((tmp_path / 'g.json').read_text())) == 2
-    rows = one_factor(base, grid, 2, tmp_path / 'g.json', told.append, max_steps=2)
+    rows = run_ablation(base, grid, 2, tmp_path / 'g.json', told.append, max_steps=2)
     assert len(told) == 4 and [(r['setting'], r['seed']) for r in rows] == [
         ('as it is', 0),
         ('one layer', 0),
@@ -174,7 +174,7 @@ def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
         ('one layer', 1),
     ]
     assert rows[1]['parameters'] < rows[0]['parameters'] and rows[0]['steps'] == 2
-    found = effects(rows)
+    found = ablation_effects(rows)
     assert (
         found[0]['difference'] == 0
         and found[1]['seeds'] == 2
@@ -195,12 +195,12 @@ def test_results_stand_beside_what_counting_reaches():
 
 
 def test_a_grid_that_is_interrupted_keeps_its_whole_runs_only(tmp_path, monkeypatch):
-    base, why = small('lstm-small', **{'train.max_steps': 4}), T.why_stop
-    one_factor(base, {'as it is': {}}, 1, tmp_path / 'g.json')
+    base, why = small('lstm-small', **{'train.max_steps': 4}), T.stop_reason
+    run_ablation(base, {'as it is': {}}, 1, tmp_path / 'g.json')
     monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == 2 else why(t, asked))
     with pytest.raises(KeyboardInterrupt):
-        one_factor(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path / 'g.json')
+        run_ablation(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path / 'g.json')
     monkeypatch.setattr(T, 'why_stop', why)
     assert [r['setting'] for r in json.loads((tmp_path / 'g.json').read_text())] == ['as it is']
-    rows = one_factor(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path / 'g.json')
+    rows = run_ablation(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path / 'g.json')
     assert [(r['setting'], r['steps']) for r in rows] == [('as it is', 4), ('wider', 4)]

@@ -3,9 +3,9 @@
 import subprocess, sys
 import pytest
 import torch, torch.nn.functional as F
-import lmcourse.fused_loss as module
-from lmcourse.fused_loss import bf16_pays, chunk_size, fused_cross_entropy, fused_nats, has_bf16
-from lmcourse.loss import LMCourseError, Tally, cross_entropy
+import lmcourse.measure.fused_loss as module
+from lmcourse.measure.fused_loss import bf16_is_faster, chunk_size, fused_cross_entropy, fused_token_nats, has_bf16
+from lmcourse.measure.cross_entropy import LMCourseError, LossSum, cross_entropy
 
 LIMIT = {'fp32': 1e-5, 'bf16': 5e-3}
 
@@ -13,7 +13,7 @@ LIMIT = {'fp32': 1e-5, 'bf16': 5e-3}
 @pytest.fixture(autouse=True)
 def rounded_when_asked(monkeypatch):
     "Here small products are rounded too where 16 bits are asked for, so that small tests reach that path."
-    chosen = module._product_type
+    chosen = module._matmul_dtype
     monkeypatch.setattr(
         module,
         '_product_type',
@@ -42,7 +42,7 @@ def off(a, b):
 
 def agree(tally, h, w, b, y, limit=1e-5, ignore_index=-100):
     "Value, count and all slopes are those of full logits in double precision."
-    assert isinstance(tally, Tally) and isinstance(tally.count, int) and tally.nats.shape == ()
+    assert isinstance(tally, LossSum) and isinstance(tally.count, int) and tally.nats.shape == ()
     full = cross_entropy(F.linear(*(None if t is None else t.double() for t in (h, w, b))), y, ignore_index)
     assert tally.count == full.count and off(tally.nats, full.nats) < limit
     ours, theirs = (slopes(t.nats, (h, w, b)) for t in (tally, full))
@@ -85,13 +85,13 @@ def test_bound_of_16_bits_with_targets_that_nobody_predicts(monkeypatch, N, D, V
     monkeypatch.undo()
     h, w, b, _ = inputs(N, D, V, spread=4.0, seed=seed)
     y = torch.randint(V, (N,), generator=torch.Generator().manual_seed(seed))
-    assert module._product_type('bf16', h, w) is torch.bfloat16
+    assert module._matmul_dtype('bf16', h, w) is torch.bfloat16
     agree(fused_cross_entropy(h, w, b, y, precision='bf16'), h, w, b, y, LIMIT['bf16'])
 
 
 def test_large_enough_for_the_choice_of_precision():
     args = inputs(260, 64, 5000)
-    agree(fused_cross_entropy(*args), *args, limit=LIMIT['bf16' if bf16_pays() else 'fp32'])
+    agree(fused_cross_entropy(*args), *args, limit=LIMIT['bf16' if bf16_is_faster() else 'fp32'])
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -136,7 +136,7 @@ def test_nothing_scored(chunk, precision):
         assert g.shape == t.shape and float(g.abs().sum()) == 0
     with pytest.raises(LMCourseError, match='no tokens were scored'):
         tally.mean
-    nats, right = fused_nats(h, w, b, torch.full_like(y, -100))
+    nats, right = fused_token_nats(h, w, b, torch.full_like(y, -100))
     assert float(nats.abs().sum()) == right == 0
     assert fused_cross_entropy(h[:0], w, b, y[:0], chunk=chunk, precision=precision).count == 0
 
@@ -158,7 +158,7 @@ def test_every_subset_of_slopes(wanted, precision):
 
 
 def test_a_frozen_head_costs_no_product(monkeypatch):
-    import lmcourse.fused_loss as module
+    import lmcourse.measure.fused_loss as module
 
     def refuse(*args):
         raise AssertionError('a slope that nobody wants was computed')
@@ -264,7 +264,7 @@ def test_what_cannot_be_is_refused(change, sentence):
     h, w, b, y = inputs(3)
     settings = {k: change.pop(k) for k in ('chunk', 'precision') if k in change}
     args = (change.get('h', h), change.get('w', w), change.get('b', b), change.get('y', y))
-    for f in (fused_cross_entropy, fused_nats):
+    for f in (fused_cross_entropy, fused_token_nats):
         with pytest.raises(LMCourseError, match=sentence):
             f(*args, **settings)
     with pytest.raises(LMCourseError, match='double-precision'):
@@ -289,7 +289,7 @@ def test_under_autocast_it_decides_itself():
     args = inputs()
     with torch.autocast('cpu', torch.bfloat16):
         tallies = [fused_cross_entropy(*args, chunk=chunk, precision='fp32') for chunk in (None, 20)]
-        nats, _ = fused_nats(*args)
+        nats, _ = fused_token_nats(*args)
     for tally in tallies:
         agree(tally, *args)
     assert off(nats.sum(), cross_entropy(F.linear(*args[:3]), args[3]).nats) < 1e-5
@@ -300,7 +300,7 @@ def test_nothing_that_was_handed_in_changes():
     before = [t.detach().clone() for t in args]
     for precision in LIMIT:
         fused_cross_entropy(*args, chunk=20, precision=precision).nats.backward()
-        fused_nats(*args, chunk=20, precision=precision)
+        fused_token_nats(*args, chunk=20, precision=precision)
     for t, b in zip(args, before):
         assert torch.equal(t, b)
 
@@ -311,7 +311,7 @@ def test_scores(precision):
     y = y.clone()
     y[::4] = -100
     full = F.linear(h, w, b)
-    nats, right = fused_nats(h.view(3, 20, 24), w, b, y.view(3, 20), chunk=13, precision=precision)
+    nats, right = fused_token_nats(h.view(3, 20, 24), w, b, y.view(3, 20), chunk=13, precision=precision)
     expected = F.cross_entropy(full, y, reduction='none').view(3, 20)
     assert nats.shape == (3, 20) and not nats.requires_grad and isinstance(right, int)
     assert off(nats, expected) < LIMIT[precision or 'fp32'] and torch.equal(nats == 0, y.view(3, 20) == -100)
@@ -321,14 +321,14 @@ def test_scores(precision):
 def test_equal_scores_are_no_hits():
     "A head of zeros guesses one type, and is right only where that came."
     y = torch.arange(10)
-    nats, right = fused_nats(torch.randn(10, 4), torch.zeros(10, 4), None, y)
+    nats, right = fused_token_nats(torch.randn(10, 4), torch.zeros(10, 4), None, y)
     assert right == 1
     torch.testing.assert_close(nats, torch.full((10,), 10.0).log())
 
 
 def test_same_sum_from_both():
     args = inputs(200, 16, 900)
-    assert off(fused_nats(*args)[0].sum(), fused_cross_entropy(*args, precision='fp32').nats) < 1e-6
+    assert off(fused_token_nats(*args)[0].sum(), fused_cross_entropy(*args, precision='fp32').nats) < 1e-6
 
 
 def test_the_processor_is_asked_and_never_assumed(monkeypatch):
@@ -369,7 +369,7 @@ def test_the_clock_decides_whether_16_bits_pay(monkeypatch, has, seconds, pays):
     module._clocked.cache_clear()
     monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': has)
     monkeypatch.setattr(module, '_seconds', seconds.__getitem__)
-    assert bf16_pays() is pays and bf16_pays('meta') is has
+    assert bf16_is_faster() is pays and bf16_is_faster('meta') is has
     module._clocked.cache_clear()
 
 
@@ -391,7 +391,7 @@ def test_memory_is_bounded():
     "In a process of its own: full logits and their kin would take 480 MB here."
     pytest.importorskip('resource')
     code = (
-        'import torch, sys; from lmcourse.fused_loss import *\ndef hwm(): return max((int(l.split()[1]) for l in'
+        'import torch, sys; from lmcourse.measure.fused_loss import *\ndef hwm(): return max((int(l.split()[1]) for l in'
         ' open("/proc/self/status") if l.startswith("VmHWM")), default=0)\nh, w, b, y = torch.randn(2000, 16,'
         ' requires_grad=True), torch.randn(20_000, 16, requires_grad=True), None,'
         ' torch.arange(2000)\nfused_cross_entropy(h[:2].detach(), w.detach(), b, y[:2], chunk=2); was ='
@@ -414,5 +414,5 @@ def test_on_a_gpu(precision):
     assert off(tally.nats.cpu(), full) < LIMIT[precision or 'bf16']
     for a, t in zip(slopes(tally.nats, there), slopes(full, (h, w, b))):
         assert off(a.cpu(), t) < LIMIT[precision or 'bf16']
-    nats, right = fused_nats(*there, y.cuda(), precision='fp32')
-    assert off(nats.sum().cpu(), full) < 1e-5 and right == fused_nats(h, w, b, y)[1]
+    nats, right = fused_token_nats(*there, y.cuda(), precision='fp32')
+    assert off(nats.sum().cpu(), full) < 1e-5 and right == fused_token_nats(h, w, b, y)[1]

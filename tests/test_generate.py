@@ -7,30 +7,30 @@ from itertools import islice
 import numpy as np, pytest, torch
 from torch import nn
 from architectures import MODELS, V
-import lmcourse.chinchilla, lmcourse.recurrent
-from lmcourse.generate import (
+import lmcourse.experiments.chinchilla, lmcourse.models.recurrent
+from lmcourse.inference.generate import (
     GenerateError,
-    Sampling,
-    Writing,
-    distinct,
-    draw,
-    draws,
+    SamplingConfig,
+    Generation,
+    distinct_1,
+    sample_from_logits,
+    generate_ids,
     generate,
     greedy,
     min_p,
     prompt_ids,
-    repetition,
+    seq_rep_n,
     repetition_penalty,
-    stream,
-    surprise,
+    generate_stream,
+    token_nats,
     temperature,
     top_k,
     top_p,
     window_start,
 )
-from lmcourse.recurrent import Recurrent
-from lmcourse.tokens import WordTokenizer, train_bpe, train_whitespace
-from lmcourse.transformer import Transformer
+from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.data.tokens import WordTokenizer, train_bpe, train_whitespace
+from lmcourse.models.transformer import TransformerConfig
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 INF = math.inf
@@ -39,13 +39,13 @@ kept = lambda x: x.isfinite().nonzero().flatten().tolist()
 
 MODELS = MODELS | {
     'rotary': (
-        lambda: Transformer(16, 2, 32, 2, 15, positions='rotary', norm='rms', activation='swiglu', qk_norm=True).build(
+        lambda: TransformerConfig(16, 2, 32, 2, 15, positions='rotary', norm='rms', activation='swiglu', qk_norm=True).build(
             V
         )
     ),
-    'one': lambda: Transformer(16, 2, 32, 1, 1).build(V),
+    'one': lambda: TransformerConfig(16, 2, 32, 1, 1).build(V),
 }
-HOW = [Sampling(0), Sampling(), Sampling(0.8, top_p=0.9, penalty=1.3), Sampling(1.2, top_k=20, min_p=0.1)]
+HOW = [SamplingConfig(0), SamplingConfig(), SamplingConfig(0.8, top_p=0.9, penalty=1.3), SamplingConfig(1.2, top_k=20, min_p=0.1)]
 PROMPTS = [[5, 6, 7], [], list(range(2, 32)), [9] * 8]  # the third is longer than any context here
 
 
@@ -60,14 +60,14 @@ def built(name, device='cpu'):
 
 
 def take(n, *args, **kwargs):
-    with closing(draws(*args, **kwargs)) as steps:
+    with closing(generate_ids(*args, **kwargs)) as steps:
         return list(islice(steps, n))
 
 
 def texts(model, prompts, n, how, seed):
     "n tokens for each prompt: (ids, nats)."
     rows = [[] for _ in prompts]
-    with closing(draws(model, prompts, 1, how, seed)) as steps:
+    with closing(generate_ids(model, prompts, 1, how, seed)) as steps:
         while any(len(row) < n for row in rows):
             for row, one in zip(rows, next(steps)):
                 row += [one] * bool(one)
@@ -79,15 +79,15 @@ def texts(model, prompts, n, how, seed):
 
 def test_a_throw_hits_as_often_as_the_word_is_wide():
     u = (torch.arange(1000) + 0.5) / 1000
-    assert draw(P.log().expand(1000, -1), u).bincount(minlength=8).tolist() == pytest.approx(
+    assert sample_from_logits(P.log().expand(1000, -1), u).bincount(minlength=8).tolist() == pytest.approx(
         (P * 1000).tolist(), abs=1.01
     )
     for low in (0.0, 1 - 2**-53):  # the ends of the bar belong to words that are possible
-        assert draw(torch.tensor([-INF, 1.0, 1.0, -INF]), torch.tensor(low, dtype=torch.float64)).item() == (
+        assert sample_from_logits(torch.tensor([-INF, 1.0, 1.0, -INF]), torch.tensor(low, dtype=torch.float64)).item() == (
             1 if low == 0 else 2
         )
     wide = torch.randn(3, 50_000, generator=torch.Generator().manual_seed(0))
-    assert draw(top_k(wide, 2), torch.full((3,), 1 - 2**-53, dtype=torch.float64)).tolist() == [
+    assert sample_from_logits(top_k(wide, 2), torch.full((3,), 1 - 2**-53, dtype=torch.float64)).tolist() == [
         max(kept(x)) for x in top_k(wide, 2)
     ]
 
@@ -155,16 +155,16 @@ def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_negative():
 def test_rules_follow_one_another():
     "Penalty, temperature, top-k, top-p, min-p; another order gives another answer."
     x = P.log()[None] + 2
-    got = Sampling(2.0, 5, 0.7, 0.5, 1.5)(x, [[1, 1, 3]])[0]
+    got = SamplingConfig(2.0, 5, 0.7, 0.5, 1.5)(x, [[1, 1, 3]])[0]
     want = min_p(top_p(top_k(temperature(repetition_penalty(x[0], [1, 3], 1.5), 2.0), 5), 0.7), 0.5)
     torch.testing.assert_close(got, want)
     assert kept(top_p(temperature(x[0], 2), 0.5)) != kept(temperature(top_p(x[0], 0.5), 2))
-    assert torch.equal(Sampling()(x, [[]]).softmax(-1), temperature(x, 1.0).softmax(-1)) and kept(
-        Sampling(0, 3, 0.5, 0.1, 1.0)(x, [[]])[0]
+    assert torch.equal(SamplingConfig()(x, [[]]).softmax(-1), temperature(x, 1.0).softmax(-1)) and kept(
+        SamplingConfig(0, 3, 0.5, 0.1, 1.0)(x, [[]])[0]
     ) == [1]
     assert [
         str(s)
-        for s in (Sampling(), Sampling(0), Sampling(0.7, top_p=0.9), Sampling(top_k=40), Sampling(0, penalty=1.2))
+        for s in (SamplingConfig(), SamplingConfig(0), SamplingConfig(0.7, top_p=0.9), SamplingConfig(top_k=40), SamplingConfig(0, penalty=1.2))
     ] == ['temperature 1', 'greedy', 'temperature 0.7, top-p 0.9', 'top-k 40', 'greedy, penalty 1.2']
 
 
@@ -186,7 +186,7 @@ def test_rules_follow_one_another():
 )
 def test_numbers_that_no_rule_can_follow(wrong, told):
     with pytest.raises(GenerateError, match=told) as e:
-        Sampling(**wrong)
+        SamplingConfig(**wrong)
     assert '\n' not in str(e.value)
 
 
@@ -210,12 +210,12 @@ def test_the_window(context):
 
 @torch.no_grad()
 def slowly(model, prompt, n, how, seed):
-    "What `draws` should give for one prompt: everything in the window read anew for each token."
+    "What `generate_ids` should give for one prompt: everything in the window read anew for each token."
     text, thrower, out, device = [1, *prompt], torch.Generator().manual_seed(seed), [], model.head.weight.device
     for _ in range(n):
         x = text[window_start(len(text), model.context) :]
         logits = model.head(model.eval()(torch.tensor([x], device=device), None)[0])[:, -1].float().cpu()
-        i = draw(how(logits, [text[1:]]), torch.rand(1, generator=thrower, dtype=torch.float64)).item()
+        i = sample_from_logits(how(logits, [text[1:]]), torch.rand(1, generator=thrower, dtype=torch.float64)).item()
         out.append((i, -float(logits[0].double().log_softmax(-1)[i])))
         text.append(i)
     return tuple(map(list, zip(*out)))
@@ -234,19 +234,19 @@ def test_one_text_however_it_is_read(name, how, device):
         [(alone, _)] = texts(model, [prompt], 45, how, seed)
         anew, costs = slowly(model, prompt, 45, how, seed)
         assert ids == alone == anew and nats == pytest.approx(costs, abs=1e-4)
-        assert surprise(model, prompt + ids, 1)[len(prompt) :] == pytest.approx(nats, abs=1e-4)
+        assert token_nats(model, prompt + ids, 1)[len(prompt) :] == pytest.approx(nats, abs=1e-4)
     assert len(set(map(str, together))) > 1
 
 
 def test_the_same_seed_whoever_is_beside():
     model = built('lstm')
-    a, b, c = (texts(model, ps, 20, Sampling(), 7)[0][0] for ps in ([[3]], [[3], [4, 4], []], [[3], [3]]))
-    assert a == b == c and texts(model, [[3]], 20, Sampling(), 8)[0][0] != a
-    same, other = texts(model, [[3], [3]], 20, Sampling(), [7, 8])
+    a, b, c = (texts(model, ps, 20, SamplingConfig(), 7)[0][0] for ps in ([[3]], [[3], [4, 4], []], [[3], [3]]))
+    assert a == b == c and texts(model, [[3]], 20, SamplingConfig(), 8)[0][0] != a
+    same, other = texts(model, [[3], [3]], 20, SamplingConfig(), [7, 8])
     assert same[0] == a != other[0]
     torch.manual_seed(99)
     torch.rand(5)
-    assert texts(model, [[3]], 20, Sampling(), 7)[0][0] == a  # nobody else's random numbers
+    assert texts(model, [[3]], 20, SamplingConfig(), 7)[0][0] == a  # nobody else's random numbers
 
 
 class Told(nn.Module):
@@ -266,7 +266,7 @@ def test_what_is_read():
     "The shortest prompt's length at once, then token by token; the others are fed their prompts; nothing twice."
     model = Told(built('lstm'))
     prompts = [[11, 12], [21, 22, 23, 24]]
-    steps = take(4, model, prompts, 1, Sampling(), 0)
+    steps = take(4, model, prompts, 1, SamplingConfig(), 0)
     a = [s[0][0] for s in steps]
     assert [s[1] is None for s in steps] == [True, True, False, False]
     assert model.read == [
@@ -281,7 +281,7 @@ def test_what_is_read():
 def test_a_context_is_never_overrun(name, context):
     "The model itself refuses more than it can hold; and it is read anew only when it is full."
     model = Told(built(name))
-    texts(model, [list(range(2, 32))], 60, Sampling(), 0)
+    texts(model, [list(range(2, 32))], 60, SamplingConfig(), 0)
     anew = [len(x[0]) for x, kept in model.read if not kept]
     half = max(1, context // 2)
     assert (
@@ -290,7 +290,7 @@ def test_a_context_is_never_overrun(name, context):
         and sum(len(x[0]) for x, _ in model.read) <= context + 60 + len(anew) * half
     )
     short = Told(built(name))
-    texts(short, [[]], context, Sampling(), 0)
+    texts(short, [[]], context, SamplingConfig(), 0)
     assert sum(len(x[0]) for x, _ in short.read) == context  # with room enough nothing is read twice
 
 
@@ -298,13 +298,13 @@ def test_a_text_begins_after_its_first_id():
     model = Told(built('lstm'))
     take(1, model, [[]], 1)
     assert model.read == [([[1]], False)]
-    one, two = (take(1, built('lstm'), [[]], first, Sampling(0))[0][0][1] for first in (1, 2))
+    one, two = (take(1, built('lstm'), [[]], first, SamplingConfig(0))[0][0][1] for first in (1, 2))
     assert one != two
 
 
 def test_a_writer_that_is_left_puts_the_model_back():
     model = built('lstm')
-    steps = draws(model, [[]], 1)
+    steps = generate_ids(model, [[]], 1)
     next(steps)
     assert not model.training
     steps.close()
@@ -316,11 +316,11 @@ def test_a_writer_that_is_left_puts_the_model_back():
 
 @pytest.mark.parametrize('name', ['chinchilla-1', 'chinchilla-4', 'lstm-tuned', 'awd-lstm', 'gru-b'])
 def test_recipes_write(name):
-    from lmcourse.recipes import get_recipe, tiny
+    from lmcourse.training.recipes import get_recipe, tiny
 
     torch.manual_seed(0)
     model = tiny(get_recipe(name)).model.build(V)
-    [(ids, nats)] = texts(model, [[3, 4]], 100, Sampling(top_p=0.9), 0)
+    [(ids, nats)] = texts(model, [[3, 4]], 100, SamplingConfig(top_p=0.9), 0)
     assert len(ids) == 100 and all(0 <= i < V for i in ids) and all(n > 0 for n in nats)
 
 
@@ -341,14 +341,14 @@ def tokenizers():
 
 def lm(tokenizer):
     torch.manual_seed(0)
-    return Recurrent('lstm', 16, 16, 1).build(tokenizer.types)
+    return RecurrentConfig('lstm', 16, 16, 1).build(tokenizer.types)
 
 
 @pytest.mark.parametrize('kind', ['word', 'whitespace', 'bpe'])
 def test_texts_grow_and_are_never_taken_back(kind, tokenizers):
     "One token more at each step; what was shown stays, but for letters of which some bytes are missing."
     t, before, counts = tokenizers[kind], '', []
-    for rows in stream(lm(t), t, 'the cat', 60, Sampling(), 1):
+    for rows in generate_stream(lm(t), t, 'the cat', 60, SamplingConfig(), 1):
         [w] = rows
         counts.append(w.tokens)
         shown = w.text.rstrip('\ufffd')
@@ -362,7 +362,7 @@ def test_texts_grow_and_are_never_taken_back(kind, tokenizers):
 def test_words_meet_as_they_should(tokenizers):
     w, b = WORDS, tokenizers['bpe']
     end = w.first_id
-    text = lambda t, prompt, ids: Writing(t, prompt, ids).text
+    text = lambda t, prompt, ids: Generation(t, prompt, ids).text
     cat = w.encode('cat sat')
     assert [text(w, p, cat) for p in ('the', 'the ', '', 'the\n')] == [
         'the cat sat',
@@ -387,7 +387,7 @@ def test_words_meet_as_they_should(tokenizers):
 
 
 def test_unknown_words_are_said(tokenizers):
-    unknown = lambda t, p: Writing(t, p).unknown
+    unknown = lambda t, p: Generation(t, p).unknown
     assert (
         unknown(WORDS, 'the xyzzy sat\non Mars') == ['xyzzy', 'Mars']
         and unknown(WORDS, 'the <unk> cat') == []
@@ -414,7 +414,7 @@ def test_an_end_ends_a_text():
 
 def test_a_stream_waits_for_nobody():
     model = Told(lm(WORDS))
-    words = stream(model, WORDS, 'the cat', 1000)
+    words = generate_stream(model, WORDS, 'the cat', 1000)
     [w] = next(words)
     assert w.tokens == 1 and len(model.read) == 1
     words.close()
@@ -442,23 +442,23 @@ def test_texts_that_cannot_be_written(wrong, told):
 
 def test_repetition_and_types_by_hand():
     assert (
-        repetition(list('abcdabcd')) == 1 / 5
-        and repetition(list('aaaaaa')) == 2 / 3
-        and repetition(list('abcdef')) == 0
-        and repetition('a b a b'.split(), 2) == 1 / 3
-        and repetition([1, 1], 1) == 1 / 2
+        seq_rep_n(list('abcdabcd')) == 1 / 5
+        and seq_rep_n(list('aaaaaa')) == 2 / 3
+        and seq_rep_n(list('abcdef')) == 0
+        and seq_rep_n('a b a b'.split(), 2) == 1 / 3
+        and seq_rep_n([1, 1], 1) == 1 / 2
     )
-    assert distinct(list('abab')) == 1 / 2
+    assert distinct_1(list('abab')) == 1 / 2
     with pytest.raises(GenerateError, match='a text of 3 tokens has no 4-grams'):
-        repetition([1, 2, 3])
+        seq_rep_n([1, 2, 3])
 
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('name', MODELS)
 def test_surprise_scores_each_token_once(name, device):
     model, ids = built(name, device), np.random.default_rng(0).integers(2, V, 70)
-    nats = surprise(model, ids, 1)
-    assert len(nats) == 70 and model.training and surprise(model, [], 1) == []
+    nats = token_nats(model, ids, 1)
+    assert len(nats) == 70 and model.training and token_nats(model, [], 1) == []
     with torch.no_grad():
         for at in (0, 1, 15, 16, 17, 40, 69):
             text = [1, *ids[:at].tolist()]
@@ -472,7 +472,7 @@ def test_greedy_is_never_more_surprised_than_a_throw():
     model = built('decoder')
     mean = {
         str(how): np.mean([n for _, nats in texts(model, [[]] * 30, 40, how, range(30)) for n in nats])
-        for how in (Sampling(0), Sampling(top_p=0.7), Sampling(), Sampling(3.0))
+        for how in (SamplingConfig(0), SamplingConfig(top_p=0.7), SamplingConfig(), SamplingConfig(3.0))
     }
     a, b, c, d = mean.values()
     assert a < b < c < d
@@ -481,5 +481,5 @@ def test_greedy_is_never_more_surprised_than_a_throw():
 def test_scores_that_are_not_numbers_draw_nothing():
     "What a diverged model says has no likeliest token; an id outside the vocabulary is never drawn."
     with pytest.raises(GenerateError, match='not numbers'):
-        draw(torch.tensor([[0.0, math.nan, 1.0]]), torch.tensor([0.5]))
-    assert int(draw(torch.zeros(1, 3), torch.tensor([1.0]))) == 2
+        sample_from_logits(torch.tensor([[0.0, math.nan, 1.0]]), torch.tensor([0.5]))
+    assert int(sample_from_logits(torch.zeros(1, 3), torch.tensor([1.0]))) == 2

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 import pytest, torch
-import lmcourse.recurrent, lmcourse.transformer
-from lmcourse.recipes import get_recipe, override, tiny
-from lmcourse.train import train
+import lmcourse.models.recurrent, lmcourse.models.transformer
+from lmcourse.training.recipes import get_recipe, override, tiny
+from lmcourse.training.trainer import train
 
 GOLDEN = Path(__file__).parent / 'golden'
 NAMES = ['lstm-a', 'gru-a', 'lstm-b', 'gru-b', 'chinchilla-1', 'chinchilla-1-tuned']

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from conftest import PICTURES, ROOT
 
-LESSONS = sorted(p.stem for p in (ROOT / 'nbs').glob('*.ipynb'))
+LESSONS = sorted(str(p.relative_to(ROOT / 'nbs').with_suffix('')) for p in (ROOT / 'nbs').rglob('*.ipynb'))
 WIDGETS, VIEW = '03_perplexity_widgets', 'application/vnd.jupyter.widget-view+json'
 LIMIT = 60  # seconds of processor time: half a minute of two cores, whatever else runs beside
 pytestmark = pytest.mark.xdist_group('lab')  # one server for all of them, where the tests are dealt out by group

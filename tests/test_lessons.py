@@ -4,10 +4,12 @@ import ast, json, os, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
-from conftest import chromium
+from conftest import chromium, stage
 
 ROOT = Path(__file__).parents[1]
-LESSONS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+LESSONS = sorted((ROOT / 'nbs').rglob('*.ipynb'))
+PACKAGE = ROOT / 'lmcourse'
+MODULES = sorted(p for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
 NUMBERED = [p for p in LESSONS if p.stem[:2].isdigit()]
 BIN = Path(sys.executable).parent
 
@@ -30,7 +32,7 @@ def code(path):
 
 def module_of(path):
     "The module that a lesson exports, if any."
-    found = [m for s in code(path) for m in re.findall(r'^#\|\s*default_exp (\w+)', s, re.M)]
+    found = [m for s in code(path) for m in re.findall(r'^#\|\s*default_exp ([\w.]+)', s, re.M)]
     assert len(found) <= 1, f'{path.name} exports {found}: one notebook, one module'
     return found[0] if found else None
 
@@ -78,19 +80,19 @@ def test_runs(path, tmp_path):
 def test_modules_are_what_the_lessons_export(copy):
     r = nbdev('nbdev-export', copy)
     assert r.returncode == 0, r.stderr
-    for p in sorted((copy / 'lmcourse').glob('*.py')):
-        assert p.read_text(encoding='utf-8') == (ROOT / 'lmcourse' / p.name).read_text(encoding='utf-8'), (
-            f'{p.name} is not what the notebooks export: run nbdev-export'
+    for p in sorted((copy / 'lmcourse').rglob('*.py')):
+        name = p.relative_to(copy / 'lmcourse')
+        assert p.read_text(encoding='utf-8') == (PACKAGE / name).read_text(encoding='utf-8'), (
+            f'{name} is not what the notebooks export: run nbdev-export'
         )
-    exported = {f'{module_of(p)}.py' for p in LESSONS} - {'None.py'}
-    assert {p.name for p in (ROOT / 'lmcourse').glob('*.py')} == exported | {'__init__.py', '__main__.py', '_modidx.py'}
+    assert {stage.module_path(m) for p in LESSONS if (m := module_of(p))} == set(MODULES)
 
 
 def test_notebooks_are_clean(copy):
     r = nbdev('nbdev-clean', copy)
     assert r.returncode == 0, r.stderr
-    for p in sorted((copy / 'nbs').glob('*.ipynb')):
-        assert p.read_bytes() == (ROOT / 'nbs' / p.name).read_bytes(), f'{p.name} is not clean: run nbdev-clean'
+    for p in sorted((copy / 'nbs').rglob('*.ipynb')):
+        assert p.read_bytes() == (ROOT / 'nbs' / p.relative_to(copy / 'nbs')).read_bytes(), f'{p.name} is not clean: run nbdev-clean'
 
 
 @pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
@@ -112,21 +114,32 @@ def test_manners(path):
 
 
 def test_lesson_order_is_import_order():
-    "A module imports only modules of earlier lessons."
-    order = [m for p in LESSONS if (m := module_of(p))]
+    "A lesson's module imports only modules of earlier lessons, and of engine rooms."
     numbered = [m for p in NUMBERED if (m := module_of(p))]
-    for name in order:
-        tree = ast.parse((ROOT / 'lmcourse' / f'{name}.py').read_text(encoding='utf-8'))
-        used = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1 and n.module}
-        if name in numbered:
-            late = {u for u in used if u not in numbered[: numbered.index(name)]}
-            assert not late, f'lmcourse.{name} imports {late}, which comes later'
+    for place, name in enumerate(numbered):
+        late = set(stage.imported_modules(name)) & set(numbered[place:])
+        assert not late, f'lmcourse.{name} imports {late}, which comes later'
+
+
+def test_imports_go_one_way():
+    "No module is imported by what it imports, directly or by a way round."
+    imports = {m: stage.imported_modules(m) for p in LESSONS if (m := module_of(p))}
+
+    def reached(name, seen):
+        for m in imports[name]:
+            if m not in seen:
+                seen.add(m)
+                reached(m, seen)
+        return seen
+
+    for name in imports:
+        assert name not in reached(name, set()), f'lmcourse.{name} imports itself by a way round'
 
 
 def test_exported_functions_say_what_they_are():
     "Every public function and class has a docstring, every public function's parameters a type or a comment."
     bare = []
-    for p in sorted((ROOT / 'lmcourse').glob('*.py')):
+    for p in MODULES:
         for n in ast.parse(p.read_text(encoding='utf-8')).body:
             if (
                 isinstance(n, (ast.FunctionDef, ast.ClassDef))

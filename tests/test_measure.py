@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch, torch.nn.functional as F
-from lmcourse import fused_loss
-from lmcourse.exercise import Exercise
-from lmcourse.fused_loss import fused_cross_entropy, resolve_precision
-from lmcourse.loss import (
+from lmcourse.measure import fused_loss
+from lmcourse.interactive.exercises import Exercise
+from lmcourse.measure.fused_loss import fused_cross_entropy, resolve_precision
+from lmcourse.measure.cross_entropy import (
     LMCourseError,
     cross_entropy,
     cross_entropy_by_hand,
@@ -18,13 +18,13 @@ from lmcourse.loss import (
     kl_divergence,
     logsumexp,
 )
-from lmcourse.perplexity import (
+from lmcourse.measure.perplexity import (
     Measurement,
     bits_per_byte,
     bits_per_token,
-    bootstrap_interval,
+    block_bootstrap_ci,
     compare,
-    obstacles,
+    incompatibilities,
     paired_bootstrap_ci,
     word_perplexity,
 )
@@ -143,7 +143,7 @@ def test_a_device_is_timed_once_however_it_is_written(monkeypatch):
     monkeypatch.setattr(fused_loss, '_seconds', lambda dtype: asked.append(dtype) or 1.0)
     fused_loss._clocked.cache_clear()
     try:
-        assert {fused_loss.bf16_pays(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))} == {
+        assert {fused_loss.bf16_is_faster(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))} == {
             False
         }
     finally:
@@ -173,8 +173,8 @@ def test_a_device_without_16_bits_refuses_them(monkeypatch):
 
 
 def test_an_interval_beyond_the_largest_number_is_infinite():
-    assert bootstrap_interval([800.0] * 5000) == (INF, INF)
-    assert bootstrap_interval([1.0] * 4999 + [INF]) is None
+    assert block_bootstrap_ci([800.0] * 5000) == (INF, INF)
+    assert block_bootstrap_ci([1.0] * 4999 + [INF]) is None
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_bits_per_byte_are_none_where_bytes_mean_nothing(change):
     m = measurement(**change)
     assert m.bytes is None
     assert m.bits_per_byte is None
-    assert obstacles(m, measurement(), 'bits_per_byte')
+    assert incompatibilities(m, measurement(), 'bits_per_byte')
     assert Measurement.from_dict(m.to_dict()) == m
 
 
@@ -248,7 +248,7 @@ def test_a_paired_interval_is_narrower_than_the_two_apart():
     a_N, b_N = hard_N + rng.normal(0.1, 0.5, 10_000), hard_N
     low, high = paired_bootstrap_ci(a_N, b_N)
     assert 0 < low < 0.1 < high
-    assert high - low < 0.2 * np.subtract(*np.log(bootstrap_interval(a_N))[::-1])
+    assert high - low < 0.2 * np.subtract(*np.log(block_bootstrap_ci(a_N))[::-1])
     assert np.allclose(paired_bootstrap_ci(b_N, a_N), (-high, -low), atol=0.01)
 
 

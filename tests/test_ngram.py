@@ -4,12 +4,12 @@ belong."""
 import math
 import numpy as np
 import pytest
-from lmcourse.loss import LMCourseError
-from lmcourse.ngram import Additive, KneserNey, NgramError, Uniform, discounts, grams_by_length, score
-from lmcourse.text import Corpus
-from lmcourse.tokens import tokenize_corpus
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.models.ngram import AdditiveNgram, KneserNey, NgramError, Uniform, discounts, grams_by_length, evaluate_ngram
+from lmcourse.data.text import Corpus
+from lmcourse.data.tokens import tokenize_corpus
 
-MODELS = [Uniform(), Additive(1), Additive(2, 0.01), Additive(3, 0.0), *(KneserNey(order) for order in (1, 2, 3, 5))]
+MODELS = [Uniform(), AdditiveNgram(1), AdditiveNgram(2, 0.01), AdditiveNgram(3, 0.0), *(KneserNey(order) for order in (1, 2, 3, 5))]
 TEXTS = {
     'one token': [2],
     'two tokens': [0, 1],
@@ -83,15 +83,15 @@ def test_settings_that_make_no_sense_are_refused():
     assert issubclass(NgramError, LMCourseError)
     for wrong in (
         lambda: KneserNey(0),
-        lambda: Additive(0),
-        lambda: Additive(1, -1),
-        lambda: Additive(1, math.nan),
-        lambda: Additive(1, math.inf),
+        lambda: AdditiveNgram(0),
+        lambda: AdditiveNgram(1, -1),
+        lambda: AdditiveNgram(1, math.nan),
+        lambda: AdditiveNgram(1, math.inf),
         lambda: Uniform(0),
     ):
         with pytest.raises(NgramError):
             wrong()
-    for model in (KneserNey(), Additive(), Uniform()):
+    for model in (KneserNey(), AdditiveNgram(), Uniform()):
         with pytest.raises(NgramError, match='counted nothing yet'):
             model.nats([1])
 
@@ -149,9 +149,9 @@ def test_samples_are_reproducible_and_follow_the_counts():
     assert model.sample(0).shape == (0,) and model.sample(3, 0, context=[1, 2, 3, 1]).shape == (3,)
     drawn = model.sample(600, 0)
     assert np.mean((drawn[1:] - drawn[:-1]) % 3 == 1) > 0.9
-    coin = Additive(1, 0.0).fit([0, 1], 2, 0)
+    coin = AdditiveNgram(1, 0.0).fit([0, 1], 2, 0)
     assert coin.sample(50, 1).tolist() != coin.sample(50, 2).tolist()
-    assert np.bincount(Additive(1, 0.0).fit([0, 0, 0, 1], 2, 0).sample(4000, 0)) == pytest.approx([3000, 1000], abs=120)
+    assert np.bincount(AdditiveNgram(1, 0.0).fit([0, 0, 0, 1], 2, 0).sample(4000, 0)) == pytest.approx([3000, 1000], abs=120)
 
 
 def test_a_score_has_its_passport(tmp_path):
@@ -160,13 +160,13 @@ def test_a_score_has_its_passport(tmp_path):
         Corpus('alphabet', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path
     )
     model = KneserNey(3).fit(corpus.train.ids, corpus.types, corpus.tokenizer.first_id)
-    m = score(model, corpus.test)
+    m = evaluate_ngram(model, corpus.test)
     assert (m.tokens, m.words, m.context, m.stride, m.carried, m.lanes, m.split) == (240, 240, 2, None, True, 1, 'test')
     assert (
         m.perplexity == pytest.approx(np.exp(model.nats(corpus.test.ids).mean()))
         and m.accuracy > 0.6
         and m.perplexity < 2
     )
-    assert score(Additive(2, 0.0).fit([1], corpus.types, 0), corpus.test).perplexity == math.inf
+    assert evaluate_ngram(AdditiveNgram(2, 0.0).fit([1], corpus.types, 0), corpus.test).perplexity == math.inf
     with pytest.raises(NgramError, match='fit it on that corpus'):
-        score(Uniform(3), corpus.test)
+        evaluate_ngram(Uniform(3), corpus.test)

@@ -4,6 +4,8 @@ import ast, importlib.util, re, subprocess, sys, zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
+from conftest import stage
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,9 +40,9 @@ def test_the_readme_is_what_the_index_makes(tmp_path):
 def test_the_architecture_names_every_module():
     "Each module stands in the table once, beside the notebook that it is made from."
     text = (ROOT / 'ARCHITECTURE.md').read_text(encoding='utf-8')
-    found = re.findall(r'^\| `lmcourse\.(\w+)` \| \[[\w]+\]\((nbs/\w+\.ipynb)\)', text, re.M)
-    modules = {p.stem for p in (ROOT / 'lmcourse').glob('*.py')} - {'__init__', '__main__', '_modidx'}
-    assert sorted(name for name, _ in found) == sorted(modules)
+    found = re.findall(r'^\| `lmcourse\.([\w.]+)` \| \[[\w]+\]\((nbs/[\w/]+\.ipynb)\)', text, re.M)
+    modules = [p for p in (ROOT / 'lmcourse').rglob('*.py') if not p.name.startswith('_')]
+    assert sorted(stage.module_path(name) for name, _ in found) == sorted(modules)
     for name, notebook in found:
         assert f'default_exp {name}' in (ROOT / notebook).read_text(encoding='utf-8')
 
@@ -52,7 +54,7 @@ def test_every_import_is_declared_and_every_requirement_imported():
     s.read(ROOT / 'settings.ini', encoding='utf-8')
     declared = {re.split(r'[<>=\[]', r)[0] for r in s['DEFAULT']['requirements'].split()}
     imported = set()
-    for p in (ROOT / 'lmcourse').glob('*.py'):
+    for p in (ROOT / 'lmcourse').rglob('*.py'):
         text = p.read_text(encoding='utf-8')
         for n in ast.walk(ast.parse(text)):
             if isinstance(n, ast.Import):

@@ -3,8 +3,8 @@
 import json
 from importlib.resources import files
 import pytest
-from lmcourse.text import SPLITS, Corpus
-from lmcourse.tokens import TokenError, Tokenizer, load_tokenizer, tokenize_corpus, train_bpe
+from lmcourse.data.text import SPLITS, Corpus
+from lmcourse.data.tokens import TokenError, Tokenizer, load_tokenizer, tokenize_corpus, train_bpe
 
 PLAIN = ['the green lobster moults\n', '\n', 'and the crab looks on\n'] * 8
 CONDITIONS = dict(context=None, stride=None, carried=True, lanes=1)
@@ -60,7 +60,7 @@ def every_measurement():
             for k, v in enumerate(value):
                 yield from inside(v, f'{where}[{k}]')
 
-    for folder in ('records', 'models'):
+    for folder in ('records', 'pretrained'):
         for p in sorted((files('lmcourse') / folder).rglob('*.json')):
             yield from inside(json.loads(p.read_text(encoding='utf-8')), f'{folder}/{p.parent.name}/{p.name}')
 

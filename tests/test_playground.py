@@ -5,16 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import pytest, torch
-from lmcourse import playground as P
-from lmcourse.guessers import CountingGuesser, NetworkGuesser, cut, guesser_from_run, load_guesser, measurements
-from lmcourse.ngram import Additive, score
-from lmcourse.perplexity import bits_per_byte
-from lmcourse.playground import LiveRun, Rungs, Surprise, plot_surprise, shade
-from lmcourse.text import load_corpus
-from lmcourse.tokens import TokenSplit
-from lmcourse.train import Trainer, TrainingError, evaluate, steps, train_step
-from lmcourse.widgets import WidgetError
-from test_guessers import cats, data, own  # fixtures
+from lmcourse.interactive import playground as P
+from lmcourse.inference.predictors import NgramPredictor, NeuralPredictor, encode_with_offsets, predictor_from_run, load_pretrained, measurements
+from lmcourse.models.ngram import AdditiveNgram, evaluate_ngram
+from lmcourse.measure.perplexity import bits_per_byte
+from lmcourse.interactive.playground import LiveRun, Rungs, Surprise, plot_surprise, shade
+from lmcourse.data.text import load_corpus
+from lmcourse.data.tokens import TokenSplit
+from lmcourse.training.trainer import Trainer, TrainingError, evaluate, steps, train_step
+from lmcourse.interactive.widgets import WidgetError
+from test_predictors import cats, data, own  # fixtures
 
 # Surprise
 
@@ -24,14 +24,14 @@ def test_surprise_reads_a_new_text():
     text = 'Le café était fermé.\nzwei Zeilen'
     w.text = text
     assert set(w.readings) == {*P.SENTENCES, text}
-    r = load_guesser().read(text)
+    r = load_pretrained().read(text)
     n = w.numbers()
     assert (
         n['perplexity'] == pytest.approx(r.perplexity, rel=1e-12)
         and n['nats'] == pytest.approx(r.nats, rel=1e-12)
         and n['bits_per_byte'] == pytest.approx(bits_per_byte(r.nats, len(text.encode())), rel=1e-12)
     )
-    assert n['perplexity_against'] == pytest.approx(load_guesser('lstm').read(text).perplexity, rel=1e-12)
+    assert n['perplexity_against'] == pytest.approx(load_pretrained('lstm').read(text).perplexity, rel=1e-12)
     assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.readings[text]['transformer']['pieces']
     w.at = 2000
     assert w.numbers()['token'] == r.tokens and w.numbers()['so_far'] == pytest.approx(r.perplexity)
@@ -43,17 +43,17 @@ def test_surprise_reads_a_new_text():
 
 
 def test_the_sum_of_the_tokens_is_the_perplexity_shown():
-    "For the networks against `evaluate`, for the counts against `score`, on the text as it is shown."
+    "For the networks against `evaluate`, for the counts against `evaluate_ngram`, on the text as it is shown."
     w = Surprise()
     for name in w.names:
         g = w.guessers[name]
         w.model = name
         for text in P.SENTENCES:
             w.text = text
-            ids, _ = cut(g.tokenizer, g.line(text))
+            ids, _ = encode_with_offsets(g.tokenizer, g.line(text))
             split = TokenSplit('validation', np.array(ids), len(text.encode()), 1, 0, 'x', 'x', g.tokenizer)
-            m = score(g.model, split) if isinstance(g, CountingGuesser) else evaluate(g.model, split, g.before, lanes=1)
-            want = g.model.nats(ids, g.before).sum() if isinstance(g, CountingGuesser) else m.nats
+            m = evaluate_ngram(g.model, split) if isinstance(g, NgramPredictor) else evaluate(g.model, split, g.before, lanes=1)
+            want = g.model.nats(ids, g.before).sum() if isinstance(g, NgramPredictor) else m.nats
             assert w.numbers()['nats'] == pytest.approx(want, rel=1e-5) and w.perplexity == pytest.approx(
                 math.exp(want / len(ids)), rel=1e-4
             )
@@ -61,7 +61,7 @@ def test_the_sum_of_the_tokens_is_the_perplexity_shown():
 
 def test_other_cuts_compare_in_bits_per_byte_alone(own):
     w = Surprise(
-        [load_guesser('lstm'), guesser_from_run(own)],
+        [load_pretrained('lstm'), predictor_from_run(own)],
         [''.join(load_corpus('markov')['validation'][:2]), 'The film'],
         model='lstm',
         against='mine',
@@ -82,8 +82,8 @@ def test_other_cuts_compare_in_bits_per_byte_alone(own):
 
 
 def test_infinite_surprise_is_told_in_json(data):
-    g = CountingGuesser(
-        'by heart', data.tokenizer, Additive(2, 0.0).fit(data.train.ids, data.types, data.tokenizer.first_id)
+    g = NgramPredictor(
+        'by heart', data.tokenizer, AdditiveNgram(2, 0.0).fit(data.train.ids, data.types, data.tokenizer.first_id)
     )
     w = Surprise([g], ['The cat sat', 'sat The sat'], against='')
     json.dumps(w.readings, allow_nan=False)
@@ -101,7 +101,7 @@ def test_infinite_surprise_is_told_in_json(data):
         (lambda: Surprise(model='gpt'), "no guesser 'gpt', only uniform"),
         (lambda: Surprise(against='gpt'), "no guesser 'gpt'"),
         (lambda: Surprise(model=''), 'no guesser'),
-        (lambda: Surprise([load_guesser('lstm')] * 2), 'a name of its own'),
+        (lambda: Surprise([load_pretrained('lstm')] * 2), 'a name of its own'),
         (lambda: Rungs(rung='gpt'), "no rung 'gpt'"),
         (lambda: Rungs(texts=[]), 'at least one prepared text'),
         (lambda: LiveRun(corpus='poems'), "no corpus for a live run 'poems', only markov, stdlib"),
@@ -156,17 +156,17 @@ def test_rungs_stand_in_order_and_write():
         ] == pytest.approx(measurements()[k]['validation']['bits_per_byte'])
     for k in names:
         w.rung = k
-        r = load_guesser(k).read(w.text)
+        r = load_pretrained(k).read(w.text)
         assert (
             w.numbers()['here'] == pytest.approx(r.perplexity)
             and w.numbers()['here_bits'] == pytest.approx(r.bits_per_byte)
-            and w.sample == load_guesser(k).write(w.text, 40, 0)
+            and w.sample == load_pretrained(k).write(w.text, 40, 0)
         )
     w.seed = 17
     w.temperature = 0.749
-    assert w.temperature == 0.7 and w.sample == load_guesser(w.rung).write(w.text, 40, 17, 0.7)
+    assert w.temperature == 0.7 and w.sample == load_pretrained(w.rung).write(w.text, 40, 17, 0.7)
     w.text = 'A new one'
-    assert w.sample == load_guesser(w.rung).write('A new one', 40, 17, 0.7)
+    assert w.sample == load_pretrained(w.rung).write('A new one', 40, 17, 0.7)
     before = len(w.written)
     w.reset()
     assert w.seed == 0 and w.text == P.SENTENCES[0] and len(w.written) == before
@@ -177,9 +177,9 @@ def test_rungs_stand_in_order_and_write():
 
 def test_rungs_of_different_texts_are_no_ladder(own):
     with pytest.raises(WidgetError, match='measured on one text'):
-        Rungs([load_guesser('lstm'), guesser_from_run(own)])
+        Rungs([load_pretrained('lstm'), predictor_from_run(own)])
     with pytest.raises(WidgetError, match='never measured'):
-        Rungs([load_guesser('lstm'), NetworkGuesser('x', load_guesser('lstm').tokenizer, load_guesser('lstm').model)])
+        Rungs([load_pretrained('lstm'), NeuralPredictor('x', load_pretrained('lstm').tokenizer, load_pretrained('lstm').model)])
 
 
 # a live run
@@ -385,7 +385,7 @@ def test_the_figure(tmp_path):
     image = Image.open(tmp_path / 'x.png').convert('RGB')
     assert image.width == 800 and image.height < 1100
     patches = [p for p in fig.axes[0].patches]
-    assert len(patches) == 5 * load_guesser().read(text + '日本 $x^2$ \t').tokens + 8
+    assert len(patches) == 5 * load_pretrained().read(text + '日本 $x^2$ \t').tokens + 8
     assert max(p.get_x() + p.get_width() for p in patches) <= 800, 'nothing hangs over'
     small = image.quantize(64, dither=Image.Dither.NONE).convert('RGB')
     off = np.abs(np.asarray(image, int) - np.asarray(small, int)).max(-1)
@@ -401,7 +401,7 @@ def test_the_figure_of_different_cuts_says_so(own):
     import matplotlib
 
     matplotlib.use('Agg')
-    fig = plot_surprise('The film', [load_guesser('lstm'), guesser_from_run(own)])
+    fig = plot_surprise('The film', [load_pretrained('lstm'), predictor_from_run(own)])
     words = ' '.join(t.get_text() for t in fig.axes[0].texts)
     assert (
         'compare the bits per byte' in words and 'lstm: perplexity' not in words and '2 tokens unknown to it' in words

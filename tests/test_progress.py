@@ -3,7 +3,7 @@
 import os, pty, re, subprocess, sys
 import pytest
 from conftest import BIN
-from lmcourse.train import Progress
+from lmcourse.training.trainer import ProgressBar
 
 
 def words(text):
@@ -11,7 +11,7 @@ def words(text):
 
 
 def test_the_bar_of_a_run_taken_up_again_counts_from_the_steps_that_were_made(capfd):
-    bar = Progress(100, 20, show=True)
+    bar = ProgressBar(100, 20, show=True)
     for done in range(21, 101):
         bar.step(done, f'after {done}')
     out, err = capfd.readouterr()
@@ -26,7 +26,7 @@ def test_the_time_that_is_left_follows_from_the_steps_since(monkeypatch, capfd):
 
     now = [0.0]
     monkeypatch.setattr(F.time, 'time', lambda: now[0])
-    bar = Progress(100, 20, show=True)
+    bar = ProgressBar(100, 20, show=True)
     for done in range(21, 31):
         now[0] += 1
         bar.step(done)
@@ -35,8 +35,8 @@ def test_the_time_that_is_left_follows_from_the_steps_since(monkeypatch, capfd):
 
 def test_a_bar_does_not_begin_with_an_infinite_best(tmp_path, capfd):
     "Before the first evaluation there is no best."
-    from lmcourse.recipes import get_recipe, override, tiny
-    from lmcourse.train import train
+    from lmcourse.training.recipes import get_recipe, override, tiny
+    from lmcourse.training.trainer import train
 
     train(
         override(tiny(get_recipe('lstm-a'), 'markov'), {'train.max_steps': 4, 'train.log_every': 1}),
@@ -49,7 +49,7 @@ def test_a_bar_does_not_begin_with_an_infinite_best(tmp_path, capfd):
 
 @pytest.mark.parametrize('how', [dict(total=100, done=100, show=True), dict(total=100, show=False), dict(total=100)])
 def test_silent_where_nobody_watches_or_nothing_is_left(how, capfd):
-    bar = Progress(**how)
+    bar = ProgressBar(**how)
     bar.step(100, 'done')
     bar.line('a line')
     assert bar.bar is None and capfd.readouterr() == ('', '')
@@ -95,7 +95,7 @@ def test_a_bar_moves_in_jupyterlab(lab, page):
     page.evaluate(
         '''async code => { const app = window.jupyterapp, w = app.shell.currentWidget;
         await app.commands.execute('notebook:insert-cell-below'); w.content.activeCell.model.sharedModel.setSource(code); await app.commands.execute('notebook:run-cell'); }''',
-        "import tempfile, lmcourse.recurrent\nfrom lmcourse.recipes import get_recipe, tiny\nfrom lmcourse.train import"
+        "import tempfile, lmcourse.models.recurrent\nfrom lmcourse.training.recipes import get_recipe, tiny\nfrom lmcourse.training.trainer import"
         " train\nrun = train(tiny(get_recipe('lstm-a'), 'markov'), tempfile.mkdtemp() +"
         " '/run')\nprint(run.summary['steps'], 'steps')",
     )

@@ -2,16 +2,16 @@
 
 import json, os, subprocess, sys
 import pytest
-from lmcourse.ngram import Additive, KneserNey, score
-from lmcourse.text import have_corpus
-from lmcourse.tokens import have_gpt2, tokenize_corpus
+from lmcourse.models.ngram import AdditiveNgram, KneserNey, evaluate_ngram
+from lmcourse.data.text import corpus_available
+from lmcourse.data.tokens import gpt2_available, tokenize_corpus
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get('LMCOURSE_DATA'),
     reason='LMCOURSE_DATA does not name a folder with WikiText-2 and the GPT-2 tokenizer',
 )
-needs = lambda name: pytest.mark.skipif(not have_corpus(name), reason=f'{name} is not on this machine')
-needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="GPT-2's tokenizer is not on this machine")
+needs = lambda name: pytest.mark.skipif(not corpus_available(name), reason=f'{name} is not on this machine')
+needs_gpt2 = pytest.mark.skipif(not gpt2_available(), reason="GPT-2's tokenizer is not on this machine")
 
 EXPECTED = {  # (corpus, tokenizer): {order: (validation, test)}; the orders above 1 as an independent program of ours measured them
     ('wikitext-2', 'word'): {1: (965.1, 911.7), 2: (284.7, 264.0), 3: (240.7, 224.4), 5: (232.5, 217.8)},
@@ -38,8 +38,8 @@ def test_kneser_ney(corpus, tokenizer, kept):
     data, measured = tokenize_corpus(corpus, tokenizer, cache=kept), []
     for order, (validation, test) in EXPECTED[corpus, tokenizer].items():
         model = KneserNey(order).fit(data.train.ids, data.types, data.tokenizer.first_id)
-        measured.append(score(model, data.validation))
-        assert measured[-1].perplexity == pytest.approx(validation, rel=0.005) and score(
+        measured.append(evaluate_ngram(model, data.validation))
+        assert measured[-1].perplexity == pytest.approx(validation, rel=0.005) and evaluate_ngram(
             model, data.test
         ).perplexity == pytest.approx(test, rel=0.005)
     assert all(a.perplexity > b.perplexity and a.accuracy < b.accuracy for a, b in zip(measured, measured[1:]))
@@ -56,14 +56,14 @@ def test_kneser_ney(corpus, tokenizer, kept):
 def test_adding_one_to_a_bigram_is_worse_than_no_context(kept):
     data = tokenize_corpus('wikitext-2', 'word', cache=kept)
     ppl = lambda model: (
-        score(model.fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation).perplexity
+        evaluate_ngram(model.fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation).perplexity
     )
-    assert ppl(Additive(2, 1.0)) > ppl(Additive(1, 1.0)) > ppl(Additive(2, 0.01)) > ppl(KneserNey(2))
+    assert ppl(AdditiveNgram(2, 1.0)) > ppl(AdditiveNgram(1, 1.0)) > ppl(AdditiveNgram(2, 0.01)) > ppl(KneserNey(2))
 
 
 COST = '''import resource, sys, json, numpy as np
-from lmcourse.ngram import KneserNey
-from lmcourse.tokens import tokenize_corpus
+from lmcourse.models.ngram import KneserNey
+from lmcourse.data.tokens import tokenize_corpus
 data = tokenize_corpus('wikitext-2', 'word', cache=sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF)
 model = KneserNey(5).fit(data.train.ids, data.types, data.tokenizer.first_id)

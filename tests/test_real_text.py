@@ -1,13 +1,13 @@
 "Facts about WikiText-2, read from the real thing where it is at hand."
 
 import pytest
-from lmcourse.text import SPLITS, have_corpus, leakage, load_corpus
+from lmcourse.data.text import SPLITS, corpus_available, ngram_overlap, load_corpus
 
 
 def real(name):
     "A mark for tests that need the corpus itself."
     return pytest.mark.skipif(
-        not have_corpus(name),
+        not corpus_available(name),
         reason=f'{name} is not on this machine: let LMCOURSE_DATA name a folder that holds wikitext/',
     )
 
@@ -64,7 +64,7 @@ def test_is_read_lazily(wiki):
 @real('wikitext-2')
 def test_leaks_little():
     wiki = load_corpus('wikitext-2')
-    assert leakage(wiki['validation'], wiki['train']) == pytest.approx(0.0057, abs=0.0002)
+    assert ngram_overlap(wiki['validation'], wiki['train']) == pytest.approx(0.0057, abs=0.0002)
 
 
 @real('wikitext-103-raw')

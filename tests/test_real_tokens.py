@@ -3,16 +3,16 @@
 import os
 import numpy as np
 import pytest
-from lmcourse.text import SPLITS, have_corpus, load_corpus
-from lmcourse.tokens import PieceTokenizer, Tokenizer, have_gpt2, tokenize_corpus
+from lmcourse.data.text import SPLITS, corpus_available, load_corpus
+from lmcourse.data.tokens import SubwordTokenizer, Tokenizer, gpt2_available, tokenize_corpus
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get('LMCOURSE_DATA'),
     reason='LMCOURSE_DATA does not name a folder with WikiText-2 and the GPT-2 tokenizer',
 )
-needs_words = pytest.mark.skipif(not have_corpus('wikitext-2'), reason='wikitext-2 is not on this machine')
-needs_raw = pytest.mark.skipif(not have_corpus('wikitext-2-raw'), reason='wikitext-2-raw is not on this machine')
-needs_gpt2 = pytest.mark.skipif(not have_gpt2(), reason="GPT-2's tokenizer is not on this machine")
+needs_words = pytest.mark.skipif(not corpus_available('wikitext-2'), reason='wikitext-2 is not on this machine')
+needs_raw = pytest.mark.skipif(not corpus_available('wikitext-2-raw'), reason='wikitext-2-raw is not on this machine')
+needs_gpt2 = pytest.mark.skipif(not gpt2_available(), reason="GPT-2's tokenizer is not on this machine")
 
 WORD = (2_088_628, 217_646, 245_569)
 RAW_BYTES, NOTE_BYTES = (10_914_845, 1_144_248, 1_287_656), (10_843_541, 1_136_862, 1_278_983)
@@ -74,7 +74,7 @@ def test_a_size_that_the_largest_id_does_not_fit_into():
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(vocab_size=50_000, special_tokens=['<unk>', '<eos>'], show_progress=False)
     backend.train_from_iterator(load_corpus('wikitext-2')['train'], trainer)
-    assert backend.get_vocab_size() == 33_278 and PieceTokenizer('trap', backend, '<eos>', '<unk>').types == 33_279
+    assert backend.get_vocab_size() == 33_278 and SubwordTokenizer('trap', backend, '<eos>', '<unk>').types == 33_279
 
 
 @needs_raw

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmcourse import recipes as R
-from lmcourse.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe, recipe_from_dict
-from lmcourse.recurrent import Recurrent
+from lmcourse.training import recipes as R
+from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe, recipe_from_dict
+from lmcourse.models.recurrent import RecurrentConfig
 
-PACKAGE = Path(R.__file__).parent
+PACKAGE = Path(R.__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,11 @@ def test_the_table_is_what_the_modules_define():
         return getattr(d.func if isinstance(d, ast.Call) else d, 'id', None) == 'recipe'
 
     defined = {}
-    for path in PACKAGE.glob('*.py'):
+    for path in PACKAGE.rglob('*.py'):
+        module = '.'.join(['lmcourse', *path.relative_to(PACKAGE).with_suffix('').parts])
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
             if isinstance(node, ast.FunctionDef) and any(map(is_recipe, node.decorator_list)):
-                defined[node.name.replace('_', '-')] = f'lmcourse.{path.stem}:{node.name}'
+                defined[node.name.replace('_', '-')] = f'{module}:{node.name}'
     assert R.RECIPES == defined
 
 
@@ -69,7 +70,7 @@ def test_every_recipe_of_the_table_is_found_and_comes_back_from_its_file():
 
 def test_a_recipe_is_found_by_its_name_after_importing_training_alone(tmp_path):
     r = fresh(
-        "from lmcourse.train import train\nfrom lmcourse.recipes import"
+        "from lmcourse.training.trainer import train\nfrom lmcourse.training.recipes import"
         " get_recipe\nprint(get_recipe('lstm-small').name, get_recipe('awd-lstm').optim.optimizer)",
         tmp_path,
     )
@@ -79,7 +80,7 @@ def test_a_recipe_is_found_by_its_name_after_importing_training_alone(tmp_path):
 def test_a_run_of_ones_own_recipe_loads_in_a_fresh_process(tmp_path):
     own = Recipe(
         'my-own',
-        Recurrent(hidden=16, embedding=16),
+        RecurrentConfig(hidden=16, embedding=16),
         Data(corpus='stdlib'),
         Optim(optimizer='nt-asgd'),
         Train(max_steps=1),
@@ -88,7 +89,7 @@ def test_a_run_of_ones_own_recipe_loads_in_a_fresh_process(tmp_path):
     )
     (tmp_path / 'config.json').write_text(json.dumps(own.to_dict()))
     r = fresh(
-        "import json\nfrom lmcourse.recipes import"
+        "import json\nfrom lmcourse.training.recipes import"
         " recipe_from_dict\nprint(recipe_from_dict(json.load(open('config.json'))))",
         tmp_path,
     )
@@ -108,9 +109,9 @@ def test_a_configuration_without_the_models_class_loads_through_the_table():
         'antigravity:fly',
         'lmcourse.nothing:X',
         'lmcourse.__main__:x',
-        'lmcourse.recurrent:lstm_a',
-        'lmcourse.recipes:Data',
-        'lmcourse.recurrent',
+        'lmcourse.models.recurrent:lstm_a',
+        'lmcourse.training.recipes:Data',
+        'lmcourse.models.recurrent',
         ':',
         '',
         '.:.',
@@ -168,7 +169,7 @@ def test_a_recipe_without_a_docstring_has_no_summary(registry):
 
 def test_recipes_are_found_where_python_leaves_docstrings_out(tmp_path):
     r = subprocess.run(
-        [sys.executable, '-OO', '-c', "from lmcourse.recipes import get_recipe\nprint(get_recipe('lstm-a').name)"],
+        [sys.executable, '-OO', '-c', "from lmcourse.training.recipes import get_recipe\nprint(get_recipe('lstm-a').name)"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

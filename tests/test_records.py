@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lmcourse import record as R
-from lmcourse.loss import LMCourseError
-from lmcourse.perplexity import Measurement
-from lmcourse.record import RecordError, Run
+from lmcourse.training import runs as R
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.measure.perplexity import Measurement
+from lmcourse.training.runs import RecordError, Run
 
 
 def strict(text):
@@ -195,38 +195,38 @@ def test_rows_and_summaries_are_json_by_the_letter(tmp_path):
 
 
 def test_a_row_that_json_cannot_hold_changes_nothing(tmp_path):
-    R.append_row(tmp_path / 'm.jsonl', {'a': 1})
+    R.append_jsonl(tmp_path / 'm.jsonl', {'a': 1})
     with pytest.raises(RecordError, match='b is a complex'):
-        R.append_row(tmp_path / 'm.jsonl', {'a': 2, 'b': 1j})
-    assert R.read_rows(tmp_path / 'm.jsonl') == [{'a': 1}]
+        R.append_jsonl(tmp_path / 'm.jsonl', {'a': 2, 'b': 1j})
+    assert R.read_jsonl(tmp_path / 'm.jsonl') == [{'a': 1}]
 
 
 @pytest.mark.parametrize('stump', [b'{', b'{"step": 3', b'{"step": 3}', b'\xff\x00'])
 def test_an_unfinished_last_line_does_not_count_and_is_cut_off(tmp_path, stump):
     path = tmp_path / 'm.jsonl'
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + stump)
-    assert [r['step'] for r in R.read_rows(path)] == [1, 2]
-    R.append_row(path, {'step': 4})
-    assert [r['step'] for r in R.read_rows(path)] == [1, 2, 4]
+    assert [r['step'] for r in R.read_jsonl(path)] == [1, 2]
+    R.append_jsonl(path, {'step': 4})
+    assert [r['step'] for r in R.read_jsonl(path)] == [1, 2, 4]
 
 
 def test_a_file_of_nothing_but_a_stump(tmp_path):
     (tmp_path / 'm.jsonl').write_bytes(b'{"st')
-    assert R.read_rows(tmp_path / 'm.jsonl') == []
-    R.append_row(tmp_path / 'm.jsonl', {'step': 1})
-    assert R.read_rows(tmp_path / 'm.jsonl') == [{'step': 1}]
+    assert R.read_jsonl(tmp_path / 'm.jsonl') == []
+    R.append_jsonl(tmp_path / 'm.jsonl', {'step': 1})
+    assert R.read_jsonl(tmp_path / 'm.jsonl') == [{'step': 1}]
 
 
 @pytest.mark.parametrize('line', [b'{"a": ', b'[1, 2]', b'7', b'', b'\x00\x00\x00'])
 def test_a_damaged_line_is_named(tmp_path, line):
     (tmp_path / 'm.jsonl').write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
     with pytest.raises(RecordError, match='m.jsonl, line 2, is damaged'):
-        R.read_rows(tmp_path / 'm.jsonl')
+        R.read_jsonl(tmp_path / 'm.jsonl')
 
 
 def test_a_kill_loses_no_row(tmp_path):
     program = (
-        "from lmcourse.record import Run\nrun = Run.create('toy', {}, out='r')\nstep = 0\nwhile True:\n    step += 1;"
+        "from lmcourse.training.runs import Run\nrun = Run.create('toy', {}, out='r')\nstep = 0\nwhile True:\n    step += 1;"
         " run.log(step=step, text='x' * 500)\n    if step == 200: print('go', flush=True)\n"
     )
     child = subprocess.Popen([sys.executable, '-c', program], cwd=tmp_path, stdout=subprocess.PIPE)
@@ -270,11 +270,11 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path, full_disk):
 
 def test_a_row_cut_by_a_full_disk_is_taken_back(tmp_path, monkeypatch, full_disk):
     path = tmp_path / 'm.jsonl'
-    R.append_row(path, {'step': 1})
+    R.append_jsonl(path, {'step': 1})
     with monkeypatch.context() as m:
         full_disk()
         with pytest.raises(RecordError, match='is full'):
-            R.append_row(path, {'step': 2})
+            R.append_jsonl(path, {'step': 2})
         m.undo()
     assert path.read_bytes() == b'{"step": 1}\n'
 
@@ -315,8 +315,8 @@ def test_tensors_of_every_kind_come_back(tmp_path):
         'double': base.double(),
         'parameter': torch.nn.Parameter(base.clone()),
     }
-    R.save_tensors(tmp_path / 't.safetensors', tensors, {'nested': {'best': math.inf}, 'list': [1, None]})
-    back, meta = R.load_tensors(tmp_path / 't.safetensors')
+    R.save_safetensors(tmp_path / 't.safetensors', tensors, {'nested': {'best': math.inf}, 'list': [1, None]})
+    back, meta = R.load_safetensors(tmp_path / 't.safetensors')
     assert back.keys() == tensors.keys() and meta == {'nested': {'best': math.inf}, 'list': [1, None]}
     for k, t in tensors.items():
         assert back[k].dtype == t.dtype and torch.equal(back[k], t.detach()), k
@@ -327,17 +327,17 @@ def test_a_file_of_the_library_is_read(tmp_path):
     from safetensors.torch import save_file
 
     save_file({'w': torch.ones(2)}, tmp_path / 't.safetensors')
-    tensors, meta = R.load_tensors(tmp_path / 't.safetensors')
+    tensors, meta = R.load_safetensors(tmp_path / 't.safetensors')
     assert torch.equal(tensors['w'], torch.ones(2)) and meta == {}
 
 
 def test_a_model_with_tied_weights_is_stored_once_and_loads(tmp_path):
     model = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50))
     model[1].weight = model[0].weight
-    R.save_tensors(tmp_path / 't.safetensors', model.state_dict())
+    R.save_safetensors(tmp_path / 't.safetensors', model.state_dict())
     assert (tmp_path / 't.safetensors').stat().st_size < 50 * 8 * 4 * 1.5 + 600
     other = torch.nn.Sequential(torch.nn.Embedding(50, 8), torch.nn.Linear(8, 50))
-    other.load_state_dict(R.load_tensors(tmp_path / 't.safetensors')[0])
+    other.load_state_dict(R.load_safetensors(tmp_path / 't.safetensors')[0])
     assert torch.equal(other[1].weight, model[0].weight)
 
 
@@ -356,14 +356,14 @@ def test_a_checkpoint_cut_short_anywhere_is_told(tmp_path):
 
 
 def test_a_bit_turned_over_in_the_numbers_is_told(tmp_path):
-    R.save_tensors(tmp_path / 't.safetensors', {'w': torch.ones(64)})
+    R.save_safetensors(tmp_path / 't.safetensors', {'w': torch.ones(64)})
     whole = (tmp_path / 't.safetensors').read_bytes()
     for at in (-1, -100, -256):
         odd = bytearray(whole)
         odd[at] ^= 1
         (tmp_path / 't.safetensors').write_bytes(odd)
         with pytest.raises(RecordError, match='is damaged'):
-            R.load_tensors(tmp_path / 't.safetensors')
+            R.load_safetensors(tmp_path / 't.safetensors')
 
 
 def test_a_save_that_is_interrupted_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -388,7 +388,7 @@ def test_a_half_written_file_of_a_killed_save_is_no_obstacle(tmp_path):
 
 def test_what_a_checkpoint_cannot_hold_is_told(tmp_path):
     with pytest.raises(RecordError, match='state beside t.safetensors'):
-        R.save_tensors(tmp_path / 't.safetensors', {}, {'f': max})
+        R.save_safetensors(tmp_path / 't.safetensors', {}, {'f': max})
     assert not list(tmp_path.iterdir())
 
 
@@ -400,9 +400,9 @@ def test_a_missing_checkpoint_says_what_there_is(tmp_path):
     with pytest.raises(RecordError, match=r'it has: last'):
         run.load('best')
     with pytest.raises(RecordError, match='there is no'):
-        R.load_tensors(tmp_path / 'none.safetensors')
+        R.load_safetensors(tmp_path / 'none.safetensors')
     with pytest.raises(RecordError):
-        R.load_tensors(tmp_path)
+        R.load_safetensors(tmp_path)
 
 
 # publishing
@@ -461,20 +461,20 @@ def test_thinning_keeps_evaluations_ends_and_the_sum_of_nats():
         )
 
     for most in (1, 20, 50, 200, 5000):
-        thin = R.thin(rows, most)
+        thin = R.downsample_curve(rows, most)
         assert len(thin) <= max(most, 12) and thin[0] == rows[0] and thin[-1] == rows[-1]
         assert [r for r in thin if 'split' in r] == [r for r in rows if 'split' in r]
         assert total(thin) == pytest.approx(total(rows)) and [r['step'] for r in thin] == sorted(
             r['step'] for r in thin
         )
-    assert R.thin([], 5) == [] and R.thin(rows[:1], 5) == rows[:1]
+    assert R.downsample_curve([], 5) == [] and R.downsample_curve(rows[:1], 5) == rows[:1]
 
 
 def test_thinning_curves_with_gaps_or_no_counts():
     rows = [dict(step=i, train_nats=None if i == 50 else 1.0) for i in range(100)]
-    thin = R.thin(rows, 11)
+    thin = R.downsample_curve(rows, 11)
     assert len(thin) == 11 and [r['train_nats'] for r in thin].count(None) == 1
-    assert len(R.thin([dict(step=i, lr=0.1) for i in range(100)], 11)) == 11
+    assert len(R.downsample_curve([dict(step=i, lr=0.1) for i in range(100)], 11)) == 11
 
 
 def test_records_are_sorted_and_strays_are_ignored(tmp_path):
@@ -499,25 +499,25 @@ def test_record_picks_the_best_and_prefers_full_size(tmp_path):
         )
     shelf = tmp_path / 'shelf'
     assert (
-        R.record('toy', shelf).name == 'b'
-        and R.record('toy', shelf, tiny=True).name == 'c'
-        and R.record('toy', shelf, seed=3).name == 'd'
+        R.best_record('toy', shelf).name == 'b'
+        and R.best_record('toy', shelf, tiny=True).name == 'c'
+        and R.best_record('toy', shelf, seed=3).name == 'd'
     )
-    assert R.record('toy', shelf, lr=1e-3, seed=0).name == 'a' and R.record('toy', shelf, optim__lr=1e-3).name == 'b'
+    assert R.best_record('toy', shelf, lr=1e-3, seed=0).name == 'a' and R.best_record('toy', shelf, optim__lr=1e-3).name == 'b'
     with pytest.raises(RecordError, match="no record of 'toj'; there are records of: toy"):
-        R.record('toj', shelf)
+        R.best_record('toj', shelf)
     with pytest.raises(RecordError, match="no record of 'toy' has seed=8; there are: a, b, d"):
-        R.record('toy', shelf, seed=8)
+        R.best_record('toy', shelf, seed=8)
     with pytest.raises(RecordError, match='there are records of: nothing'):
-        R.record('toy', tmp_path / 'empty')
+        R.best_record('toy', tmp_path / 'empty')
 
 
 def test_record_does_not_choose_between_texts(tmp_path):
     R.publish(finished(tmp_path / 'a', corpus='one'), tmp_path / 'shelf')
     R.publish(finished(tmp_path / 'b', corpus='two', seed=1), tmp_path / 'shelf')
     with pytest.raises(RecordError, match="do not compare, say which you mean: corpus='one'.*or corpus='two'"):
-        R.record('toy', tmp_path / 'shelf')
-    assert R.record('toy', tmp_path / 'shelf', corpus='two').seed == 1
+        R.best_record('toy', tmp_path / 'shelf')
+    assert R.best_record('toy', tmp_path / 'shelf', corpus='two').seed == 1
 
 
 def test_shipped_records_can_all_be_read():
@@ -530,9 +530,9 @@ def test_shipped_records_can_all_be_read():
 
 
 def test_tables():
-    assert R.table([]) == '|  |\n|  |'
-    assert R.table([{'a': 1}, {'b': 'x'}]) == '| a | b |\n| --: | --- |\n| 1 | – |\n| – | x |'
-    cells = R.table(
+    assert R.markdown_table([]) == '|  |\n|  |'
+    assert R.markdown_table([{'a': 1}, {'b': 'x'}]) == '| a | b |\n| --: | --- |\n| 1 | – |\n| – | x |'
+    cells = R.markdown_table(
         [
             dict(a=v)
             for v in (
@@ -604,7 +604,7 @@ def test_compare_runs(tmp_path):
     assert any('context' in n for n in found['validation']['notes']) and found['notes'][0].startswith(
         '2 settings differ (model.width, data.length)'
     )
-    json.dumps(R.plain(found), allow_nan=False)
+    json.dumps(R.to_jsonable(found), allow_nan=False)
 
 
 def test_compare_runs_that_do_not_compare(tmp_path):
@@ -751,7 +751,7 @@ def test_a_recipes_name_cannot_lead_a_new_folder_elsewhere(tmp_path, monkeypatch
 # one writer
 
 HOLDER = (
-    "import sys, time\nfrom lmcourse.record import Run\nwith Run.open('r').lock():\n    print('held', flush=True);"
+    "import sys, time\nfrom lmcourse.training.runs import Run\nwith Run.open('r').lock():\n    print('held', flush=True);"
     " time.sleep(60)\n"
 )
 
@@ -784,7 +784,7 @@ def test_a_run_has_one_writer_and_a_kill_frees_it(tmp_path):
 
 def test_two_that_begin_in_one_folder_make_one_run(tmp_path):
     program = (
-        "from lmcourse.record import Run, RecordError\ninput()\ntry: Run.create('toy', {'who': %d}, out='r');"
+        "from lmcourse.training.runs import Run, RecordError\ninput()\ntry: Run.create('toy', {'who': %d}, out='r');"
         " print('made')\nexcept RecordError as e: print(e)"
     )
     both = [
@@ -827,14 +827,14 @@ def test_a_bit_turned_over_anywhere_changes_nothing_in_silence(tmp_path):
     )
     tensors['same'] = tensors['model/w']
     path = tmp_path / 't.safetensors'
-    R.save_tensors(path, tensors, meta)
+    R.save_safetensors(path, tensors, meta)
     whole = path.read_bytes()
     for at in range(len(whole) * 8):
         odd = bytearray(whole)
         odd[at // 8] ^= 1 << at % 8
         path.write_bytes(odd)
         try:
-            back, about = R.load_tensors(path)
+            back, about = R.load_safetensors(path)
         except RecordError:
             continue
         assert (
@@ -851,10 +851,10 @@ def test_a_checkpoint_from_before_the_version_is_read(tmp_path):
     save_file(
         tensors, tmp_path / 't.safetensors', dict(lmcourse='{"step": 3}', same='{}', crc=str(R._tensor_crc(tensors)))
     )
-    assert R.load_tensors(tmp_path / 't.safetensors')[1] == {'step': 3}
+    assert R.load_safetensors(tmp_path / 't.safetensors')[1] == {'step': 3}
     save_file(tensors, tmp_path / 't.safetensors', dict(lmcourse='{"step": 3}', same='{}', crc='1'))
     with pytest.raises(RecordError, match='is damaged'):
-        R.load_tensors(tmp_path / 't.safetensors')
+        R.load_safetensors(tmp_path / 't.safetensors')
 
 
 @pytest.mark.parametrize(
@@ -895,7 +895,7 @@ def test_a_whole_checkpoint_that_the_library_refuses_is_not_to_be_deleted(tmp_pa
     header = json.dumps({'w': {'dtype': 'F99', 'shape': [1], 'data_offsets': [0, 4]}}).encode()
     (tmp_path / 't.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
     with pytest.raises(RecordError, match='may be whole: keep it'):
-        R.load_tensors(tmp_path / 't.safetensors')
+        R.load_safetensors(tmp_path / 't.safetensors')
 
 
 # whatever lies in a folder
@@ -946,7 +946,7 @@ def test_hostile_files_give_a_sentence_or_a_row(tmp_path, name, capsys):
         for act in (
             lambda: R.compare_runs(Run.open(run.path), other),
             lambda: R.publish(run.path, tmp_path / 'shelf'),
-            lambda: R.record('toy', tmp_path / 'runs'),
+            lambda: R.best_record('toy', tmp_path / 'runs'),
             lambda: R.plot_curves(Run.open(run.path)).figure.canvas.draw(),
         ):
             try:
@@ -1088,7 +1088,7 @@ def test_a_value_is_shown_letter_by_letter(value):
     text = R.markdown_text(value)
     tokens = MarkdownIt('commonmark', {'html': True}).enable('strikethrough').parse(f'**{text}.**')[1].children
     assert {t.type for t in tokens} <= {'text', 'strong_open', 'strong_close', 'text_special'}
-    table = MarkdownIt('commonmark', {'html': True}).enable('table').parse(R.table([{'a': value, 'b': 'end'}]))
+    table = MarkdownIt('commonmark', {'html': True}).enable('table').parse(R.markdown_table([{'a': value, 'b': 'end'}]))
     cells = [t for t in table if t.type == 'inline'][2:]
     assert (
         len(cells) == 2

@@ -2,12 +2,12 @@
 
 import dataclasses, json, math, os, shutil, signal
 import pytest, torch
-from lmcourse.awd_lstm import AWD
-from lmcourse.batches import Lanes
-from lmcourse.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, tiny
-from lmcourse.record import RecordError, Run, load_tensors, save_tensors
-from lmcourse.recurrent import Recurrent
-from lmcourse.train import (
+from lmcourse.models.awd_lstm import AWDLSTMConfig
+from lmcourse.data.batches import StatefulBatches
+from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, tiny
+from lmcourse.training.runs import RecordError, Run, load_safetensors, save_safetensors
+from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.training.trainer import (
     Diverged,
     Trainer,
     TrainingError,
@@ -16,27 +16,27 @@ from lmcourse.train import (
     evaluating,
     fit,
     load_run,
-    resume,
-    stop_when_asked,
+    from_checkpoint,
+    graceful_interrupt,
     train,
 )
-from lmcourse.tuned import Tuned
-from lmcourse.transformer import Transformer
+from lmcourse.models.tied_rnn import TiedRNNConfig
+from lmcourse.models.transformer import TransformerConfig
 
 LANES = Data(corpus='markov', batches='lanes', length=20, batch=8)
 MODELS = {
-    'gru, one layer': Recurrent('gru', 16, 16, 1),
-    'lstm, one layer': Recurrent('lstm', 16, 16, 1),
-    'elman': Recurrent('elman', 16, 16, 1),
-    'tuned gru, one layer': Tuned('gru', 16, 16, 1),
-    'tuned lstm': Tuned('lstm', 16, 16, 2),
-    'awd-lstm': AWD(embedding=16, hidden=16, layers=2),
-    'decoder': Transformer(16, 2, 32, 1, 20),
+    'gru, one layer': RecurrentConfig('gru', 16, 16, 1),
+    'lstm, one layer': RecurrentConfig('lstm', 16, 16, 1),
+    'elman': RecurrentConfig('elman', 16, 16, 1),
+    'tuned gru, one layer': TiedRNNConfig('gru', 16, 16, 1),
+    'tuned lstm': TiedRNNConfig('lstm', 16, 16, 2),
+    'awd-lstm': AWDLSTMConfig(embedding=16, hidden=16, layers=2),
+    'decoder': TransformerConfig(16, 2, 32, 1, 20),
 }
 
 
 def small(model, **changes):
-    data = LANES if not isinstance(model, Transformer) else dataclasses.replace(LANES, batches='windows')
+    data = LANES if not isinstance(model, TransformerConfig) else dataclasses.replace(LANES, batches='windows')
     return override(
         Recipe('small', model, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, evaluate_every=12)),
         changes,
@@ -51,28 +51,28 @@ def curve(run):
 def test_goes_on_bit_for_bit(name, tmp_path):
     whole = train(small(MODELS[name]), tmp_path / 'whole', show=False)
     train(small(MODELS[name], **{'train.max_steps': 12}), tmp_path / 'parts', show=False)
-    parts = fit(resume(tmp_path / 'parts', show=False, max_steps=24))
+    parts = fit(from_checkpoint(tmp_path / 'parts', show=False, max_steps=24))
     assert curve(parts) == curve(whole)
     assert parts.summary['test'] == whole.summary['test']
 
 
 @pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'nt-asgd', 'muon'])
 def test_every_optimizer_goes_on(optimizer, tmp_path):
-    model = Transformer(16, 2, 32, 1, 20)
+    model = TransformerConfig(16, 2, 32, 1, 20)
     whole = train(small(model, **{'optim.optimizer': optimizer}), tmp_path / 'whole', show=False)
     train(small(model, **{'optim.optimizer': optimizer, 'train.max_steps': 12}), tmp_path / 'parts', show=False)
-    assert curve(fit(resume(tmp_path / 'parts', show=False, max_steps=24))) == curve(whole)
+    assert curve(fit(from_checkpoint(tmp_path / 'parts', show=False, max_steps=24))) == curve(whole)
 
 
 def test_precision_is_resolved_once_and_written_down(tmp_path, monkeypatch):
-    import lmcourse.train as T
+    import lmcourse.training.trainer as T
 
     run = train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path / 'r', show=False)
     made = run.summary['precision']
     assert set(made) == {'loss', 'layers'} and set(made.values()) <= {'fp32', 'bf16'}
     other = 'fp32' if made['loss'] == 'bf16' else 'bf16'
     monkeypatch.setattr(T, 'resolve_precision', lambda asked, device: other)
-    assert resume(tmp_path / 'r', show=False, max_steps=24).precision == made, (
+    assert from_checkpoint(tmp_path / 'r', show=False, max_steps=24).precision == made, (
         'what the clock says today does not matter'
     )
 
@@ -104,7 +104,7 @@ def test_a_text_that_has_changed_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / 'elsewhere')
     assert evaluate_run(tmp_path / 'r').perplexity == pytest.approx(run.summary['test']['perplexity'])
     (tmp_path / 'book.txt').write_text(''.join(rows[-30:] + rows[:-30]))
-    for act in (evaluate_run, load_run, resume):
+    for act in (evaluate_run, load_run, from_checkpoint):
         with pytest.raises(TrainingError, match='has changed since the run was begun'):
             act(tmp_path / 'r')
 
@@ -113,7 +113,7 @@ def test_a_recipe_of_ones_own_is_loaded_from_its_folder(tmp_path):
     train(
         Recipe(
             'my-own',
-            Recurrent(hidden=16, embedding=16),
+            RecurrentConfig(hidden=16, embedding=16),
             Data(corpus='markov', batches='windows'),
             train=Train(max_steps=3),
         ),
@@ -121,32 +121,32 @@ def test_a_recipe_of_ones_own_is_loaded_from_its_folder(tmp_path):
         show=False,
     )
     assert load_run(tmp_path / 'r')[2].name == 'my-own'
-    assert fit(resume(tmp_path / 'r', show=False, max_steps=5)).summary['steps'] == 5
+    assert fit(from_checkpoint(tmp_path / 'r', show=False, max_steps=5)).summary['steps'] == 5
 
 
 def test_fewer_steps_than_were_made_are_refused(tmp_path):
     train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
     before = (tmp_path / 'r' / 'config.json').read_text()
     with pytest.raises(TrainingError, match='has made 24 steps already, and 6 are asked for'):
-        resume(tmp_path / 'r', show=False, max_steps=6)
+        from_checkpoint(tmp_path / 'r', show=False, max_steps=6)
     assert (tmp_path / 'r' / 'config.json').read_text() == before
 
 
 def test_a_kill_between_the_state_and_its_best_weights(tmp_path):
     "The best weights are those that the state says, even where a kill left older ones."
     run = train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
-    want, _ = load_tensors(tmp_path / 'r' / 'best.safetensors')
+    want, _ = load_safetensors(tmp_path / 'r' / 'best.safetensors')
     assert run.load('best')[1]['step'] == 24
-    save_tensors(tmp_path / 'r' / 'best.safetensors', {k: v + 1 for k, v in want.items()}, {'step': 12})
-    resume(tmp_path / 'r', show=False)
-    again, meta = load_tensors(tmp_path / 'r' / 'best.safetensors')
+    save_safetensors(tmp_path / 'r' / 'best.safetensors', {k: v + 1 for k, v in want.items()}, {'step': 12})
+    from_checkpoint(tmp_path / 'r', show=False)
+    again, meta = load_safetensors(tmp_path / 'r' / 'best.safetensors')
     assert meta['step'] == 24
     assert all(torch.equal(again[k], want[k]) for k in want)
 
 
 def alter(path, change):
-    tensors, meta = load_tensors(path)
-    save_tensors(path, *change(tensors, meta))
+    tensors, meta = load_safetensors(path)
+    save_safetensors(path, *change(tensors, meta))
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_a_state_that_was_altered_is_refused(change, tmp_path):
     train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
     alter(tmp_path / 'r' / 'state.safetensors', change)
     with pytest.raises((TrainingError, RecordError)):
-        resume(tmp_path / 'r', show=False, max_steps=30)
+        from_checkpoint(tmp_path / 'r', show=False, max_steps=30)
 
 
 def test_stopped_before_anything_was_saved(tmp_path):
     Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
     with pytest.raises(TrainingError, match='before anything had been saved.*delete that folder'):
-        resume(tmp_path / 'r')
+        from_checkpoint(tmp_path / 'r')
 
 
 @pytest.mark.parametrize('lr', [300.0, 1e6])
@@ -193,12 +193,12 @@ def test_clip_zero_never_touches_a_gradient(tmp_path, monkeypatch):
 
 
 def test_an_exception_leaves_the_model_as_it_was():
-    model = Recurrent(hidden=8, embedding=8).build(30)
+    model = RecurrentConfig(hidden=8, embedding=8).build(30)
     with pytest.raises(ZeroDivisionError), evaluating(model):
         assert not model.training
         1 / 0
     assert model.training
-    from lmcourse.tokens import tokenize_corpus
+    from lmcourse.data.tokens import tokenize_corpus
 
     with pytest.raises(Exception):
         evaluate(model, tokenize_corpus('markov').validation, 0, length=0)
@@ -232,7 +232,7 @@ def test_a_signal_stops_after_the_step_and_loses_nothing(step, which, tmp_path, 
     assert (run.summary['stopped'], run.summary['steps'], run.summary['finished']) == ('interrupted', step, False)
     assert (run.summary['validation'] is None) == (step < 12)
     monkeypatch.undo()
-    parts = fit(resume(tmp_path / 'parts', show=False))
+    parts = fit(from_checkpoint(tmp_path / 'parts', show=False))
     assert curve(parts) == curve(whole)
     assert parts.summary['test'] == whole.summary['test']
 
@@ -241,7 +241,7 @@ def test_what_was_to_be_ignored_is_ignored():
     "`nohup` starts a command with hang-ups ignored: a run that has it so does not stop when the terminal is closed."
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop_when_asked() as ask:
+        with graceful_interrupt() as ask:
             signal.raise_signal(signal.SIGHUP)
         assert not ask.asked
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -250,7 +250,7 @@ def test_what_was_to_be_ignored_is_ignored():
 
 
 def test_an_interrupted_cell_says_where_it_stopped_and_how_to_go_on(tmp_path, monkeypatch, capsys):
-    import lmcourse.train as T
+    import lmcourse.training.trainer as T
 
     monkeypatch.setattr(T, 'in_notebook', lambda: True)
     monkeypatch.setenv('IN_TEST', '1')  # no bar
@@ -262,7 +262,7 @@ def test_an_interrupted_cell_says_where_it_stopped_and_how_to_go_on(tmp_path, mo
 def test_a_trainer_that_another_has_overtaken_is_refused(tmp_path):
     "Two take up the same run; one trains; the other, which waited, would go back to steps that are made."
     train(small(MODELS['gru, one layer'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
-    first, late = (resume(tmp_path / 'run', show=False, max_steps=24) for _ in range(2))
+    first, late = (from_checkpoint(tmp_path / 'run', show=False, max_steps=24) for _ in range(2))
     made = curve(fit(first))
     with pytest.raises(TrainingError, match='has gone on since this trainer was made'):
         fit(late)
@@ -271,7 +271,7 @@ def test_a_trainer_that_another_has_overtaken_is_refused(tmp_path):
 
 def test_a_precision_that_this_device_has_not(tmp_path, monkeypatch, capsys):
     "A run from a machine with bf16 goes on where there is none, and says so."
-    import lmcourse.train as T
+    import lmcourse.training.trainer as T
 
     train(small(MODELS['lstm, one layer'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
     alter(
@@ -280,7 +280,7 @@ def test_a_precision_that_this_device_has_not(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.setattr(T, 'has_bf16', lambda device: False)
     monkeypatch.setattr(T, 'resolve_precision', lambda asked, device: 'fp32')
-    trainer = resume(tmp_path / 'run', show=False, max_steps=24)
+    trainer = from_checkpoint(tmp_path / 'run', show=False, max_steps=24)
     assert trainer.precision == {'loss': 'fp32', 'layers': 'fp32'}
     assert 'goes on in fp32' in capsys.readouterr().err
 
@@ -288,7 +288,7 @@ def test_a_precision_that_this_device_has_not(tmp_path, monkeypatch, capsys):
 def test_another_number_of_processes_is_said(tmp_path, capsys):
     train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
     alter(tmp_path / 'run' / 'state.safetensors', lambda tensors, meta: (tensors, meta | {'processes': 2}))
-    resume(tmp_path / 'run', show=False, max_steps=24)
+    from_checkpoint(tmp_path / 'run', show=False, max_steps=24)
     assert 'was trained by 2 process(es) and goes on with 1' in capsys.readouterr().err
 
 
@@ -299,7 +299,7 @@ def test_a_seed_beyond_the_whole_numbers_of_a_float_is_recorded_exactly(tmp_path
     assert run.summary['seed'] == Run.open(tmp_path / 'run').seed == 2**53 + 1
 
 
-@pytest.mark.parametrize('model', [Tuned('lstm', 16, 16, 1, others=0), Tuned('lstm', 16, 16, 1, zipf=False)])
+@pytest.mark.parametrize('model', [TiedRNNConfig('lstm', 16, 16, 1, others=0), TiedRNNConfig('lstm', 16, 16, 1, zipf=False)])
 def test_what_takes_the_first_ids_for_the_commonest_refuses_other_vocabularies(model, tmp_path):
     r = small(model, **{'data.tokenizer': 'bpe:300', 'data.corpus': 'stdlib'})
     with pytest.raises(RecipeError, match='sorted by frequency'):

@@ -7,28 +7,28 @@ from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-import lmcourse.scaling as S
-from lmcourse.recipes import RecipeError, get_recipe, override, parameters
-from lmcourse.record import read_json
-from lmcourse.scaling import (
-    Law,
+import lmcourse.experiments.scaling as S
+from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters
+from lmcourse.training.runs import read_json
+from lmcourse.experiments.scaling import (
+    ScalingLaw,
     ScalingError,
     fit_law,
     fit_many,
-    flops,
-    foretold,
-    good,
+    forward_flops_per_token,
+    predict_then_run,
+    completed,
     huber,
-    isoflop,
-    measured,
-    planned,
-    predicted,
-    run_all,
-    sized,
-    training_flops,
+    fit_isoflop,
+    train_and_measure,
+    isoflop_plan,
+    predict_loss,
+    run_grid,
+    size_overrides,
+    training_flops_per_token,
 )
-from lmcourse.train import Diverged
-from lmcourse.transformer import Transformer
+from lmcourse.training.trainer import Diverged
+from lmcourse.models.transformer import TransformerConfig
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def base(**changes):
 
 
 TYPES = 26  # the made source: 24 words, the row's end and <unk>
-PLAN = {f'run {n}': sized(16, 1) | {'train.max_steps': n} for n in (3, 4, 5)}
+PLAN = {f'run {n}': size_overrides(16, 1) | {'train.max_steps': n} for n in (3, 4, 5)}
 plain = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in rows]
 
 # ---- what a token costs
@@ -62,9 +62,9 @@ plain = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in ro
 @pytest.mark.parametrize(
     'c',
     [
-        Transformer(24, 2, 96, 3, 40, 0.1),
-        Transformer(24, 2, 36, 1, 20, 0.0, positions='rotary', activation='swiglu', bias=False),
-        Transformer(
+        TransformerConfig(24, 2, 96, 3, 40, 0.1),
+        TransformerConfig(24, 2, 36, 1, 20, 0.0, positions='rotary', activation='swiglu', bias=False),
+        TransformerConfig(
             32,
             2,
             50,
@@ -93,14 +93,14 @@ def test_every_product_is_counted_once_forward_and_twice_backward(c, length):
             run()
         return counter.get_total_flops()
 
-    assert seen(loss) == x_BT.numel() * sum(flops(c, 70, length).values())
-    assert seen(lambda: loss().backward()) == x_BT.numel() * training_flops(c, 70, length)
+    assert seen(loss) == x_BT.numel() * sum(forward_flops_per_token(c, 70, length).values())
+    assert seen(lambda: loss().backward()) == x_BT.numel() * training_flops_per_token(c, 70, length)
 
 
 def test_the_rule_of_thumb_is_the_count_without_attention_for_tied_tables():
-    c = override(base(), sized(64, 3)).model
-    f = flops(c, 1024)
-    matrices = parameters(override(base(), sized(64, 3)), 1024) - (2 * c.layers + 1) * 64  # all but the norms
+    c = override(base(), size_overrides(64, 3)).model
+    f = forward_flops_per_token(c, 1024)
+    matrices = num_parameters(override(base(), size_overrides(64, 3)), 1024) - (2 * c.layers + 1) * 64  # all but the norms
     assert 3 * (f['linear layers'] + f['head']) == 6 * matrices
 
 
@@ -108,10 +108,10 @@ def test_the_rule_of_thumb_is_the_count_without_attention_for_tied_tables():
 
 
 def test_a_run_says_what_it_cost_and_reads_no_more_than_it_may():
-    r = measured(base())
+    r = train_and_measure(base())
     assert (r['tokens'], r['unique'], r['steps']) == (6 * 8 * 16, 6 * 8 * 16, 6)
-    assert r['parameters'] == parameters(base(), TYPES) and r['blocks'] < r['parameters'] and r['nats'] > 0
-    few = measured(base(**{'train.epochs': 7}), unique=128)
+    assert r['parameters'] == num_parameters(base(), TYPES) and r['blocks'] < r['parameters'] and r['nats'] > 0
+    few = train_and_measure(base(**{'train.epochs': 7}), unique=128)
     assert (few['tokens'], few['unique'], few['steps']) == (768, 128, 6) and few['nats'] != r['nats']
 
 
@@ -125,7 +125,7 @@ def test_the_shorter_text_is_all_that_is_read(monkeypatch):
 
     ids = []
     monkeypatch.setattr(S, 'train_step', watch)
-    measured(base(**{'train.epochs': 7}), unique=128)
+    train_and_measure(base(**{'train.epochs': 7}), unique=128)
     assert seen == set(ids[0].tolist())
 
 
@@ -138,9 +138,9 @@ def test_a_run_that_is_stopped_has_the_rate_of_the_whole(monkeypatch):
         return found
 
     monkeypatch.setattr(S, 'train_step', watch)
-    whole = measured(base())
+    whole = train_and_measure(base())
     first, rates[:] = rates[:], []
-    half = measured(base(), stop=3)
+    half = train_and_measure(base(), stop=3)
     assert (
         rates == first[:3]
         and half['steps'] == 3
@@ -151,7 +151,7 @@ def test_a_run_that_is_stopped_has_the_rate_of_the_whole(monkeypatch):
 
 def test_a_loss_that_is_no_number_stops_at_once():
     with pytest.raises(Diverged, match='step [1-9]+ of 60'):
-        measured(base(**{'optim.lr': 1e12, 'train.max_steps': 60}))
+        train_and_measure(base(**{'optim.lr': 1e12, 'train.max_steps': 60}))
 
 
 # ---- a grid
@@ -159,43 +159,43 @@ def test_a_loss_that_is_no_number_stops_at_once():
 
 def test_a_plan_spends_its_budgets_and_leaves_out_what_the_text_cannot_feed():
     sizes, budgets = [(16, 1), (32, 1), (32, 2)], [2e7, 4e7, 1e12]
-    plan = planned(base(), sizes, budgets, least=3)
+    plan = isoflop_plan(base(), sizes, budgets, least=3)
     assert plan and all(name.startswith(('2e+07', '4e+07')) for name in plan)
     for name, change in plan.items():
         r = override(base(), change)
         n = r.train.max_steps
         assert (
             n >= 3
-            and abs(training_flops(r.model, TYPES, 16) * 128 * n - float(name.split()[0]))
-            <= training_flops(r.model, TYPES, 16) * 64
+            and abs(training_flops_per_token(r.model, TYPES, 16) * 128 * n - float(name.split()[0]))
+            <= training_flops_per_token(r.model, TYPES, 16) * 64
         )
         assert r.optim.warmup == n // 20
-    assert not planned(base(), sizes, [1e6], least=3)
+    assert not isoflop_plan(base(), sizes, [1e6], least=3)
 
 
 def test_rows_are_made_once(tmp_path, monkeypatch):
-    rows = run_all(base(), PLAN, tmp_path / 'grid.json')
+    rows = run_grid(base(), PLAN, tmp_path / 'grid.json')
     assert [r['run'] for r in rows] == list(PLAN) and read_json(tmp_path / 'grid.json') == rows
     monkeypatch.setattr(S, 'measured', lambda *a, **k: pytest.fail('made twice'))
-    assert run_all(base(), PLAN, tmp_path / 'grid.json') == rows
-    assert run_all(base(), dict(reversed(PLAN.items())), tmp_path / 'grid.json') == rows[::-1]
+    assert run_grid(base(), PLAN, tmp_path / 'grid.json') == rows
+    assert run_grid(base(), dict(reversed(PLAN.items())), tmp_path / 'grid.json') == rows[::-1]
     with pytest.raises(ScalingError, match='other settings'):
-        run_all(base(), {'run 3': PLAN['run 4']}, tmp_path / 'grid.json')
+        run_grid(base(), {'run 3': PLAN['run 4']}, tmp_path / 'grid.json')
     with pytest.raises(ScalingError, match='other settings'):
-        run_all(base(**{'optim.lr': 0.5}), PLAN, tmp_path / 'grid.json')
+        run_grid(base(**{'optim.lr': 0.5}), PLAN, tmp_path / 'grid.json')
 
 
 def test_a_mistake_in_the_settings_is_told_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(S, 'measured', lambda *a, **k: pytest.fail('ran'))
     with pytest.raises(RecipeError, match='depth'):
-        run_all(base(), PLAN | {'wrong': {'model.depth': 3}}, tmp_path / 'grid.json')
+        run_grid(base(), PLAN | {'wrong': {'model.depth': 3}}, tmp_path / 'grid.json')
     assert not (tmp_path / 'grid.json').exists()
 
 
 @pytest.mark.parametrize('jobs', [1, 2])
 def test_a_broken_run_gets_a_row_that_says_so_and_the_others_go_on(tmp_path, jobs):
     told = []
-    rows = run_all(
+    rows = run_grid(
         base(),
         {'bad': {'optim.lr': 1e12, 'train.max_steps': 60}, 'run 3': PLAN['run 3']},
         tmp_path / 'grid.json',
@@ -203,29 +203,29 @@ def test_a_broken_run_gets_a_row_that_says_so_and_the_others_go_on(tmp_path, job
         tell=told.append,
     )
     assert (
-        'stopped being a number' in rows[0]['broken'] and [r['run'] for r in good(rows)] == ['run 3'] and len(told) == 2
+        'stopped being a number' in rows[0]['broken'] and [r['run'] for r in completed(rows)] == ['run 3'] and len(told) == 2
     )
     assert any('stopped being a number' in line for line in told)
-    assert plain(run_all(base(), {'bad': {'optim.lr': 1e12, 'train.max_steps': 60}}, tmp_path / 'grid.json')) == plain(
+    assert plain(run_grid(base(), {'bad': {'optim.lr': 1e12, 'train.max_steps': 60}}, tmp_path / 'grid.json')) == plain(
         rows[:1]
     )
 
 
 def test_a_process_that_is_ended_by_the_system_is_a_broken_run_too(tmp_path, monkeypatch):
     monkeypatch.setattr(S.pickle, 'dumps', lambda work: b'no work')
-    rows = run_all(base(), {'run 3': PLAN['run 3']}, tmp_path / 'grid.json', jobs=2)
+    rows = run_grid(base(), {'run 3': PLAN['run 3']}, tmp_path / 'grid.json', jobs=2)
     assert all('its process ended with 1' in r['broken'] for r in rows)
 
 
 def test_two_at_a_time_come_to_the_same(tmp_path):
-    one, two = (run_all(base(), PLAN, tmp_path / f'{jobs}.json', jobs=jobs) for jobs in (1, 2))
+    one, two = (run_grid(base(), PLAN, tmp_path / f'{jobs}.json', jobs=jobs) for jobs in (1, 2))
     assert plain(one) == plain(two) and {r['run'] for r in read_json(tmp_path / '2.json')} == set(PLAN)
 
 
 SCRIPT = '''
 import sys
-from lmcourse.scaling import *
-from lmcourse.recipes import get_recipe, override
+from lmcourse.experiments.scaling import *
+from lmcourse.training.recipes import get_recipe, override
 sys.path.insert(0, sys.argv[2])
 from test_scaling import base, PLAN
 run_all(base(), {f'run {n}': PLAN['run 3'] | {'train.max_steps': n} for n in range(20, 25)}, sys.argv[1], jobs=int(sys.argv[3]))
@@ -244,14 +244,14 @@ def test_killed_it_goes_on_where_it_was(tmp_path, jobs):
     process.wait()
     before = read_json(out)
     assert 1 <= len(before) < 5
-    rows = run_all(base(), settings, out)
+    rows = run_grid(base(), settings, out)
     assert read_json(out)[: len(before)] == before and {r['run'] for r in rows} == set(settings)
-    assert plain(rows) == plain(run_all(base(), settings, tmp_path / 'whole.json'))
+    assert plain(rows) == plain(run_grid(base(), settings, tmp_path / 'whole.json'))
 
 
 # ---- the law
 
-KNOWN = Law(2.0, 300.0, 0.5, 400.0, 0.45)
+KNOWN = ScalingLaw(2.0, 300.0, 0.5, 400.0, 0.45)
 
 
 def points(law=KNOWN, noise=0.0, seed=0):
@@ -268,7 +268,7 @@ def points(law=KNOWN, noise=0.0, seed=0):
     ]
 
 
-@pytest.mark.parametrize('law', [KNOWN, Law(1.7, 400.0, 0.34, 410.0, 0.28), Law(0.3, 50.0, 0.25, 3000.0, 0.7)])
+@pytest.mark.parametrize('law', [KNOWN, ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28), ScalingLaw(0.3, 50.0, 0.25, 3000.0, 0.7)])
 def test_a_law_is_found_where_there_is_one(law):
     found = fit_law(points(law))[0]
     for k, v in asdict(law).items():
@@ -288,7 +288,7 @@ def test_one_bad_run_does_not_move_it_and_broken_ones_do_not_count():
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = []
     for seed in range(12):
-        p = predicted(points(noise=0.01, seed=seed), 4e5, 2.5e6, resamples=100, seed=seed)
+        p = predict_loss(points(noise=0.01, seed=seed), 4e5, 2.5e6, resamples=100, seed=seed)
         held.append(
             p['low']
             < KNOWN(4e5, 2.5e6) * math.exp(0.01 * np.random.default_rng(1000 + seed).standard_normal())
@@ -323,16 +323,16 @@ def test_a_step_that_does_not_help_is_taken_back():
 
 
 def test_the_valley_is_between_the_runs_or_there_is_none():
-    made = isoflop(points(), [2.5e11, 5e11, 1e12, 2e12, 9e12])
+    made = fit_isoflop(points(), [2.5e11, 5e11, 1e12, 2e12, 9e12])
     assert [v['budget'] for v in made] == [2.5e11, 5e11, 1e12, 2e12] and all(v['inside'] for v in made)
     for v in made:
         assert v['parameters'] == pytest.approx(KNOWN.best(v['budget'], 7.0)[0], rel=0.15) and v['parameters'] * v[
             'tokens'
         ] * 7 == pytest.approx(v['budget'], rel=0.01)
     left = [r for r in points() if r['parameters'] < 6e4 or r['flops'] < 3e11]
-    assert [v['inside'] for v in isoflop([r for r in points() if r['parameters'] > 1.5e5], [2.5e11])] == [
+    assert [v['inside'] for v in fit_isoflop([r for r in points() if r['parameters'] > 1.5e5], [2.5e11])] == [
         False
-    ] and len(isoflop(left, [2e12])) == 0
+    ] and len(fit_isoflop(left, [2e12])) == 0
 
 
 # ---- a prediction
@@ -344,9 +344,9 @@ def seeded(folder, kinds=('grid',)):
     for n, (budget, sizes) in enumerate(
         ((2e7, [(16, 1), (32, 1)]), (4e7, [(16, 1), (32, 1), (32, 2)]), (8e7, [(16, 1), (32, 1), (32, 2)]))
     ):
-        for name, change in planned(base(), sizes, [budget], least=1).items():
+        for name, change in isoflop_plan(base(), sizes, [budget], least=1).items():
             r = override(base(), change)
-            N, D = parameters(r, TYPES), 128 * r.train.max_steps
+            N, D = num_parameters(r, TYPES), 128 * r.train.max_steps
             rows.append(
                 dict(
                     kind='grid',
@@ -355,7 +355,7 @@ def seeded(folder, kinds=('grid',)):
                     changes=change,
                     parameters=N,
                     tokens=D,
-                    flops=training_flops(r.model, TYPES, 16) * D,
+                    flops=training_flops_per_token(r.model, TYPES, 16) * D,
                     nats=1 + 20 / N**0.4 + 30 / D**0.4,
                 )
             )
@@ -371,20 +371,20 @@ def test_the_prediction_is_in_the_file_before_its_run_begins(tmp_path, monkeypat
         return dict(parameters=1, tokens=1, flops=1.0, nats=3.0)
 
     monkeypatch.setattr(S, 'measured', watch)
-    said, came = foretold(base(), [(16, 1), (32, 1), (32, 2)], 2.4e8, out)
+    said, came = predict_then_run(base(), [(16, 1), (32, 1), (32, 2)], 2.4e8, out)
     assert len(seen) == 1 and seen[0][-1]['kind'] == 'prediction' and seen[0][-1] == said
     assert [r['kind'] for r in read_json(out)] == ['grid'] * 8 + ['prediction', 'larger'] and said['run'] == came['run']
     monkeypatch.setattr(S, 'predicted', lambda *a, **k: pytest.fail('said twice'))
-    assert foretold(base(), [(16, 1), (32, 1), (32, 2)], 2.4e8, out) == (said, came)
+    assert predict_then_run(base(), [(16, 1), (32, 1), (32, 2)], 2.4e8, out) == (said, came)
 
 
 def test_nothing_is_foretold_of_what_is_there(tmp_path, monkeypatch):
     out = seeded(tmp_path)
-    plan = planned(base(), [(16, 1)], [2.4e8], least=1)
+    plan = isoflop_plan(base(), [(16, 1)], [2.4e8], least=1)
     monkeypatch.setattr(S, 'measured', lambda *a, **k: dict(nats=3.0))
-    run_all(base(), plan, out, 'larger')
+    run_grid(base(), plan, out, 'larger')
     with pytest.raises(ScalingError, match='no prediction'):
-        foretold(base(), [(16, 1)], 2.4e8, out)
+        predict_then_run(base(), [(16, 1)], 2.4e8, out)
 
 
 # ---- the record
@@ -411,11 +411,11 @@ def test_the_record_is_of_runs_whose_counts_are_right():
         recipe = override(wiki, {k: v for k, v in r['changes'].items() if k not in ('unique', 'stop')})
         d, stop = recipe.data, r['changes'].get('stop', recipe.train.max_steps)
         assert (
-            r['parameters'] == parameters(recipe)
+            r['parameters'] == num_parameters(recipe)
             and r['steps'] == stop
             and 0 <= stop * d.batch * d.length - r['tokens'] < d.length
         )  # the text's last window is short
-        assert r['flops'] == pytest.approx(training_flops(recipe.model, 1024, 128) * r['tokens'], rel=1e-5)
+        assert r['flops'] == pytest.approx(training_flops_per_token(recipe.model, 1024, 128) * r['tokens'], rel=1e-5)
         assert r['unique'] == r['changes'].get('unique', r['tokens'])
 
 
@@ -431,7 +431,7 @@ def test_the_record_has_its_prediction_before_the_run_and_from_the_grid_alone():
         and said['runs'] == len(grid)
         and 3 <= came['flops'] / max(r['flops'] for r in grid) <= 4
     )
-    again = predicted(grid, said['parameters'], said['tokens'])
+    again = predict_loss(grid, said['parameters'], said['tokens'])
     for k in ('nats', 'low', 'high'):
         assert again[k] == pytest.approx(said[k], rel=1e-3)
 

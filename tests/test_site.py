@@ -208,7 +208,7 @@ def test_a_lesson_is_shown_as_it_should_be(lesson, site):
         'image/png' in o.get('data', {}) for c in lesson.nb.cells for o in c.get('outputs', [])
     )
     assert (
-        f'{stage.REPO["slug"]}/blob/{stage.REPO["branch"]}/nbs/{lesson.stem}.ipynb' in text
+        f'{stage.REPO["slug"]}/blob/{stage.REPO["branch"]}/nbs/{lesson.place}' in text
         and f'labpath=nbs%2F{lesson.stem}.ipynb' in text
     )
 
@@ -272,7 +272,7 @@ def test_the_results_are_those_of_the_records(site):
 def test_links_are_rewritten_for_the_page_they_stand_on():
     text = (
         '[a](04_text.ipynb#b) [c](../docs/bibliography.md#k) [d](https://x.org/) [e](../Makefile) [f](#g)'
-        ' [h](../lmcourse/loss.py)'
+        ' [h](../lmcourse/measure/cross_entropy.py)'
     )
     repo = f'{stage.REPO["url"]}/blob/{stage.REPO["branch"]}'
     assert (

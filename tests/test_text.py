@@ -3,8 +3,8 @@
 import os, subprocess, sys, textwrap
 import numpy as np
 import pytest
-from lmcourse import text
-from lmcourse.text import SPLITS, MarkovSource, entropy_floor, leakage, load_corpus, split_files
+from lmcourse.data import text
+from lmcourse.data.text import SPLITS, MarkovSource, conditional_entropy, ngram_overlap, load_corpus, split_files
 
 ROWS = {split: ['', f' = {split} = \n', '', ' Some words about caf\u00e9s . \n'] * 3000 for split in SPLITS}
 
@@ -23,7 +23,7 @@ def elsewhere(code, **env):
 
 def test_same_in_every_environment():
     code = (
-        "from lmcourse.text import *; print([[load_corpus(name).fingerprint(s) for s in SPLITS] for name in ('stdlib',"
+        "from lmcourse.data.text import *; print([[load_corpus(name).fingerprint(s) for s in SPLITS] for name in ('stdlib',"
         " 'markov')])"
     )
     here = str([fingerprints(load_corpus(name)) for name in ('stdlib', 'markov')])
@@ -42,7 +42,7 @@ def test_stdlib_is_a_fit_size_and_clean():
     assert not any('>>>' in row or '::=' in row for row in rows) and sum(
         not row.isascii() for row in rows
     ) < 0.03 * len(rows)
-    assert leakage(c['validation'], c['train']) < 0.06
+    assert ngram_overlap(c['validation'], c['train']) < 0.06
 
 
 def library(root, **files):
@@ -161,7 +161,7 @@ def test_from_a_folder_without_datasets(nowhere, tmp_path):
     nowhere.setenv('LMCOURSE_DATA', str(tmp_path / 'data'))
     nowhere.setattr(text, '_child', lambda *args, **kw: pytest.fail('a folder was named, and somebody else was asked'))
     nowhere.setitem(sys.modules, 'datasets', None)
-    assert text.have_corpus('wikitext-2-raw')
+    assert text.corpus_available('wikitext-2-raw')
     assert_is_it(load_corpus('wikitext-2-raw'))
 
 
@@ -171,7 +171,7 @@ def test_from_the_offline_cache(nowhere, tmp_path):
     datasets.load_dataset(str(tmp_path / 'wikitext'), 'wikitext-2-raw-v1', cache_dir=str(tmp_path / 'hf' / 'datasets'))
     (tmp_path / 'hf' / 'datasets' / 'wikitext').rename(tmp_path / 'hf' / 'datasets' / 'Salesforce___wikitext')
     nowhere.setattr(text, '_from_hub', lambda *args: pytest.fail('it was in the cache, and the hub was asked'))
-    assert text.have_corpus('wikitext-2-raw') and not text.have_corpus('wikitext-2')
+    assert text.corpus_available('wikitext-2-raw') and not text.corpus_available('wikitext-2')
     assert_is_it(load_corpus('wikitext-2-raw'))
 
 
@@ -201,7 +201,7 @@ def test_from_a_hub(nowhere, tmp_path):
         (tmp_path / 'fake' / f'{package}.py').write_text(textwrap.dedent(source))
     nowhere.setenv('PYTHONPATH', str(tmp_path / 'fake'))
     nowhere.setattr(text.importlib.util, 'find_spec', lambda name: object())
-    assert not text.have_corpus('wikitext-2-raw')
+    assert not text.corpus_available('wikitext-2-raw')
     assert_is_it(load_corpus('wikitext-2-raw', deadline=60))
 
 
@@ -215,5 +215,5 @@ def test_names_of_the_validation_split(name, tmp_path):
 def test_conditional_entropy_where_something_never_comes():
     p_VVV = np.full((2, 2, 2), 0.5)
     p_VVV[0, 0] = [0, 1]
-    assert entropy_floor(p_VVV) == pytest.approx(0.594126, abs=1e-6)
-    assert all(np.isfinite(entropy_floor(p_VVV, memory)) for memory in (0, 1, 2))
+    assert conditional_entropy(p_VVV) == pytest.approx(0.594126, abs=1e-6)
+    assert all(np.isfinite(conditional_entropy(p_VVV, memory)) for memory in (0, 1, 2))

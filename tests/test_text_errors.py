@@ -4,9 +4,9 @@ to do."""
 import gzip, os, socket, time
 from pathlib import Path
 import pytest
-from lmcourse import text
-from lmcourse.loss import LMCourseError
-from lmcourse.text import CORPORA, SPLITS, Corpus, CorpusError, have_corpus, load_corpus
+from lmcourse.data import text
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.data.text import CORPORA, SPLITS, Corpus, CorpusError, corpus_available, load_corpus
 
 LINES = ''.join(f'line number {i}\n' for i in range(40))
 
@@ -400,6 +400,6 @@ def test_have_corpus_never_asks_the_hub(nowhere, tmp_path):
     asked = []
     nowhere.setattr(text, '_from_hub', lambda *args: asked.append(args) or (None, 'asked'))
     assert (
-        not have_corpus('wikitext-2') and not have_corpus('nothing') and not have_corpus(tmp_path / 'x') and not asked
+        not corpus_available('wikitext-2') and not corpus_available('nothing') and not corpus_available(tmp_path / 'x') and not asked
     )
-    assert have_corpus('stdlib') and have_corpus('markov') and have_corpus(tmp_path)
+    assert corpus_available('stdlib') and corpus_available('markov') and corpus_available(tmp_path)

@@ -4,9 +4,9 @@ reason to stop."""
 import errno, json, os, subprocess, sys
 import numpy as np
 import pytest
-from lmcourse import tokens
-from lmcourse.text import SPLITS, Corpus
-from lmcourse.tokens import load_tokenizer, tokenize_corpus
+from lmcourse.data import tokens
+from lmcourse.data.text import SPLITS, Corpus
+from lmcourse.data.tokens import load_tokenizer, tokenize_corpus
 
 ROWS = [f'row {i} of {i % 7} lobsters and {i % 3} crabs\n' for i in range(300)]
 CORPUS = Corpus('rows', {'train': ROWS, 'validation': ROWS[:50], 'test': ROWS[50:100]})
@@ -165,13 +165,13 @@ def test_a_read_only_folder_seen_by_anybody(capsys):
     in_memory('/proc/lmcourse', capsys, 'No such file or directory')
 
 
-CUT = '''import sys; from lmcourse.text import Corpus; from lmcourse.tokens import tokenize_corpus
+CUT = '''import sys; from lmcourse.data.text import Corpus; from lmcourse.data.tokens import tokenize_corpus
 rows = [f'row {i} of {i % 7} lobsters and {i % 3} crabs\\n' for i in range(30_000)]
 corpus = Corpus('many', dict(train=rows, validation=rows[:50], test=rows[:50]))
 for _ in range(4): print(int(tokenize_corpus(corpus, 'word', 1, sys.argv[1]).train.ids.astype(int).sum()))'''
 
 
-def test_several_processes_at_once(tmp_path):
+def test_distributed_processes_at_once(tmp_path):
     "All come to the same tokens, whoever was first; what is left behind is whole."
     running = [
         subprocess.Popen(

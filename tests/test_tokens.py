@@ -4,15 +4,15 @@ import json, os, pickle, subprocess, sys, tracemalloc
 from collections.abc import Sequence
 import numpy as np
 import pytest
-from lmcourse.loss import LMCourseError
-from lmcourse.perplexity import NotComparable, compare
-from lmcourse.text import SPLITS, Corpus
-from lmcourse.tokens import (
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.measure.perplexity import NotComparable, compare
+from lmcourse.data.text import SPLITS, Corpus
+from lmcourse.data.tokens import (
     TokenError,
     Tokenizer,
     WordTokenizer,
-    count_words,
-    have_gpt2,
+    build_vocab,
+    gpt2_available,
     load_tokenizer,
     tokenize_corpus,
     train_bpe,
@@ -29,7 +29,7 @@ ROWS = [
 ] * 3
 CORPUS = Corpus('rows', dict.fromkeys(SPLITS, ROWS))
 MADE = {
-    'word': lambda: WordTokenizer(count_words(ROWS, 1)),
+    'word': lambda: WordTokenizer(build_vocab(ROWS, 1)),
     'whitespace': lambda: train_whitespace(ROWS, 1),
     'bpe:300': lambda: train_bpe(ROWS, 300),
 }
@@ -72,11 +72,11 @@ def test_words():
     assert len(t.encode_rows(ROWS)) == CORPUS.words('train')
     assert t.tokens(t.encode('the unheard-of crab <unk> <eos>')) == ['the', '<unk>', 'crab', '<unk>', '<eos>']
     assert t.decode(t.encode_rows(['a crab\n', '', ' \n', 'the lobster\n'])) == 'a crab\n\n\nthe lobster\n'
-    assert t.vocabulary[:4] == ['<unk>', '<eos>', 'lobster', 'the'] and count_words(reversed(ROWS), 1) == t.vocabulary
+    assert t.vocabulary[:4] == ['<unk>', '<eos>', 'lobster', 'the'] and build_vocab(reversed(ROWS), 1) == t.vocabulary
 
 
 def test_min_count():
-    assert len(count_words(ROWS, 3)) == len(count_words(ROWS, 1)) > len(count_words(ROWS, 4)) and count_words(
+    assert len(build_vocab(ROWS, 3)) == len(build_vocab(ROWS, 1)) > len(build_vocab(ROWS, 4)) and build_vocab(
         ROWS, 99
     ) == ['<unk>', '<eos>']
     cut = lambda name, n: tokenize_corpus(CORPUS, name, n, '/dev/null/none')
@@ -128,7 +128,7 @@ def test_counts_that_are_none(n, tmp_path):
 
 @pytest.mark.parametrize('name', ['whitespace', 'gpt2-note'])
 def test_a_split_without_tokens(name, tmp_path):
-    if name == 'gpt2-note' and not have_gpt2():
+    if name == 'gpt2-note' and not gpt2_available():
         pytest.skip("GPT-2's tokenizer is not on this machine")
     blank = Corpus('blank', {'train': ROWS, 'validation': ['', ' \n'], 'test': ROWS})
     with pytest.raises(TokenError, match='the validation split of blank has no tokens'):
@@ -146,7 +146,7 @@ def test_without_gpt2(env, reason, tmp_path):
         | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path))
         | env
     )
-    code = 'from lmcourse.tokens import *; print(have_gpt2()); load_tokenizer("gpt2")'
+    code = 'from lmcourse.data.tokens import *; print(have_gpt2()); load_tokenizer("gpt2")'
     r = subprocess.run([sys.executable, '-c', code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     last = r.stderr.strip().splitlines()[-1]
     assert (
@@ -168,7 +168,7 @@ def test_a_damaged_gpt2_file(tmp_path, monkeypatch):
 
 def test_other_processes_make_the_same_vocabulary(tmp_path):
     code = (
-        'from lmcourse.tokens import *; from lmcourse.text import load_corpus; rows = load_corpus("markov")["train"];'
+        'from lmcourse.data.tokens import *; from lmcourse.data.text import load_corpus; rows = load_corpus("markov")["train"];'
         ' import hashlib, json\nfor t in (WordTokenizer(count_words(rows)), train_whitespace(rows), train_bpe(rows,'
         ' 400)): print(hashlib.sha256(json.dumps(t.to_dict(), sort_keys=True).encode()).hexdigest())'
     )

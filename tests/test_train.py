@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest, torch
-from lmcourse.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe_from_dict, tiny
-from lmcourse.record import Run, baselines, plot_curves, record
-from lmcourse.recurrent import Recurrent
-from lmcourse.tokens import tokenize_corpus
-from lmcourse.loss import LMCourseError
-from lmcourse.train import (
+from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe_from_dict, tiny
+from lmcourse.training.runs import Run, baselines, plot_curves, best_record
+from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.data.tokens import tokenize_corpus
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.training.trainer import (
     Diverged,
     Trainer,
     TrainingError,
@@ -19,7 +19,7 @@ from lmcourse.train import (
     fit,
     make_optimizer,
     pick_device,
-    resume,
+    from_checkpoint,
     train,
     train_step,
 )
@@ -45,21 +45,21 @@ def rows(run):
 def test_a_stop_between_two_rows_of_the_curve_loses_nothing(tmp_path):
     whole = train(twin(max_steps=20), tmp_path / 'whole', show=False)
     trainer = Trainer(twin(max_steps=20), tmp_path / 'parts', show=False)
-    import lmcourse.train as T
+    import lmcourse.training.trainer as T
 
-    before = T.why_stop
+    before = T.stop_reason
     try:
-        T.why_stop = lambda t, asked: 'interrupted' if t.step == 14 else before(t, asked)
+        T.stop_reason = lambda t, asked: 'interrupted' if t.step == 14 else before(t, asked)
         assert fit(trainer).summary['stopped'] == 'interrupted'
     finally:
-        T.why_stop = before
-    parts = fit(resume(tmp_path / 'parts', show=False))
+        T.stop_reason = before
+    parts = fit(from_checkpoint(tmp_path / 'parts', show=False))
     assert rows(parts) == rows(whole) and parts.summary['test'] == whole.summary['test']
 
 
 def test_what_a_resume_changes_is_kept(tmp_path):
     train(twin(max_steps=10), tmp_path / 'run', show=False)
-    fit(resume(tmp_path / 'run', show=False, max_steps=15))
+    fit(from_checkpoint(tmp_path / 'run', show=False, max_steps=15))
     assert (
         Run.open(tmp_path / 'run').config['train']['max_steps'] == 15
         and Run.open(tmp_path / 'run').summary['steps'] == 15
@@ -74,7 +74,7 @@ def test_a_text_that_changed_is_not_gone_on_with(tmp_path):
     kept = (tmp_path / 'run' / 'tokenizer.json').read_bytes()
     text.write_text(''.join(lines).replace('cat', 'dog'))
     with pytest.raises(TrainingError, match='has changed'):
-        resume(tmp_path / 'run', show=False)
+        from_checkpoint(tmp_path / 'run', show=False)
     assert (tmp_path / 'run' / 'tokenizer.json').read_bytes() == kept
 
 
@@ -90,7 +90,7 @@ def test_a_diverged_run_says_so_and_keeps_what_it_had(tmp_path):
 
 
 def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
-    import lmcourse.train as T
+    import lmcourse.training.trainer as T
 
     real, calls = T.evaluate, []
 
@@ -142,7 +142,7 @@ def test_windows_that_overlap_score_each_token_once_with_more_before_it():
 def small(**changes):
     return override(
         Recipe(
-            'small', Recurrent('gru', 16, 16, 1), Data(corpus='markov', length=20, batch=8), Optim(lr=3e-3), Train()
+            'small', RecurrentConfig('gru', 16, 16, 1), Data(corpus='markov', length=20, batch=8), Optim(lr=3e-3), Train()
         ),
         changes,
     )
@@ -214,7 +214,7 @@ def test_the_figure_of_the_full_run_draws_the_counting_models_of_its_own_text_an
         for c in json.loads((root / 'nbs' / '12_training.ipynb').read_text(encoding='utf-8'))['cells']
         if 'Kneser-Ney {order}' in ''.join(c['source'])
     ]
-    run = record('lstm-a')
+    run = best_record('lstm-a')
     there = dict(lstm=run, baselines=baselines, plot_curves=plot_curves, plt=plt, math=math)
     exec(''.join(cell['source']), there)
     drawn = sorted(line.get_ydata()[0] for line in there['ax'].lines if list(line.get_xdata()) == [0, 1])

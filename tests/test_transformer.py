@@ -4,18 +4,18 @@ the notes', and Muon survives a stop."""
 import copy
 import pytest, torch, torch.nn.functional as F
 import lmcourse.cli
-import lmcourse.train as T
-from lmcourse.loss import LMCourseError
-from lmcourse.recipes import RecipeError, get_recipe, override, parameters, recipe_names, tiny
-from lmcourse.train import Trainer, fit, resume, train
-from lmcourse.transformer import Attention, Muon, Transformer, attention, moved, orthogonal, parts, turned, turns
+import lmcourse.training.trainer as T
+from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_names, tiny
+from lmcourse.training.trainer import Trainer, fit, from_checkpoint, train
+from lmcourse.models.transformer import CausalSelfAttention, Muon, TransformerConfig, attention, positions_affected, newton_schulz, parameter_breakdown, apply_rotary_emb, rope_cache
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
-NOTES = Transformer(16, 4, 32, 2, 24, dropout=0.0)
-MODERN = Transformer(
+NOTES = TransformerConfig(16, 4, 32, 2, 24, dropout=0.0)
+MODERN = TransformerConfig(
     16, 4, 32, 2, 24, 0.0, positions='rotary', norm='rms', activation='relu2', qk_norm=True, bias=False, start='still'
 )
-GATED = Transformer(16, 2, 33, 2, 24, 0.0, positions='rotary', activation='swiglu', head_bias=False)
+GATED = TransformerConfig(16, 2, 33, 2, 24, 0.0, positions='rotary', activation='swiglu', head_bias=False)
 KINDS = pytest.mark.parametrize('config', [NOTES, MODERN, GATED], ids=['notes', 'modern', 'gated'])
 
 
@@ -41,7 +41,7 @@ def test_attention_of_the_last_places_is_torchs_and_ours(T, S):
     mask = torch.ones(S, S, dtype=torch.bool).tril()[S - T :]
     ours, share = attention(q, k, v, mask)
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    torch.testing.assert_close(ours, Attention(NOTES).mix(q, k, v))
+    torch.testing.assert_close(ours, CausalSelfAttention(NOTES).mix(q, k, v))
     torch.testing.assert_close(share.sum(-1), torch.ones(2, 3, T))
     assert not share[..., ~mask].any()
 
@@ -65,7 +65,7 @@ def test_in_any_pieces_the_guesses_are_the_same(config, seed):
 def test_no_guess_feels_what_comes_after_it(config):
     model, x_BT = made(config), torch.randint(40, (2, 24))
     for place in (0, 11, 23):
-        assert moved(model, x_BT, place) == [False] * place + [True] * (24 - place)
+        assert positions_affected(model, x_BT, place) == [False] * place + [True] * (24 - place)
 
 
 def test_the_check_finds_a_leak_of_one_place():
@@ -74,7 +74,7 @@ def test_the_check_finds_a_leak_of_one_place():
         b.attention.mix = lambda q, k, v: F.scaled_dot_product_attention(
             q, k, v, attn_mask=torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)
         )
-    assert moved(model, torch.randint(40, (2, 24)), 11)[10]
+    assert positions_affected(model, torch.randint(40, (2, 24)), 11)[10]
 
 
 @pytest.mark.parametrize('name', recipe_names())
@@ -84,34 +84,34 @@ def test_no_architecture_of_the_course_looks_ahead(name):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    assert moved(model, x_BT, 9)[:9] == [False] * 9
+    assert positions_affected(model, x_BT, 9)[:9] == [False] * 9
 
 
 def test_the_parameters_of_the_notes():
-    assert [parameters(get_recipe(f'chinchilla-{n}')) for n in (1, 2, 3, 4, 5)] == [
+    assert [num_parameters(get_recipe(f'chinchilla-{n}')) for n in (1, 2, 3, 4, 5)] == [
         869_153,
         869_153,
         7_342_033,
         16_206_673,
         19_365_713,
     ]
-    assert parameters(get_recipe('chinchilla-1-tuned')) <= 869_153
-    dense = Transformer(208, 8, 832, 12, 192, head_bias=False)
-    assert sum(parts(dense, 50_000).values()) == 16_702_816 and sum(parts(dense, 50_257).values()) == 16_756_272
+    assert num_parameters(get_recipe('chinchilla-1-tuned')) <= 869_153
+    dense = TransformerConfig(208, 8, 832, 12, 192, head_bias=False)
+    assert sum(parameter_breakdown(dense, 50_000).values()) == 16_702_816 and sum(parameter_breakdown(dense, 50_257).values()) == 16_756_272
 
 
 @KINDS
 def test_parts_add_up(config):
-    assert sum(parts(config, 77).values()) == sum(p.numel() for p in config.build(77).parameters())
+    assert sum(parameter_breakdown(config, 77).values()) == sum(p.numel() for p in config.build(77).parameters())
 
 
 def test_a_turn_keeps_lengths_and_knows_only_distances():
     torch.manual_seed(0)
-    turn, q, k = turns(300, 16), torch.randn(16), torch.randn(16)
-    score = lambda a, b: turned(q, turn[:, a]) @ turned(k, turn[:, b])
+    turn, q, k = rope_cache(300, 16), torch.randn(16), torch.randn(16)
+    score = lambda a, b: apply_rotary_emb(q, turn[:, a]) @ apply_rotary_emb(k, turn[:, b])
     for d in (0, 1, 17):
         torch.testing.assert_close(score(d, 0), score(250 + d, 250), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(turned(q, turn[:, 299]).norm(), q.norm())
+    torch.testing.assert_close(apply_rotary_emb(q, turn[:, 299]).norm(), q.norm())
     assert not torch.isclose(score(0, 0), score(3, 0))
 
 
@@ -130,7 +130,7 @@ def test_a_turn_keeps_lengths_and_knows_only_distances():
 )
 def test_a_wrong_configuration_is_refused_in_a_sentence(fields, says):
     with pytest.raises(RecipeError) as e:
-        Transformer(**fields)
+        TransformerConfig(**fields)
     assert says in str(e.value)
 
 
@@ -160,9 +160,9 @@ def test_orthogonal_takes_the_stretch_out_and_keeps_the_directions(shape):
     torch.manual_seed(0)
     m = torch.randn(shape)
     U, S, Vh = torch.linalg.svd(m, full_matrices=False)
-    u, s, vh = torch.linalg.svd(orthogonal(m, 10), full_matrices=False)
+    u, s, vh = torch.linalg.svd(newton_schulz(m, 10), full_matrices=False)
     assert 0.6 < s.min() and s.max() < 1.3
-    assert torch.linalg.matrix_norm(orthogonal(m) - U @ Vh) < 0.45 * torch.linalg.matrix_norm(U @ Vh)
+    assert torch.linalg.matrix_norm(newton_schulz(m) - U @ Vh) < 0.45 * torch.linalg.matrix_norm(U @ Vh)
 
 
 @pytest.mark.parametrize('decay', [0.0, 0.1])
@@ -203,11 +203,11 @@ def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch)
         tiny(get_recipe('chinchilla-1-tuned'), 'markov'),
         {'train.max_steps': 24, 'train.log_every': 1, 'train.evaluate_every': 12},
     )
-    whole, why = train(r, tmp_path / 'whole', show=False), T.why_stop
+    whole, why = train(r, tmp_path / 'whole', show=False), T.stop_reason
     monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == 17 else why(t, asked))
     assert fit(Trainer(r, tmp_path / 'parts', show=False)).summary['stopped'] == 'interrupted'
     monkeypatch.setattr(T, 'why_stop', why)
-    parts = fit(resume(tmp_path / 'parts', show=False))
+    parts = fit(from_checkpoint(tmp_path / 'parts', show=False))
     kept = lambda run: [(m['step'], m.get('train_nats'), m.get('perplexity'), m.get('lr')) for m in run.metrics()]
     assert kept(parts) == kept(whole) and parts.summary['test'] == whole.summary['test']
 

@@ -4,10 +4,11 @@ without a kernel."""
 import functools, json, math, random, re, shutil, subprocess, sys
 import pytest, torch
 import torch.nn.functional as F
-from lmcourse import loss as L, perplexity as P
-from lmcourse.widgets import Averaging, Confidence, Doors, Tokenizers, WidgetError
-from lmcourse.guessers import NetworkGuesser, load_guesser
-from lmcourse.playground import SENTENCES, LiveRun, Rungs, Surprise, shade
+from lmcourse.measure import cross_entropy as L
+from lmcourse.measure import perplexity as P
+from lmcourse.interactive.widgets import Averaging, Confidence, Doors, Tokenizers, WidgetError
+from lmcourse.inference.predictors import NeuralPredictor, load_pretrained
+from lmcourse.interactive.playground import SENTENCES, LiveRun, Rungs, Surprise, shade
 from conftest import PICTURES, ROOT
 
 STATIC = ROOT / 'lmcourse' / 'static'
@@ -176,7 +177,7 @@ def distribution(rng, n, zeros=False):
     reason='no node on the PATH; the browser tests compare the same arithmetic on the page',
 )
 def test_arithmetic_is_that_of_the_lessons(tmp_path):
-    "Every function of core.js against lmcourse.loss, lmcourse.perplexity or torch, in a thousand random states."
+    "Every function of core.js against lmcourse.measure.cross_entropy, lmcourse.measure.perplexity or torch, in a thousand random states."
     rng, calls, wanted = random.Random(0), [], []
 
     def want(name, args, value):
@@ -216,7 +217,7 @@ def test_arithmetic_is_that_of_the_lessons(tmp_path):
         want('perplexity', [nats, count], P.perplexity(nats, count))
         want('bitsPerToken', [nats, count], P.bits_per_token(nats, count))
         want('bitsPerByte', [nats, count], P.bits_per_byte(nats, count))
-        tally = sum(L.Tally(a * b, a) for a, b in zip(tokens, losses))
+        tally = sum(L.LossSum(a * b, a) for a, b in zip(tokens, losses))
         total = [sum(losses[: j + 1]) for j in range(n)]
         want('running', [losses], [P.perplexity(x, j + 1) for j, x in enumerate(total)])
         want('shade', [logits[0] ** 2], shade(logits[0] ** 2))
@@ -627,7 +628,7 @@ def test_surprise_under_mouse_and_keys(show):
     for name in RUNG:
         page.locator('fieldset').nth(0).get_by_label(name, exact=True).check()
         settle(page)
-        r, i = load_guesser(name).read(widget.text), int(agree(page, widget)['token']) - 1
+        r, i = load_pretrained(name).read(widget.text), int(agree(page, widget)['token']) - 1
         lines = expected(page)
         if name == 'uniform':
             assert 'all alike' in lines[0]
@@ -685,7 +686,7 @@ def test_a_typed_text_is_read_by_the_kernel(show):
         field.press('Enter')
         page.wait_for_function("t => model.get('text') === t && model.get('readings')[t]", arg=text)
         settle(page)
-        r = load_guesser().read(text)
+        r = load_pretrained().read(text)
         n = same(numbers(page), widget.numbers())
         assert (
             n['perplexity'] == pytest.approx(r.perplexity, rel=1e-9)
@@ -719,13 +720,13 @@ def test_a_typed_text_is_read_by_the_kernel(show):
 
 
 def test_other_cuts_are_not_compared_in_perplexity(show):
-    from lmcourse.tokens import WordTokenizer
-    from lmcourse.tuned import Tuned
+    from lmcourse.data.tokens import WordTokenizer
+    from lmcourse.models.tied_rnn import TiedRNNConfig
 
     words = WordTokenizer(['<unk>', '<eos>', 'The', 'film', 'was', 'good', '.'])
-    other = NetworkGuesser('words', words, Tuned(embedding=8, layers=1, others=0).build(words.types))
+    other = NeuralPredictor('words', words, TiedRNNConfig(embedding=8, layers=1, others=0).build(words.types))
     widget = Surprise(
-        [load_guesser('lstm'), other], ['The film was good .', 'The film was dreadful .'], model='lstm', against='words'
+        [load_pretrained('lstm'), other], ['The film was good .', 'The film was dreadful .'], model='lstm', against='words'
     )
     page = show(widget)
     found = agree(page, widget)
@@ -806,7 +807,7 @@ def test_rungs_write_anew_with_a_kernel(show):
     page.wait_for_function("model.get('readings')['In the beginning']")
     page.wait_for_timeout(200)
     assert same(numbers(page), widget.numbers())['here'] == pytest.approx(
-        load_guesser(widget.rung).read('In the beginning').perplexity
+        load_pretrained(widget.rung).read('In the beginning').perplexity
     ) and page.locator('.lmw-written').inner_text().startswith('In the beginning')
 
 
@@ -971,7 +972,7 @@ def test_one_piece_and_no_other_host(name):
 
 def test_without_anywidget_one_clear_sentence():
     code = (
-        "import sys; sys.modules['anywidget'] = None\ntry: import lmcourse.widgets\nexcept ImportError as e: print(e)"
+        "import sys; sys.modules['anywidget'] = None\ntry: import lmcourse.interactive.widgets\nexcept ImportError as e: print(e)"
     )
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.strip() == 'the widgets need the package anywidget: pip install anywidget', r.stderr

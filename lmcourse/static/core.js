@@ -1,5 +1,5 @@
-// All the arithmetic of the widgets. Probabilities sum to one, surprise is in nats, and the names are those of lmcourse.loss and
-// lmcourse.perplexity, against which the tests hold every function.
+// All the arithmetic of the widgets. Probabilities sum to one, surprise is in nats, and the names are those of lmcourse.measure.cross_entropy and
+// lmcourse.measure.perplexity, against which the tests hold every function.
 
 const sum = xs => xs.reduce((a, b) => a + b, 0);
 const xlogy = (x, y) => x === 0 ? 0 : x * Math.log(y);
