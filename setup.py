@@ -14,7 +14,9 @@ setup(
     python_requires=f">={s['min_python']}",
     keywords=s["keywords"].split(),
     packages=find_packages(include=["lmcourse*"]),
-    package_data={"lmcourse": ["*.mplstyle", "records/*.json", "records/*/*", "static/*", "pretrained/*", "campaigns/*"]},
+    package_data={
+        "lmcourse": ["*.mplstyle", "records/*.json", "records/*/*", "static/*", "pretrained/*", "campaigns/*"]
+    },
     install_requires=s["requirements"].split(),
     extras_require={k: s[f"{k}_requirements"].split() for k in ("lab", "dev")},
     entry_points={"console_scripts": s["console_scripts"].split()},

@@ -153,7 +153,9 @@ class Lesson:
     def live(self) -> bool:  # whether it has widgets that move without a kernel
         code = '\n'.join(c.source for c in self.nb.cells if c.cell_type == 'code')
         return bool(
-            re.search(r'^(?:try: )?(?:import anywidget|from anywidget|from lmcourse\.interactive\.widgets import)', code, re.M)
+            re.search(
+                r'^(?:try: )?(?:import anywidget|from anywidget|from lmcourse\.interactive\.widgets import)', code, re.M
+            )
         )
 
 
@@ -206,7 +208,9 @@ def colab(lesson: Lesson) -> str:
 
 
 def binder(lesson: Lesson) -> str:
-    return f'https://mybinder.org/v2/gh/{REPO["slug"]}/{REPO["branch"]}?labpath=nbs%2F{lesson.place.replace("/", "%2F")}'
+    return (
+        f'https://mybinder.org/v2/gh/{REPO["slug"]}/{REPO["branch"]}?labpath=nbs%2F{lesson.place.replace("/", "%2F")}'
+    )
 
 
 # ---- notebooks
@@ -346,7 +350,12 @@ def names_of(module: str) -> dict[str, str]:  # {public name: first line of its 
         for n in tree.body
         if isinstance(n, (ast.FunctionDef, ast.ClassDef))
     }
-    return {k: v for k, v in said.items() if not k.startswith('_')}
+    shared = next(
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and any(getattr(t, 'id', None) == '__all__' for t in n.targets)
+    )
+    return {k: v for k, v in said.items() if k in shared}
 
 
 LEGEND = (
@@ -427,19 +436,19 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
     place = dict(
         ladder=(
             f'{_image("images/ladder.png", "validation perplexity of each rung of the ladder")}\n\n{_numbers(ladder_table(ladder))}\n\nText:'
-            f' `{v["corpus"]}`, {v["tokens"]:,} validation tokens, {v["types"]:,} types, tokenizer `{v["tokenizer"]}`,'
+            f' `{v["corpus"]}`, {v["num_tokens"]:,} validation tokens, {v["vocab_size"]:,} types, tokenizer `{v["tokenizer"]}`,'
             f' fingerprint `{v["fingerprint"]}`.'
         )
     )
     rows = [
         dict(
-            order=b['validation']['context'] + 1,
+            order=b['validation']['context_length'] + 1,
             corpus=b['validation']['corpus'],
             tokenizer=b['validation']['tokenizer'],
-            tokens=b['validation']['tokens'],
+            num_tokens=b['validation']['num_tokens'],
             validation=b['validation']['perplexity'],
             test=b['test']['perplexity'],
-            unknown=b['validation']['unknown'],
+            num_unk=b['validation']['num_unk'],
             bits=_bits(b['validation']),
             seconds=round(b['seconds'], 1),
         )
@@ -455,8 +464,8 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
                 validation='validation perplexity',
                 test='test perplexity',
                 bits='bits per byte',
-                tokens='validation tokens',
-                unknown='of them unknown',
+                num_tokens='validation tokens',
+                num_unk='of them unknown',
                 seconds='seconds',
             ),
         )
@@ -534,7 +543,8 @@ def teachers(lessons: list[Lesson], text: str) -> dict[str, str]:
         f' {sum(len(l.exercises) for l in lessons)} | {sum(l.minutes for l in lessons)} |'
     )
     tasks = '\n\n'.join(
-        f'{_called(l)}\n\n' + '\n'.join(f'{i}. {relink(q, l.home, "teachers.md")}' for i, q in enumerate(l.exercises, 1))
+        f'{_called(l)}\n\n'
+        + '\n'.join(f'{i}. {relink(q, l.home, "teachers.md")}' for i, q in enumerate(l.exercises, 1))
         for l in lessons
         if l.exercises
     )

@@ -16,7 +16,16 @@ from .measure.cross_entropy import LMCourseError
 from .measure.perplexity import Measurement
 from .data.tokens import tokenize_corpus
 from .models.ngram import KneserNey, Uniform, evaluate_ngram
-from .training.runs import Run, compare_runs, to_jsonable, publish, records, results_table, all_baselines, markdown_table
+from lmcourse.training.runs import (
+    Run,
+    compare_runs,
+    to_jsonable,
+    publish,
+    records,
+    results_table,
+    all_baselines,
+    markdown_table,
+)
 from .training.recipes import get_recipe, override, num_parameters, recipe_names, tiny
 from .training.trainer import Trainer, evaluate_run, load_model, peak_memory, from_checkpoint
 from .experiments.ladder import run_ladder
@@ -30,18 +39,24 @@ from .experiments.bench import run_benchmarks
 def format_conditions(d: dict) -> str:
     "What the model could look back on when it was measured."
     if d['stride'] is not None:
-        return f'windows of {d["context"]}' + (f', one every {d["stride"]}' if d['stride'] != d['context'] else '')
-    return f'state carried, lanes: {d["lanes"]}' if d['context'] is None else f'{d["context"]} tokens before each'
+        return f'windows of {d["context_length"]}' + (
+            f', one every {d["stride"]}' if d['stride'] != d['context_length'] else ''
+        )
+    return (
+        f'state carried, lanes: {d["eval_batch_size"]}'
+        if d['context_length'] is None
+        else f'{d["context_length"]} tokens before each'
+    )
 
 
 def format_measurement(m: Measurement | dict) -> str:
     "A measurement in one line, with the conditions that it must not travel without."
     d = m if isinstance(m, dict) else m.to_dict()
     bits = f', {d["bits_per_byte"]:.3f} bits per byte' if d['bits_per_byte'] is not None else ''
-    low_high = f' (95 %: {d["interval"][0]:.4g} to {d["interval"][1]:.4g})' if d['interval'] else ''
+    low_high = f' (95 %: {d["ci95"][0]:.4g} to {d["ci95"][1]:.4g})' if d['ci95'] else ''
     return (
-        f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["tokens"]:,}'
-        f' {d["tokenizer"]} tokens, {d["types"]:,} types, {d["unknown"]:,} unknown; {format_conditions(d)}'
+        f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["num_tokens"]:,}'
+        f' {d["tokenizer"]} tokens, {d["vocab_size"]:,} types, {d["num_unk"]:,} unknown; {format_conditions(d)}'
         + (f'; adapting: {d["adaptation"]}' if d.get('adaptation') else '')
     )
 
@@ -51,7 +66,14 @@ def cmd_list(a):
     rows = []
     for name in recipe_names():
         r = get_recipe(name)
-        rows.append(dict(recipe=name, parameters=num_parameters(r), claimed=r.claimed, summary=r.summary))
+        rows.append(
+            dict(
+                recipe=name,
+                num_parameters=num_parameters(r),
+                reported_perplexity=r.reported_perplexity,
+                summary=r.summary,
+            )
+        )
     return {'recipes': rows}, markdown_table(rows)
 
 
@@ -61,7 +83,7 @@ def cmd_baseline(a):
         raise LMCourseError(f'--order lies between 0 and 20, got {a.order}')
     tic = time.perf_counter()
     data = tokenize_corpus(a.corpus, a.tokenizer, a.min_count)
-    model = (KneserNey(a.order) if a.order else Uniform()).fit(data.train.ids, data.types, data.tokenizer.first_id)
+    model = (KneserNey(a.order) if a.order else Uniform()).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
     both = {s: evaluate_ngram(model, getattr(data, s)).to_dict() for s in ('validation', 'test')}
     answer = both | dict(seconds=time.perf_counter() - tic, peak_memory=peak_memory())
     memory = f', {answer["peak_memory"] / 2**20:,.0f} MiB at most' if answer['peak_memory'] else ''
@@ -114,7 +136,9 @@ def cmd_run(a):
         f'{run.path}: {s["steps"]:,} steps, {s["epochs"]:.2f} epochs, {s["tokens_per_second"]:,.0f} tokens per second;'
         f' stopped by {s["stopped"]}'
     ]
-    return s | {'run': str(run.path)}, '\n'.join(lines + [format_measurement(s[k]) for k in ('validation', 'test') if s[k]])
+    return s | {'run': str(run.path)}, '\n'.join(
+        lines + [format_measurement(s[k]) for k in ('validation', 'test') if s[k]]
+    )
 
 # %% ../nbs/engine/command_line.ipynb #fee74aed
 def cmd_eval(a):
@@ -173,9 +197,9 @@ def cmd_generate(a):
     model, tokenizer, _ = load_model(a.run, a.device)
     shown = ''
     for [w] in generate_stream(model, tokenizer, a.prompt, a.tokens, sampling, a.seed):
-        if w.tokens == 1 and w.unknown:
+        if w.num_tokens == 1 and w.unknown_words:
             print(
-                f'lmcourse: not in the vocabulary of this run, and read as <unk>: {", ".join(map(repr, w.unknown))}',
+                f'lmcourse: not in the vocabulary of this run, and read as <unk>: {", ".join(map(repr, w.unknown_words))}',
                 file=sys.stderr,
             )
         whole = w.text.rstrip('\ufffd')  # a letter of which some bytes are still to come
@@ -184,8 +208,8 @@ def cmd_generate(a):
             shown = whole
     if not a.json:
         print(w.text[len(shown) :], file=a.stdout, flush=True)
-    progress(f'{w.tokens} tokens, perplexity {w.perplexity:.1f}')
-    return dict(text=w.text, tokens=w.tokens, perplexity=w.perplexity), None
+    progress(f'{w.num_tokens} tokens, perplexity {w.perplexity:.1f}')
+    return dict(text=w.text, num_tokens=w.num_tokens, perplexity=w.perplexity), None
 
 # %% ../nbs/engine/command_line.ipynb #62e07861
 def progress(text: str):
@@ -196,7 +220,9 @@ def progress(text: str):
 
 def cmd_ladder(a):
     "Climb from knowing nothing to trained networks on one text; a table, a figure, and where to go on."
-    out = run_ladder(a.corpus, a.tokenizer, a.out, tell=progress, **({} if a.max_steps is None else {'max_steps': a.max_steps}))
+    out = run_ladder(
+        a.corpus, a.tokenizer, a.out, tell=progress, **({} if a.max_steps is None else {'max_steps': a.max_steps})
+    )
     return out, f'{out["table"]}\n\nfigure: {out["figure"]}\nGo on with the lessons: make lab'
 
 

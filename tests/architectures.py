@@ -13,11 +13,11 @@ V = 40
 class Window(nn.Module):
     "A model with a context and no state: the mean of what stands in its window so far."
 
-    carries, context = False, 16
+    stateful, context_length = False, 16
 
     def __init__(self):
         super().__init__()
-        self.embedding, self.head = nn.Embedding(V, 8), nn.Linear(8, V)
+        self.embedding, self.lm_head = nn.Embedding(V, 8), nn.Linear(8, V)
 
     def forward(self, x_BT, state=None):
         e = self.embedding(x_BT)
@@ -26,9 +26,9 @@ class Window(nn.Module):
 
 MODELS = {
     'elman': lambda: RecurrentConfig('elman', 8, 12, 1).build(V),
-    'lstm': lambda: RecurrentConfig('lstm', 8, 12, 2, around=0.5).build(V),
+    'lstm': lambda: RecurrentConfig('lstm', 8, 12, 2, io_dropout=0.5).build(V),
     'gru, tied': lambda: TiedRNNConfig('gru', 8, 12).build(V),
-    'awd-lstm': lambda: AWDLSTMConfig(embedding=8, hidden=12).build(V),
+    'awd-lstm': lambda: AWDLSTMConfig(embedding_dim=8, hidden_size=12).build(V),
     'window': Window,
     'decoder': lambda: TransformerConfig(16, 2, 32, 2, 16, 0.3).build(V),
 }

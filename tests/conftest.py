@@ -12,8 +12,11 @@ BIN = Path(sys.executable).parent
 PICTURES = ROOT / 'build' / 'widgets'  # where a test run leaves its pictures, for people to look at; not in git
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what runs in its background
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # so that the programs under test can be interrupted
+# What a shell ignores for programs in its background, the programs under test inherit: they are to hear it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def chromium():

@@ -60,11 +60,11 @@ def built(name, device='cpu'):
 
 
 def readers(model):
-    rms = gradient_rms(model, IDS, 1, 7, lanes=4, batches=5)
+    rms = gradient_rms(model, IDS, 1, 7, eval_batch_size=4, batches=5)
     return {
-        'cache': NeuralCache(model, 60, 0.5, 0.3, length=23),
-        'plain': DynamicEvaluation(model, 0.5, 0.01, length=7),
-        'RMS': DynamicEvaluation(model, 0.3, 0.01, rms, length=7),
+        'cache': NeuralCache(model, 60, 0.5, 0.3, seq_len=23),
+        'plain': DynamicEvaluation(model, 0.5, 0.01, seq_len=7),
+        'RMS': DynamicEvaluation(model, 0.3, 0.01, rms, seq_len=7),
     }
 
 
@@ -94,14 +94,14 @@ def test_a_reader_that_peeks_is_found():
 
     model, other = built('lstm'), IDS.copy()
     np.random.default_rng(1).shuffle(other[205:])
-    a, b = (score_stream(Cheat(model, 0.5, length=7), ids, 1)[0] for ids in (IDS, other))
+    a, b = (score_stream(Cheat(model, 0.5, seq_len=7), ids, 1)[0] for ids in (IDS, other))
     assert not np.array_equal(a[:205], b[:205]) and a.mean() < score_stream(StreamingEvaluator(model), IDS, 1)[0].mean()
 
 
 def test_put_back_where_reading_is_broken_off():
     model = built('lstm').train()
     before = [p.detach().clone() for p in model.parameters()]
-    reader = DynamicEvaluation(model, 0.5, length=7)
+    reader = DynamicEvaluation(model, 0.5, seq_len=7)
     with pytest.raises(IndexError):
         score_stream(reader, np.append(IDS[:40], 999), 1)
     assert model.training and all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
@@ -123,7 +123,7 @@ def slowly(model, ids, size, theta, share):
     nats, past, state, x = [], [], None, 1
     for word in ids:
         h, state = model(torch.tensor([[x]]), state)
-        p, h = model.head(h)[0, 0].softmax(-1), h[0, 0]
+        p, h = model.lm_head(h)[0, 0].softmax(-1), h[0, 0]
         if past[-size:]:
             like = torch.stack([theta * h @ k for k, _ in past[-size:]]).softmax(0)
             p = (1 - share) * p
@@ -146,12 +146,12 @@ def test_a_cache_is_its_formula_however_it_is_read(size, length):
 
 
 def test_memory_is_bounded():
-    cache = NeuralCache(built('lstm'), 50, length=23)
+    cache = NeuralCache(built('lstm'), 50, seq_len=23)
     held = []
     real = cache.remember
     cache.remember = lambda h, y: (
         out := real(h, y),
-        held.append((cache.keys.shape[1], cache.words.shape[1], out[0].shape[1])),
+        held.append((cache.keys.shape[1], cache.num_words.shape[1], out[0].shape[1])),
     )[0]
     score_stream(cache, IDS, 1)
     assert max(held) == (50, 50, 73) and held[-1][:2] == (50, 50) and cache.keys is None
@@ -159,7 +159,7 @@ def test_memory_is_bounded():
 
 def test_lanes_have_memories_of_their_own():
     model, ids = built('lstm'), IDS[:400]
-    together, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids, 1, lanes=4)
+    together, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids, 1, eval_batch_size=4)
     alone = np.concatenate(
         [
             score_stream(NeuralCache(model, 50, 0.5, 0.3), ids[k : k + 100], 1 if not k else int(ids[k - 1]))[0]
@@ -167,10 +167,10 @@ def test_lanes_have_memories_of_their_own():
         ]
     )
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-4)
-    ragged, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids[:398], 1, lanes=4)
+    ragged, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids[:398], 1, eval_batch_size=4)
     assert len(ragged) == 398
     with pytest.raises(AdaptError, match='in one lane, not in 4'):
-        score_stream(DynamicEvaluation(model), ids, 1, lanes=4)
+        score_stream(DynamicEvaluation(model), ids, 1, eval_batch_size=4)
 
 
 @pytest.mark.parametrize(
@@ -183,18 +183,20 @@ def test_lanes_have_memories_of_their_own():
 )
 def test_one_that_learns_nothing_is_the_model_as_it_is(idle):
     model = built('gru, tied')
-    assert score_stream(idle(model), IDS, 1)[0].tolist() == pytest.approx(score_stream(StreamingEvaluator(model), IDS, 1)[0].tolist(), rel=1e-4)
+    assert score_stream(idle(model), IDS, 1)[0].tolist() == pytest.approx(
+        score_stream(StreamingEvaluator(model), IDS, 1)[0].tolist(), rel=1e-4
+    )
 
 
 def test_a_frozen_reader_is_the_evaluation(corpus):
     torch.manual_seed(0)
-    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.types)
+    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.vocab_size)
     m = evaluate_stream(StreamingEvaluator(model), corpus.validation, 1, interval=True)
-    n = evaluate(model, corpus.validation, 1, lanes=1, interval=True)
+    n = evaluate(model, corpus.validation, 1, eval_batch_size=1, interval=True)
     assert (
         m.nats == pytest.approx(n.nats, rel=1e-6)
         and m.accuracy == n.accuracy
-        and m.interval == pytest.approx(n.interval, rel=1e-5)
+        and m.ci95 == pytest.approx(n.ci95, rel=1e-5)
         and list(m.to_dict()) == list(n.to_dict())
     )
 
@@ -204,14 +206,14 @@ def test_dynamic_evaluation_by_hand():
     step."""
 
     class Two(nn.Module):
-        carries, context = True, None
+        stateful, context_length = True, None
 
         def __init__(self):
             super().__init__()
-            self.head = nn.Linear(1, 2)
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
-            self.head.weight.requires_grad_(False)
+            self.lm_head = nn.Linear(1, 2)
+            nn.init.zeros_(self.lm_head.weight)
+            nn.init.zeros_(self.lm_head.bias)
+            self.lm_head.weight.requires_grad_(False)
 
         def forward(self, x, state=None):
             return torch.zeros(*x.shape, 1), state
@@ -226,9 +228,9 @@ def test_dynamic_evaluation_by_hand():
         return nats
 
     for rate, pull in ((1.0, 0.0), (1.0, 0.5), (0.2, 0.1)):
-        assert score_stream(DynamicEvaluation(Two(), rate, pull, length=1), np.ones(4, int), 0)[0].tolist() == pytest.approx(
-            by_hand(rate, pull), rel=1e-5
-        )
+        assert score_stream(DynamicEvaluation(Two(), rate, pull, seq_len=1), np.ones(4, int), 0)[
+            0
+        ].tolist() == pytest.approx(by_hand(rate, pull), rel=1e-5)
 
 
 def test_scaled_steps_by_hand():
@@ -236,7 +238,7 @@ def test_scaled_steps_by_hand():
     weights = list(model.parameters())
     rms = [torch.rand_like(p) for p in weights]
     mean = sum(float(r.sum()) for r in rms) / sum(r.numel() for r in rms)
-    reader = DynamicEvaluation(model, 0.3, 0.4, rms, length=7, eps=0.1)
+    reader = DynamicEvaluation(model, 0.3, 0.4, rms, seq_len=7, eps=0.1)
     with reader:
         old = [p.detach().clone() for p in weights]
         for p in weights:
@@ -262,12 +264,12 @@ def test_root_mean_squares_are_those_of_the_gradients():
         s = slice(10 * k, 10 * k + 10)
         h, state = model(torch.tensor(x[:, s]), state)
         state = tuple(t.detach() for t in state)
-        g = torch.autograd.grad(F.cross_entropy(model.head(h)[0], torch.tensor(IDS[s])), list(model.parameters()))
+        g = torch.autograd.grad(F.cross_entropy(model.lm_head(h)[0], torch.tensor(IDS[s])), list(model.parameters()))
         total = [t.square() for t in g] if total is None else [a + t.square() for a, t in zip(total, g)]
-    for a, b in zip(gradient_rms(model, IDS, 1, 10, lanes=1, batches=3), total):
+    for a, b in zip(gradient_rms(model, IDS, 1, 10, eval_batch_size=1, batches=3), total):
         torch.testing.assert_close(a, (b / 3).sqrt(), rtol=1e-4, atol=1e-8)
     with pytest.raises(AdaptError, match='too short'):
-        gradient_rms(model, IDS[:30], 1, 20, lanes=16)
+        gradient_rms(model, IDS[:30], 1, 20, eval_batch_size=16)
 
 
 def test_tuning_agrees_with_reading():
@@ -302,9 +304,9 @@ def test_tuning_never_sees_test(kind, corpus):
             pytest.fail('tuning looked at test')
 
     torch.manual_seed(0)
-    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.types)
+    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.vocab_size)
     found = tune(model, Blind(), kind, tokens=300)
-    assert found['tokens'] == 300 and found['settings'] == best(found['grid']) and found['kind'] == kind
+    assert found['num_tokens'] == 300 and found['settings'] == best(found['grid']) and found['kind'] == kind
     with pytest.raises(AdaptError, match="got 'pointer'"):
         tune(model, Blind(), 'pointer')
 
@@ -325,7 +327,7 @@ def test_settings_that_cannot_be(bad):
 
 def test_a_measurement_says_so_and_a_comparison_tells_it(corpus):
     torch.manual_seed(0)
-    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.types)
+    model = RecurrentConfig('lstm', 8, 12, 1).build(corpus.vocab_size)
     few = replace(corpus.validation, ids=corpus.validation.ids[:900])
     plain, cached, dynamic = (
         evaluate_stream(r, few, 1) for r in (StreamingEvaluator(model), NeuralCache(model), DynamicEvaluation(model))
@@ -340,22 +342,26 @@ def test_a_measurement_says_so_and_a_comparison_tells_it(corpus):
         assert Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) == m
     for a, b in ((plain, cached), (cached, dynamic), (dynamic, plain)):
         assert any(n.startswith('adaptation: ') for n in compare(a, b).notes)
-    assert compare(cached, cached).notes == () and (dynamic.lanes, dynamic.carried, dynamic.context) == (1, True, None)
+    assert compare(cached, cached).notes == () and (
+        dynamic.eval_batch_size,
+        dynamic.state_carried,
+        dynamic.context_length,
+    ) == (1, True, None)
     window = evaluate_stream(NeuralCache(Window()), replace(few, ids=few.ids % V), 1)
-    assert (window.carried, window.context, window.stride) == (False, 16, 16)
+    assert (window.state_carried, window.context_length, window.stride) == (False, 16, 16)
 
 
 def test_settings_are_chosen_once_and_kept(run, monkeypatch):
     m = evaluate_run_adapted(run, 'cache', device='cpu', tokens=2000)
     kept = read_json(run / 'adaptation.json')
-    assert list(kept) == ['cache'] and kept['cache']['tokens'] == 2000
+    assert list(kept) == ['cache'] and kept['cache']['num_tokens'] == 2000
     kept['cache']['settings'] = dict(size=7, theta=0.5, share=0.25)
     write_json(run / 'adaptation.json', kept)
     monkeypatch.setattr(D, 'tune', lambda *a, **k: pytest.fail('tuned a second time'))
     again = evaluate_run_adapted(run, 'cache', device='cpu')
     assert (
         again.adaptation == 'neural cache of 7 tokens, theta 0.5, share 0.25' != m.adaptation
-        and again.tokens == m.tokens
+        and again.num_tokens == m.num_tokens
     )
 
 
@@ -364,18 +370,18 @@ def test_a_record_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
     real = D.build_evaluator
     monkeypatch.setattr(
         D,
-        'reader_of',
+        'build_evaluator',
         lambda m, d, kind, s: real(m, d, kind, s) if kind == 'cache' else (_ for _ in ()).throw(KeyboardInterrupt),
     )
     with pytest.raises(KeyboardInterrupt):
         adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu', tell=told.append)
     assert [r['kind'] for r in read_json(out)] == [None, 'cache']
-    monkeypatch.setattr(D, 'reader_of', real)
+    monkeypatch.setattr(D, 'build_evaluator', real)
     rows = adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu')
     assert (
         [r['kind'] for r in rows] == [None, 'cache', 'sgd']
         and rows == read_json(out)
-        and rows[2]['test']['tokens'] == rows[0]['test']['tokens']
+        and rows[2]['test']['num_tokens'] == rows[0]['test']['num_tokens']
     )
     assert [('adaptation' in r['test']) for r in rows] == [False, True, True] and rows[1]['settings'] == best(
         rows[1]['grid']
@@ -391,16 +397,16 @@ def test_from_the_command_line(run, capsys):
     assert (
         list(cached) == [*plain, 'adaptation']
         and err == ''
-        and cached['lanes'] == 1
-        and {k: cached[k] for k in ('tokens', 'split', 'fingerprint')}
-        == {k: plain[k] for k in ('tokens', 'split', 'fingerprint')}
+        and cached['eval_batch_size'] == 1
+        and {k: cached[k] for k in ('num_tokens', 'split', 'fingerprint')}
+        == {k: plain[k] for k in ('num_tokens', 'split', 'fingerprint')}
     )
     assert main(['eval', str(run), '--cache', '--device', 'cpu']) == 0
     line = capsys.readouterr().out
     assert 'adapting: neural cache of' in line and line.startswith(f'test: perplexity {cached["perplexity"]:.2f}')
     write_json(
         run / 'adaptation.json',
-        {'rms': dict(kind='rms', settings=dict(rate=0.1, pull=0.01, length=20), tokens=0, grid=[])},
+        {'rms': dict(kind='rms', settings=dict(rate=0.1, pull=0.01, seq_len=20), num_tokens=0, grid=[])},
     )
     assert main(['eval', str(run), '--dynamic', '--split', 'validation', '--json', '--device', 'cpu']) == 0
     dynamic = json.loads(capsys.readouterr().out)
@@ -416,11 +422,15 @@ def test_from_the_command_line(run, capsys):
 def test_a_token_that_was_all_but_ruled_out_is_a_finite_surprise():
     "Beyond about 103 nats a probability in single precision is zero; its logarithm need not be."
     torch.manual_seed(0)
-    model = RecurrentConfig(hidden=8, embedding=8, layers=1).build(20)
+    model = RecurrentConfig(hidden_size=8, embedding_dim=8, num_layers=1).build(20)
     with torch.no_grad():
-        model.head.bias[3] = -400.0
+        model.lm_head.bias[3] = -400.0
     ids = np.array([1, 2, 3, 4] * 20)
-    for reader in (D.StreamingEvaluator(model), D.NeuralCache(model, 10, length=4), D.DynamicEvaluation(model, 0.0, length=4)):
+    for reader in (
+        D.StreamingEvaluator(model),
+        D.NeuralCache(model, 10, seq_len=4),
+        D.DynamicEvaluation(model, 0.0, seq_len=4),
+    ):
         nats_N, _ = D.score_stream(reader, ids, 0)
         assert np.isfinite(nats_N).all()
     assert max(D.score_stream(D.StreamingEvaluator(model), ids, 0)[0]) > 300

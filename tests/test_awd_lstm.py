@@ -21,7 +21,17 @@ from lmcourse.data.batches import StatefulBatches
 from lmcourse.measure.fused_loss import has_bf16
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_from_dict, tiny
 from lmcourse.models.recurrent import gru_cell, lstm_cell, unroll
-from lmcourse.training.trainer import Trainer, TrainingError, evaluate_run, fit, load_named_weights, from_checkpoint, train, train_step, named_weights
+from lmcourse.training.trainer import (
+    Trainer,
+    TrainingError,
+    evaluate_run,
+    fit,
+    load_named_weights,
+    from_checkpoint,
+    train,
+    train_step,
+    named_weights,
+)
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 
@@ -171,7 +181,7 @@ def test_every_weight_learns_in_a_step_of_training(tmp_path, device, how):
         {
             'train.device': device,
             'train.precision': 'bf16' if how == 'bf16' else 'fp32',
-            'data.length': 12,
+            'data.seq_len': 12,
             'optim.weight_decay': 0,
         },
     )
@@ -183,7 +193,7 @@ def test_every_weight_learns_in_a_step_of_training(tmp_path, device, how):
     for group, _ in zip(T.steps(t), range(3)):
         nats, count, norm = train_step(t, group)
     assert {n for n, p in t.model.named_parameters() if torch.equal(p, before[n])} == set() and torch.isfinite(nats)
-    assert sum('weight_hh' in n for n in before) == r.model.layers
+    assert sum('weight_hh' in n for n in before) == r.model.num_layers
 
 
 def test_the_trainer_would_not_let_the_mistake_pass(tmp_path):
@@ -202,28 +212,35 @@ def test_the_trainer_would_not_let_the_mistake_pass(tmp_path):
 
 def test_sizes():
     assert num_parameters(get_recipe('awd-lstm')) == num_parameters(get_recipe('awd-lstm-fast')) == 33_556_078
-    assert num_parameters(get_recipe('awd-lstm-small')) <= 10_000_000 and num_parameters(get_recipe('lstm-base')) == 18_124_286
+    assert (
+        num_parameters(get_recipe('awd-lstm-small')) <= 10_000_000
+        and num_parameters(get_recipe('lstm-base')) == 18_124_286
+    )
     r = get_recipe('awd-lstm')
-    assert (r.claimed, get_recipe('lstm-base').claimed) == (80.27, 128.3) and get_recipe(
+    assert (r.reported_perplexity, get_recipe('lstm-base').reported_perplexity) == (80.27, 128.3) and get_recipe(
         'awd-lstm-fast'
     ).train.epochs * 10 == r.train.epochs == 750
-    m = AWDLSTMConfig(embedding=8, hidden=12).build(30)
-    assert m.head.weight is m.embedding.weight
+    m = AWDLSTMConfig(embedding_dim=8, hidden_size=12).build(30)
+    assert m.lm_head.weight is m.embedding.weight
 
 
 @pytest.mark.parametrize('locked', [True, False])
 def test_the_parts_grow_with_the_run(locked, tmp_path):
-    full = dict(words=0.1, inputs=0.4, between=0.2, outputs=0.3, weights=0.5)
-    m = AWDLSTMConfig(embedding=8, hidden=12, locked=locked, grow=0.4, **full).build(30).train()
+    full = dict(embedding_dropout=0.1, input_dropout=0.4, hidden_dropout=0.2, output_dropout=0.3, weight_dropout=0.5)
+    m = (
+        AWDLSTMConfig(embedding_dim=8, hidden_size=12, locked_dropout=locked, ramp_fraction=0.4, **full)
+        .build(30)
+        .train()
+    )
     m(x_BT % 30)
     whole = float(m.penalty().detach())
     rate = 'drop' if locked else 'p'
     strengths = lambda: dict(
-        words=m.embedding.drop,
-        inputs=getattr(m.inputs, rate),
-        between=getattr(m.between, rate),
-        outputs=getattr(m.outputs.dropout, rate),
-        weights=m.layers[0].drop,
+        embedding_dropout=m.embedding.drop,
+        input_dropout=getattr(m.input_dropout, rate),
+        hidden_dropout=getattr(m.hidden_dropout, rate),
+        output_dropout=getattr(m.output_dropout.dropout, rate),
+        weight_dropout=m.layers[0].drop,
     )
     assert strengths() == full and whole > 0  # outside of a run: as they are written
     for done, share in ((0, 0.25), (0.099, 0.25), (0.101, 0.5), (0.201, 0.75), (0.301, 1.0), (0.4, 1.0), (0.999, 1.0)):
@@ -232,7 +249,17 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
             m.layers[0].drop
         }
     quiet = (
-        AWDLSTMConfig(embedding=8, hidden=12, locked=locked, grow=0.4, words=0, inputs=0, between=0, outputs=0, weights=0)
+        AWDLSTMConfig(
+            embedding_dim=8,
+            hidden_size=12,
+            locked_dropout=locked,
+            ramp_fraction=0.4,
+            embedding_dropout=0,
+            input_dropout=0,
+            hidden_dropout=0,
+            output_dropout=0,
+            weight_dropout=0,
+        )
         .build(30)
         .train()
     )
@@ -244,7 +271,7 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     assert prices[0] > 0 and prices[1] == pytest.approx(4 * prices[0])
     r = override(
         tiny(get_recipe('awd-lstm-small'), 'markov'),
-        {'train.max_steps': 12, 'train.log_every': 1, 'train.evaluate_every': 4},
+        {'train.max_steps': 12, 'train.log_every': 1, 'train.eval_every': 4},
     )
     whole = T.train(r, tmp_path / 'whole', show=False)
     t = T.Trainer(r, tmp_path / 'parts', show=False)
@@ -261,30 +288,34 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     assert (
         seen == [0, 1 / 12, 2 / 12, 3 / 12]
         and parts.summary['test'] == whole.summary['test']
-        and get_recipe('awd-lstm-small').model.grow > 0
+        and get_recipe('awd-lstm-small').model.ramp_fraction > 0
     )
-    with pytest.raises(RecipeError, match='model.grow'):
-        AWDLSTMConfig(grow=1)
+    with pytest.raises(RecipeError, match='model.ramp_fraction'):
+        AWDLSTMConfig(ramp_fraction=1)
 
 
 def test_a_copy_and_a_checkpoint():
-    m = AWDLSTMConfig(embedding=8, hidden=12).build(30).train()
+    m = AWDLSTMConfig(embedding_dim=8, hidden_size=12).build(30).train()
     m(x_BT % 30)
     twin = copy.deepcopy(m).eval()
     m.eval()
-    assert torch.equal(twin.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0]) and twin.head.weight is twin.embedding.weight
-    other = AWDLSTMConfig(embedding=8, hidden=12).build(30).eval()
+    assert (
+        torch.equal(twin.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0]) and twin.lm_head.weight is twin.embedding.weight
+    )
+    other = AWDLSTMConfig(embedding_dim=8, hidden_size=12).build(30).eval()
     load_named_weights(other, named_weights(m))
     assert torch.equal(other.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0])
     with pytest.raises(TrainingError, match='does not fit'):
-        load_named_weights(AWDLSTMConfig(embedding=8, hidden=13).build(30), named_weights(m))
+        load_named_weights(AWDLSTMConfig(embedding_dim=8, hidden_size=13).build(30), named_weights(m))
 
 
 def step_of(tmp_path, name, **changes):
     "Nats that a first step reports, the trainer after it, and its gradient."
     kept = []
     t = Trainer(
-        override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.clip': 0} | changes), tmp_path / name, show=False
+        override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.max_grad_norm': 0} | changes),
+        tmp_path / name,
+        show=False,
     )
     t.model.train()
     t.optimizer.register_step_pre_hook(lambda *a: kept.append([p.grad.clone() for p in t.model.parameters()]))
@@ -294,27 +325,30 @@ def step_of(tmp_path, name, **changes):
 
 def test_a_penalty_moves_the_model_and_is_no_surprise(tmp_path):
     (a, ta, ga), (b, tb, gb) = (
-        step_of(tmp_path, 'a', **{'model.ar': 0, 'model.tar': 0}),
-        step_of(tmp_path, 'b', **{'model.ar': 50, 'model.tar': 50}),
+        step_of(tmp_path, 'a', **{'model.alpha': 0, 'model.beta': 0}),
+        step_of(tmp_path, 'b', **{'model.alpha': 50, 'model.beta': 50}),
     )
     assert a == b and not all(torch.equal(p, q) for p, q in zip(ga, gb))
 
 
 def test_a_penalty_is_a_mean_over_the_group(tmp_path, monkeypatch):
     "Four rows and twelve, one after the other, give the gradient of all sixteen."
-    quiet = {f'model.{k}': 0 for k in ('words', 'inputs', 'between', 'outputs', 'weights')} | {
-        'model.ar': 3,
-        'data.lengths': 'equal',
-        'optim.clip': 0,
+    quiet = {
+        f'model.{k}': 0
+        for k in ('embedding_dropout', 'input_dropout', 'hidden_dropout', 'output_dropout', 'weight_dropout')
+    } | {
+        'model.alpha': 3,
+        'data.seq_len_schedule': 'equal',
+        'optim.max_grad_norm': 0,
     }
-    monkeypatch.setattr(T, 'detach', lambda state: None)
+    monkeypatch.setattr(T, 'detach_state', lambda state: None)
     slopes = []
     for name, rows in (('whole', [slice(16)]), ('parts', [slice(4), slice(4, 16)])):
         t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), quiet), tmp_path / name, show=False)
         t.model.train()
         made = []
         t.optimizer.register_step_pre_hook(lambda *a: made.append([p.grad.clone() for p in t.model.parameters()]))
-        x, y = t.batches.cut(0)
+        x, y = t.batches.get_batch(0)
         train_step(t, [(x[r], y[r]) for r in rows])
         slopes.append(made[0])
     for a, b in zip(*slopes):
@@ -339,11 +373,11 @@ def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
         assert sum(int((y != -100).sum()) for _, y in lanes) == 5000
     again = StatefulBatches(torch.arange(5000) % 50, 4, 35, 0, variable_bptt(35), seed=3)
     again.set_epoch(1)
-    assert again.cuts() == lanes.cuts()
+    assert again.boundaries() == lanes.boundaries()
     other = StatefulBatches(torch.arange(5000) % 50, 4, 35, 0, variable_bptt(35), seed=4)
     other.set_epoch(1)
     lanes.set_epoch(1)
-    assert other.cuts() != lanes.cuts()
+    assert other.boundaries() != lanes.boundaries()
     drawn = [variable_bptt(70)(0, 0, k) for k in range(4000)]
     assert sum(drawn) / 4000 == pytest.approx(68.25, abs=0.6) and min(drawn) >= 5
 
@@ -351,12 +385,12 @@ def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
 @pytest.mark.parametrize(
     'change, told',
     [
-        ({'data.lengths': 'vary'}, "'equal' or 'varied', got 'vary'"),
-        ({'data.batches': 'windows'}, 'data.lengths is for lanes'),
-        ({'data.shift': True}, 'data.lengths is for lanes'),
+        ({'data.seq_len_schedule': 'vary'}, "'equal' or 'varied', got 'vary'"),
+        ({'data.batching': 'windows'}, 'data.seq_len_schedule is for lanes'),
+        ({'data.random_offset': True}, 'data.seq_len_schedule is for lanes'),
         ({'optim.optimizer': 'asgd'}, "'nt-asgd'.*, got 'asgd'"),
-        ({'model.words': 1}, 'model.words lies in'),
-        ({'model.ar': -1}, 'model.ar is at least 0'),
+        ({'model.embedding_dropout': 1}, 'model.embedding_dropout lies in'),
+        ({'model.alpha': -1}, 'model.alpha is at least 0'),
     ],
 )
 def test_requests_that_cannot_be_met(change, told):
@@ -417,7 +451,7 @@ def test_the_average_is_torchs_and_begins_when_it_begins():
 def averaging(**changes):
     return override(
         tiny(get_recipe('awd-lstm'), 'markov'),
-        {'train.max_steps': 36, 'train.evaluate_every': 3, 'train.log_every': 1, 'optim.lr': 8, 'data.length': 12}
+        {'train.max_steps': 36, 'train.eval_every': 3, 'train.log_every': 1, 'optim.lr': 8, 'data.seq_len': 12}
         | changes,
     )
 
@@ -429,10 +463,10 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, monke
     whole = train(averaging(), tmp_path / 'whole', show=False)
     t = Trainer(averaging(), tmp_path / 'parts', show=False)
     why = T.stop_reason
-    monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == at else why(t, asked))
+    monkeypatch.setattr(T, 'stop_reason', lambda t, asked: 'interrupted' if t.step == at else why(t, asked))
     assert fit(t).summary['stopped'] == 'interrupted'
     begun = t.optimizer.averaging
-    monkeypatch.setattr(T, 'why_stop', why)
+    monkeypatch.setattr(T, 'stop_reason', why)
     parts = fit(again := from_checkpoint(tmp_path / 'parts', show=False))
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity'), r.get('lr')) for r in run.metrics()]
     assert kept(parts) == kept(whole) and parts.summary['test'] == whole.summary['test']
@@ -445,7 +479,7 @@ def test_what_is_kept_as_best_is_the_average(tmp_path, monkeypatch):
     run = fit(t)
     best, (last, _) = run.load('best')[0], run.load('last')
     assert t.optimizer.averaging and run.summary['best_epoch'] * t.steps_per_epoch > 6
-    assert not torch.equal(best['head.bias'], last['head.bias'])
+    assert not torch.equal(best['lm_head.bias'], last['lm_head.bias'])
     assert (
         evaluate_run(run.path, 'validation', 'cpu').perplexity
         == run.summary['validation']['perplexity']
@@ -469,23 +503,23 @@ def test_every_part_can_be_taken_away():
     nothing = changed['none of it'].model
     assert not any(
         (
-            nothing.words,
-            nothing.inputs,
-            nothing.between,
-            nothing.outputs,
-            nothing.weights,
-            nothing.ar,
-            nothing.tar,
-            nothing.tied,
+            nothing.embedding_dropout,
+            nothing.input_dropout,
+            nothing.hidden_dropout,
+            nothing.output_dropout,
+            nothing.weight_dropout,
+            nothing.alpha,
+            nothing.beta,
+            nothing.tie_weights,
         )
     )
     assert recipe_from_dict(json.loads(json.dumps(base.to_dict()))) == base
 
 
 def test_ordinary_dropout_and_a_head_of_its_own():
-    loose = AWDLSTMConfig(embedding=8, hidden=12, tied=False, locked=False).build(30)
+    loose = AWDLSTMConfig(embedding_dim=8, hidden_size=12, tie_weights=False, locked_dropout=False).build(30)
     assert (
-        loose.head.weight is not loose.embedding.weight
-        and torch.equal(loose.head.weight, loose.embedding.weight)
-        and isinstance(loose.inputs, nn.Dropout)
+        loose.lm_head.weight is not loose.embedding.weight
+        and torch.equal(loose.lm_head.weight, loose.embedding.weight)
+        and isinstance(loose.input_dropout, nn.Dropout)
     )

@@ -22,7 +22,7 @@ def same(a, b):
 def check(batches, n):
     "Each input is the token before its target; each shape and type is right; `len` and `tokens` say what comes."
     found = list(batches)
-    assert len(found) == len(batches) and sum(int((y >= 0).sum()) for _, y in found) == batches.tokens
+    assert len(found) == len(batches) and sum(int((y >= 0).sum()) for _, y in found) == batches.num_tokens
     for x_BT, y_BT in found:
         assert (
             x_BT.shape == y_BT.shape
@@ -53,7 +53,7 @@ def test_lanes_have_every_token_once(n, lanes, length):
 @pytest.mark.parametrize('shuffle, once', itertools.product((False, True), repeat=2))
 def test_windows_cover_every_token(n, length, batch, shuffle, once):
     for stride in {1, max(1, length // 2), length}:
-        batches = WindowBatches(np.arange(n), length, batch, n, stride=stride, shuffle=shuffle, once=once)
+        batches = WindowBatches(np.arange(n), length, batch, n, stride=stride, shuffle=shuffle, score_once=once)
         check(batches, n)
         found = targets(batches)
         assert set(found) == set(range(n)) and (len(found) == n or stride < length and not once)
@@ -72,13 +72,18 @@ def test_drop_last_leaves_only_full_batches():
     [
         lambda: StatefulBatches(np.arange(500), 7, 11, 500),
         lambda: StatefulBatches(
-            np.arange(500), 7, 11, 500, lengths=lambda seed, epoch, step: 1 + (seed + epoch * 3 + step * 5) % 9, seed=4
+            np.arange(500),
+            7,
+            11,
+            500,
+            seq_len_fn=lambda seed, epoch, step: 1 + (seed + epoch * 3 + step * 5) % 9,
+            seed=4,
         ),
         lambda: WindowBatches(np.arange(500), 11, 7, 500, seed=3),
         lambda: WindowBatches(np.arange(500), 11, 7, 500, stride=3, drop_last=True),
         lambda: WindowBatches(np.arange(500), 11, 7, 500, shuffle=False),
     ],
-    ids=['lanes', 'varying lanes', 'windows', 'overlapping', 'in order'],
+    ids=['stateful', 'varying lanes', 'windows', 'overlapping', 'in order'],
 )
 @pytest.mark.parametrize('epoch', [0, 3])
 def test_resumes_anywhere(make, epoch):
@@ -110,7 +115,7 @@ def test_another_pass_begins_at_its_beginning():
 
 def test_the_order_follows_from_seed_and_pass_alone():
     code = (
-        'from lmcourse.data.batches import Windows; import torch; torch.manual_seed({}); w = Windows(range(90), 3, 30, 90,'
+        'from lmcourse.data.batches import WindowBatches; import torch; torch.manual_seed({}); w = WindowBatches(range(90), 3, 30, 90,'
         ' seed=5); w.set_epoch(2); print(next(iter(w))[1][:, 0].tolist())'
     )
     first, second = (
@@ -158,17 +163,17 @@ def test_any_whole_numbers_will_do(kind, tmp_path):
             '20 tokens are too few for a batch of 5 windows of 5, which needs 21',
         ),
         (lambda: WindowBatches(range(20), 5, 2, 0, stride=6), 'a stride of 6 leaves out tokens between windows of 5'),
-        (lambda: StatefulBatches(range(20), 0, 5, 0), 'lanes must be a whole number of at least 1, got 0'),
-        (lambda: StatefulBatches(range(20), 2, 2.5, 0), 'length must be a whole number of at least 1, got 2.5'),
-        (lambda: WindowBatches(range(20), 5, True, 0), 'batch must be a whole number'),
-        (lambda: WindowBatches(range(20), 5, 2, -1), 'first_id must be'),
+        (lambda: StatefulBatches(range(20), 0, 5, 0), 'batch_size must be a whole number of at least 1, got 0'),
+        (lambda: StatefulBatches(range(20), 2, 2.5, 0), 'seq_len must be a whole number of at least 1, got 2.5'),
+        (lambda: WindowBatches(range(20), 5, True, 0), 'batch_size must be a whole number'),
+        (lambda: WindowBatches(range(20), 5, 2, -1), 'bos_id must be'),
         (lambda: WindowBatches(range(20), 5, 2, 0, seed=-1), 'seed must be'),
         (lambda: WindowBatches(range(20), 5, 2, 0).set_epoch(-1), 'epoch must be'),
         (lambda: StatefulBatches(np.zeros((2, 3), int), 1, 1, 0), 'one axis, this has the shape (2, 3)'),
         (lambda: StatefulBatches([0.5, 1.0], 1, 1, 0), 'whole numbers, these are float64'),
         (
-            lambda: len(StatefulBatches(range(20), 2, 5, 0, lengths=lambda *_: 0)),
-            'each of the lengths must be a whole number of at least 1',
+            lambda: len(StatefulBatches(range(20), 2, 5, 0, seq_len_fn=lambda *_: 0)),
+            'each of seq_len_fn must be a whole number of at least 1',
         ),
         (
             lambda: StatefulBatches(range(20), 2, 5, 0).load_state_dict({'epoch': 0, 'position': 3}),

@@ -22,7 +22,7 @@ def test_what_is_kept_is_what_is_returned(tmp_path):
     answer = bench.run_benchmarks(tmp_path / 'kept.json', quick=True, only=['ngram'])
     kept = json.loads((tmp_path / 'kept.json').read_text())
     assert list(kept) == ['environment', 'quick', 'ngram'] == list(answer) and kept['quick'] is True
-    assert kept['ngram']['tokens'] == answer['ngram']['tokens'] == 20_000
+    assert kept['ngram']['num_tokens'] == answer['ngram']['num_tokens'] == 20_000
     assert not any(str(tmp_path) in line for line in (tmp_path / 'kept.json').read_text().splitlines())
 
 
@@ -39,7 +39,9 @@ def test_what_is_shipped_can_be_read():
     kept = bench.load_stored()
     assert not kept['quick'] and set(kept) >= {'environment', *bench.BENCHMARKS}
     for case in kept['fused_loss']['shapes'] + kept['fused_loss']['curve']:
-        assert set(case) == {'tokens', 'width', 'types', 'seconds', 'memory'} and 'fused fp32' in case['seconds']
+        assert (
+            set(case) == {'num_tokens', 'width', 'vocab_size', 'seconds', 'memory'} and 'fused fp32' in case['seconds']
+        )
         assert 'times as long' in bench.ratios_table([case], 'fused fp32')
 
 

@@ -89,7 +89,7 @@ def test_expectation_beside_result_and_everything_packed(tmp_path):
 
 
 def test_one_that_fails_takes_nothing_with_it(tmp_path):
-    bad = small(4, seeds='[7]').replace('4 }', '4, "optim.lr" = 1e6, "optim.clip" = 0 }')
+    bad = small(4, seeds='[7]').replace('4 }', '4, "optim.lr" = 1e6, "optim.max_grad_norm" = 0 }')
     rows = run_campaign(toml(tmp_path / 'c.toml', bad, small(4)), tmp_path / 'out', **QUIET)
     assert [r['state'] for r in rows] == ['failed', 'done']
 
@@ -108,9 +108,7 @@ def test_the_clock_stops_a_run_and_another_call_goes_on(tmp_path):
 def test_stopped_by_hand_everything_is_saved_and_nobody_is_left(sign, status, tmp_path):
     file = toml(
         tmp_path / 'c.toml',
-        small(100_000, seeds='[0, 1]').replace(
-            '100000', '100000, "train.epochs" = 1000, "train.evaluate_every" = 100000'
-        ),
+        small(100_000, seeds='[0, 1]').replace('100000', '100000, "train.epochs" = 1000, "train.eval_every" = 100000'),
     )
     env = os.environ | {'OMP_NUM_THREADS': '1'}
     p = subprocess.Popen(

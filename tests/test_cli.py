@@ -13,22 +13,22 @@ MEASUREMENT = [
     'nats_per_token',
     'bits_per_byte',
     'word_perplexity',
-    'tokens',
-    'words',
-    'bytes',
-    'types',
-    'unknown',
+    'num_tokens',
+    'num_words',
+    'num_bytes',
+    'vocab_size',
+    'num_unk',
     'tokenizer',
     'eos',
     'corpus',
     'split',
     'fingerprint',
-    'context',
+    'context_length',
     'stride',
-    'carried',
-    'lanes',
+    'state_carried',
+    'eval_batch_size',
     'accuracy',
-    'interval',
+    'ci95',
 ]
 
 
@@ -78,8 +78,8 @@ def made(tmp_path_factory, cache):
 
 def test_list_names_the_recipes(lm):
     recipes = {r['recipe']: r for r in json.loads(lm('list', '--json').stdout)['recipes']}
-    assert set(recipes['lstm-a']) == {'recipe', 'parameters', 'claimed', 'summary'}
-    assert recipes['lstm-a']['parameters'] == 18_124_286 and recipes['lstm-a']['claimed'] == 152
+    assert set(recipes['lstm-a']) == {'recipe', 'num_parameters', 'reported_perplexity', 'summary'}
+    assert recipes['lstm-a']['num_parameters'] == 18_124_286 and recipes['lstm-a']['reported_perplexity'] == 152
     assert {'gru-a', 'lstm-b', 'gru-b'} <= set(recipes)
 
 
@@ -89,7 +89,7 @@ def test_baseline_answers_with_a_passport(lm):
     assert (
         4.7 < r['validation']['perplexity'] < 5
         and r['validation']['bits_per_byte'] is None
-        and r['validation']['context'] == 2
+        and r['validation']['context_length'] == 2
     )
     assert r['seconds'] > 0 and r['peak_memory'] > 1e7
 
@@ -102,17 +102,17 @@ def test_a_run_is_one_object_and_silence(made):
     )
     assert list(s['validation']) == list(s['test']) == MEASUREMENT
     assert (
-        s['validation']['carried']
-        and s['validation']['lanes'] == 10
-        and s['validation']['interval'][0] < s['validation']['perplexity']
+        s['validation']['state_carried']
+        and s['validation']['eval_batch_size'] == 10
+        and s['validation']['ci95'][0] < s['validation']['perplexity']
     )
-    noted = s['as_noted']['validation']
+    noted = s['state_reset_eval']['validation']
     assert (
-        not noted['carried']
-        and noted['context'] == noted['stride'] == 35
-        and noted['tokens'] == s['validation']['tokens']
+        not noted['state_carried']
+        and noted['context_length'] == noted['stride'] == 35
+        and noted['num_tokens'] == s['validation']['num_tokens']
     )
-    assert {p.name for p in path.iterdir() if p.name != '.lock'} == {
+    assert {p.name for p in path.iterdir() if p.name not in ('.lock', '.writer')} == {
         'config.json',
         'environment.json',
         'tokenizer.json',
@@ -152,7 +152,7 @@ def test_text_of_ones_own(lm, tmp_path):
     [
         ('run lstm-z', "did you mean 'lstm-"),
         ('run lstm-a --tiny --optim.lrr 1', "did you mean 'lr'"),
-        ('run lstm-a --tiny --optim.lr fast', 'wants a number'),
+        ('run lstm-a --tiny --optim.lr fast', 'wants a finite number'),
         ('run lstm-a --tiny --train.epochs 1.5', 'whole number'),
         ('run lstm-a --tiny --optimiser.lr 1', 'no section'),
         ('run lstm-a --tiny --model.cell rnn', 'model.cell is'),
@@ -167,7 +167,7 @@ def test_text_of_ones_own(lm, tmp_path):
         ('eval notes', 'holds no run'),
         ('publish notes', 'holds no run'),
         ('baseline markov --tokenizer bpe:ten', 'bpe'),
-        ('baseline markov --tokenizer words', 'words'),
+        ('baseline markov --tokenizer words', 'is no tokenizer'),
         ('baseline wikitext-2', 'LMCOURSE_DATA'),
         ('run lstm-a --tiny --optim.betas 2,3', 'optim.betas'),
         ('run lstm-a --tiny --device meta', 'no numbers'),
@@ -206,8 +206,8 @@ def test_words_that_are_no_command(lm, words):
 
 def test_a_text_shorter_than_a_batch(lm, tmp_path):
     (tmp_path / 'tiny.txt').write_text('a b c\n' * 24)
-    assert 'tokens' in sentence(
-        lm('run', 'lstm-b', '--corpus', 'tiny.txt', '--data.batches', 'lanes', '--data.batch', 500, status=2)
+    assert 'num_tokens' in sentence(
+        lm('run', 'lstm-b', '--corpus', 'tiny.txt', '--data.batching', 'stateful', '--data.batch_size', 500, status=2)
     )
 
 
@@ -220,7 +220,7 @@ def test_a_loss_that_is_no_number_any_more(lm, tmp_path):
         'markov',
         '--optim.lr',
         '1e36',
-        '--optim.clip',
+        '--optim.max_grad_norm',
         0,
         '--out',
         'run',
@@ -268,8 +268,8 @@ def test_interrupted_and_taken_up_again(lm, tmp_path, cache):
         '4000',
         '--train.log_every',
         '1',
-        '--data.batches',
-        'lanes',
+        '--data.batching',
+        'stateful',
         '--out',
         'run',
         '--json',
@@ -304,8 +304,8 @@ def test_interrupted_and_taken_up_again(lm, tmp_path, cache):
             'markov',
             '--max-steps',
             done + 5,
-            '--data.batches',
-            'lanes',
+            '--data.batching',
+            'stateful',
             '--train.log_every',
             '1',
             '--out',
@@ -351,9 +351,9 @@ def test_generate(lm, made):
     r = lm('generate', path, *words, '--json')
     a = json.loads(r.stdout)
     assert (
-        list(a) == ['text', 'tokens', 'perplexity']
+        list(a) == ['text', 'num_tokens', 'perplexity']
         and r.stderr == ''
-        and a['tokens'] == 30
+        and a['num_tokens'] == 30
         and a['perplexity'] > 1
         and a['text'].startswith('nevu kafo ')
     )
@@ -413,7 +413,7 @@ def lmcourse(*words, **kwargs):
 def test_bits_per_byte_are_null_where_words_are_unknown():
     done = lmcourse('baseline', 'stdlib', '--json', '--order', '1')
     answer = json.loads(done.stdout)
-    assert answer['validation']['unknown'] > 0
+    assert answer['validation']['num_unk'] > 0
     assert answer['validation']['bits_per_byte'] is None
     assert 'bits per byte' not in lmcourse('baseline', 'stdlib', '--order', '1').stdout
 
@@ -468,9 +468,9 @@ def test_distributed_processes_without_torchrun(env, says, tmp_path):
         ['--section', '5'],
         ['--section.field', '5'],
         ['--seed', '99999999999999999999'],
-        ['--model.hidden', '1e308'],
-        ['--data.length', '1e308'],
-        ['--optim.clip', 'inf'],
+        ['--model.hidden_size', '1e308'],
+        ['--data.seq_len', '1e308'],
+        ['--optim.max_grad_norm', 'inf'],
         ['--lr', '3'],
     ],
 )

@@ -59,7 +59,7 @@ def stepped(optimizer_name, config, device):
     def step(o):
         h_BTD, _ = net(ids(B, T).to(device))
         fused_loss.fused_cross_entropy(
-            h_BTD, net.head.weight, net.head.bias, ids(B, T), precision='fp32'
+            h_BTD, net.lm_head.weight, net.lm_head.bias, ids(B, T), precision='fp32'
         ).nats.backward()
         o.step()
         o.zero_grad()
@@ -83,7 +83,7 @@ def stepped(optimizer_name, config, device):
     for p in net.parameters():
         if 'step' in again.state[p]:
             assert again.state[p]['step'].device.type == 'cpu', 'a counter on the device would be waited for'
-    return net.head.weight
+    return net.lm_head.weight
 
 
 CELLS = dict(lstm=4, gru=3, elman=1)
@@ -99,8 +99,8 @@ SMALL = dict(
     decoder=transformer.TransformerConfig(D, H, 16, 1, T),
     rotary=transformer.TransformerConfig(D, H, 16, 1, T, positions='rotary', activation='swiglu', qk_norm=True),
     lstm=recurrent.RecurrentConfig('lstm', D, D, 1),
-    tuned=tuned.TiedRNNConfig('gru', D, D, 1, often=4, others=4),
-    awd=awd_lstm.AWDLSTMConfig(embedding=D, hidden=D, layers=2, often=4, others=4),
+    tuned=tuned.TiedRNNConfig('gru', D, D, 1, num_frequent=4, num_sampled=4),
+    awd=awd_lstm.AWDLSTMConfig(embedding_dim=D, hidden_size=D, num_layers=2, num_frequent=4, num_sampled=4),
 )
 
 
@@ -111,29 +111,31 @@ def forward_and_loss(name, device):
     nats = (
         own(h_BTD, ids(B, T), 'fp32').nats
         if own
-        else fused_loss.fused_cross_entropy(h_BTD, net.head.weight, net.head.bias, ids(B, T), precision='fp32').nats
+        else fused_loss.fused_cross_entropy(
+            h_BTD, net.lm_head.weight, net.lm_head.bias, ids(B, T), precision='fp32'
+        ).nats
     )
     nats.backward()
-    return net.head.weight.grad
+    return net.lm_head.weight.grad
 
 
 def read(kind, device):
     net = model(SMALL['lstm'], device).eval()
-    reader = kind(net, length=T) if kind is not adapt.NeuralCache else kind(net, size=7, length=T)
+    reader = kind(net, seq_len=T) if kind is not adapt.NeuralCache else kind(net, size=7, seq_len=T)
     with reader:
         return reader.read(ids(1, T), ids(1, T))[0]
 
 
 CALLS = {
-    'loss.softmax': lambda d: loss.softmax(weights(B, V, device=d)),
-    'loss.logsumexp': lambda d: loss.logsumexp(weights(B, V, device=d)),
-    'loss.log_softmax': lambda d: loss.log_softmax(weights(B, V, device=d)),
-    'loss.cross_entropy_by_hand': lambda d: loss.cross_entropy_by_hand(weights(B, V, device=d), ids(B)).nats,
-    'loss.cross_entropy': lambda d: loss.cross_entropy(weights(B, V, device=d), ids(B)).nats,
-    'loss.cross_entropy_grad': lambda d: loss.cross_entropy_grad(weights(B, V, device=d), ids(B)),
-    'loss.to_device': lambda d: loss.to_device(ids(B), torch.device(d)),
-    'loss.entropy': lambda d: loss.entropy(weights(B, V, device=d).softmax(-1)),
-    'loss.kl_divergence': lambda d: loss.kl_divergence(
+    'cross_entropy.softmax': lambda d: loss.softmax(weights(B, V, device=d)),
+    'cross_entropy.logsumexp': lambda d: loss.logsumexp(weights(B, V, device=d)),
+    'cross_entropy.log_softmax': lambda d: loss.log_softmax(weights(B, V, device=d)),
+    'cross_entropy.cross_entropy_by_hand': lambda d: loss.cross_entropy_by_hand(weights(B, V, device=d), ids(B)).nats,
+    'cross_entropy.cross_entropy': lambda d: loss.cross_entropy(weights(B, V, device=d), ids(B)).nats,
+    'cross_entropy.cross_entropy_grad': lambda d: loss.cross_entropy_grad(weights(B, V, device=d), ids(B)),
+    'cross_entropy.to_device': lambda d: loss.to_device(ids(B), torch.device(d)),
+    'cross_entropy.entropy': lambda d: loss.entropy(weights(B, V, device=d).softmax(-1)),
+    'cross_entropy.kl_divergence': lambda d: loss.kl_divergence(
         weights(B, V, device=d).softmax(-1), weights(B, V, device=d).softmax(-1)
     ),
     'fused_loss.fused_cross_entropy': (
@@ -148,11 +150,11 @@ CALLS = {
             ).nats
         )
     ),
-    'fused_loss.fused_nats': lambda d: fused_loss.fused_token_nats(
+    'fused_loss.fused_token_nats': lambda d: fused_loss.fused_token_nats(
         weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T)
     )[0],
-    'sampled.candidates': lambda d: sampled.sample_candidates(ids(B, T), V, 4, 4)[1],
-    'sampled.sampled_cross_entropy': (
+    'sampled_softmax.sample_candidates': lambda d: sampled.sample_candidates(ids(B, T), V, 4, 4)[1],
+    'sampled_softmax.sampled_cross_entropy': (
         lambda d: (
             sampled.sampled_cross_entropy(
                 weights(B, T, D, device=d), weights(V, D, device=d), weights(V, device=d), ids(B, T), 4, 4, 'fp32'
@@ -180,16 +182,24 @@ CALLS = {
         weights(D, device=d),
     )[0],
     'transformer.attention': lambda d: transformer.attention(*[weights(B, H, T, 4, device=d)] * 3)[0],
-    'transformer.turned': lambda d: transformer.apply_rotary_emb(weights(B, H, T, 4, device=d), transformer.rope_cache(T, 4).to(d)),
-    'transformer.orthogonal': lambda d: transformer.newton_schulz(weights(6, 4, device=d)),
-    'transformer.moved': lambda d: transformer.positions_affected(model(SMALL['decoder'], d), ids(1, T), 2),
-    'awd_lstm.slowness_penalty': lambda d: awd_lstm.temporal_activation_regularization(weights(B, T, D, device=d)),
-    'awd_lstm.activation_penalty': lambda d: awd_lstm.activation_regularization(weights(B, T, D, device=d)),
-    'adapt.recall': lambda d: adapt.cache_attention(weights(B, T, D, device=d), weights(B, 9, D, device=d), 0.3, 6),
+    'transformer.apply_rotary_emb': lambda d: transformer.apply_rotary_emb(
+        weights(B, H, T, 4, device=d), transformer.rope_cache(T, 4).to(d)
+    ),
+    'transformer.newton_schulz': lambda d: transformer.newton_schulz(weights(6, 4, device=d)),
+    'transformer.positions_affected': lambda d: transformer.positions_affected(
+        model(SMALL['decoder'], d), ids(1, T), 2
+    ),
+    'awd_lstm.temporal_activation_regularization': lambda d: awd_lstm.temporal_activation_regularization(
+        weights(B, T, D, device=d)
+    ),
+    'awd_lstm.activation_regularization': lambda d: awd_lstm.activation_regularization(weights(B, T, D, device=d)),
+    'adapt.cache_attention': lambda d: adapt.cache_attention(
+        weights(B, T, D, device=d), weights(B, 9, D, device=d), 0.3, 6
+    ),
     'adapt.gradient_rms': lambda d: adapt.gradient_rms(
-        model(SMALL['lstm'], d), TEXT_N, 0, length=5, lanes=4, batches=2
+        model(SMALL['lstm'], d), TEXT_N, 0, seq_len=5, eval_batch_size=4, batches=2
     )[0],
-    'generate.draw': lambda d: generate.sample_from_logits(
+    'generate.sample_from_logits': lambda d: generate.sample_from_logits(
         weights(B, V, device=d), torch.rand(B, generator=torch.Generator().manual_seed(1))
     ),
     'generate.greedy': lambda d: generate.greedy(weights(B, V, device=d)),
@@ -198,11 +208,11 @@ CALLS = {
     'generate.top_p': lambda d: generate.top_p(weights(B, V, device=d), 0.5),
     'generate.min_p': lambda d: generate.min_p(weights(B, V, device=d), 0.5),
     'generate.repetition_penalty': lambda d: generate.repetition_penalty(weights(V, device=d), [1, 2, 2], 1.5),
-    'generate.surprise': lambda d: torch.tensor(generate.token_nats(model(SMALL['lstm'], d), [1, 2, 3], 0)),
-    'generate.Sampling': lambda d: generate.SamplingConfig(temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, penalty=1.2)(
-        weights(1, V, device=d), [[1, 2]]
-    ),
-    'generate.draws': lambda d: torch.tensor(
+    'generate.token_nats': lambda d: torch.tensor(generate.token_nats(model(SMALL['lstm'], d), [1, 2, 3], 0)),
+    'generate.SamplingConfig': lambda d: generate.SamplingConfig(
+        temperature=0.0, top_k=3, top_p=0.9, min_p=0.1, penalty=1.2
+    )(weights(1, V, device=d), [[1, 2]]),
+    'generate.generate_ids': lambda d: torch.tensor(
         [
             one[0]
             for _, one in zip(range(4), generate.generate_ids(model(SMALL['decoder'], d), [[1, 2]], 0))
@@ -220,12 +230,12 @@ CALLS = {
     },
 }
 READ_VALUES = {
-    'transformer.moved',
-    'fused_loss.fused_nats',
-    'generate.draw',
-    'generate.draws',
-    'generate.surprise',
-    'adapt.Reader',
+    'transformer.positions_affected',
+    'fused_loss.fused_token_nats',
+    'generate.sample_from_logits',
+    'generate.generate_ids',
+    'generate.token_nats',
+    'adapt.StreamingEvaluator',
     'adapt.NeuralCache',
     'adapt.DynamicEvaluation',
 }

@@ -9,7 +9,15 @@ import lmcourse.training.distributed as S
 from lmcourse.cli import main
 from lmcourse.training.recipes import get_recipe, override, tiny
 from lmcourse.training.runs import Run
-from lmcourse.training.distributed import DDPTrainer, step_seed, fit_distributed, local_device, rank_and_world_size, shard_batch, allreduce_bytes
+from lmcourse.training.distributed import (
+    DDPTrainer,
+    step_seed,
+    fit_distributed,
+    local_device,
+    rank_and_world_size,
+    shard_batch,
+    allreduce_bytes,
+)
 from lmcourse.training.trainer import Trainer, TrainingError, fit, from_checkpoint, count_targets, train, named_weights
 
 BIN = Path(sys.executable).parent
@@ -32,14 +40,14 @@ def recipe(corpus, **changes):
     "The small twin of the note's largest model on a text of which one row is left at the end of a pass, two passes."
     fixed = {
         'model.dropout': 0,
-        'data.batch': 8,
-        'data.length': 16,
+        'data.batch_size': 8,
+        'data.seq_len': 16,
         'train.precision': 'fp32',
         'train.device': 'cpu',
         'train.epochs': 2,
         'train.max_steps': None,
         'train.log_every': 1,
-        'train.evaluate_every': 10,
+        'train.eval_every': 10,
     }
     return override(
         tiny(get_recipe('chinchilla-4'), str(corpus)), fixed | {k.replace('__', '.'): v for k, v in changes.items()}
@@ -59,7 +67,7 @@ def text(folder):
             )
         )
         t = Trainer(recipe(path), folder / f'probe {n}', show=False)
-        if t.batches.windows % 8 == 1:
+        if t.batches.num_windows % 8 == 1:
             return path
     raise AssertionError('no such text')
 
@@ -113,7 +121,7 @@ def as_one_of_two(folder, corpus):
         return t
 
     go('dry')
-    go('grouped', optim__accumulate=3)
+    go('grouped', optim__grad_accum_steps=3)
     go('wet', model__dropout=0.3)
     why = T.stop_reason
     for name, changes in dict(dry={}, wet={'model__dropout': 0.3}).items():
@@ -123,7 +131,7 @@ def as_one_of_two(folder, corpus):
         if name == 'wet':
             fit_distributed(from_checkpoint(folder / 'wet stopped', False, DDPTrainer))
     try:
-        DDPTrainer(recipe(corpus, data__batches='lanes'), folder / 'lanes')
+        DDPTrainer(recipe(corpus, data__batching='stateful'), folder / 'stateful')
     except TrainingError as e:
         (folder / f'lanes {rank_and_world_size()[0]}.txt').write_text(str(e))
 
@@ -149,7 +157,7 @@ def near(a, b):
     assert [r[4] for r in a if r[4]] == pytest.approx([r[4] for r in b if r[4]], rel=1e-3)
 
 
-@pytest.mark.parametrize('name, changes', [('dry', {}), ('grouped', {'optim__accumulate': 3})])
+@pytest.mark.parametrize('name, changes', [('dry', {}), ('grouped', {'optim__grad_accum_steps': 3})])
 def test_two_processes_make_the_run_of_one(made, name, changes):
     d, corpus = made
     team, alone = Run.open(d / name), train(recipe(corpus, **changes), d / f'{name} alone', show=False)
@@ -196,11 +204,11 @@ def test_lanes_are_refused_by_both_and_only_the_first_writes(made):
     for r in range(2):
         assert (
             (d / f'lanes {r}.txt').read_text()
-            == 'data.batches is lanes, whose state each process would have to carry and store: train in one process, or set data.batches to windows'
+            == 'data.batching is lanes, whose state each process would have to carry and store: train in one process, or set data.batching to windows'
         )
     assert (
         {p.parent.name for p in d.glob('*/config.json')} >= {'dry', 'grouped', 'wet', 'wet stopped', 'dry stopped'}
-        and not (d / 'lanes').exists()
+        and not (d / 'stateful').exists()
         and not (d / 'runs').exists()
     )
     for name in ('dry', 'grouped', 'wet', 'wet stopped'):
@@ -251,7 +259,10 @@ def test_where_a_process_belongs(monkeypatch):
 
 def test_bytes_on_the_way():
     assert (
-        allreduce_bytes(1000, 1) == 0 and allreduce_bytes(1000, 2) == 4000 and allreduce_bytes(1000, 4) == 6000 and allreduce_bytes(1000, 1000) < 8000
+        allreduce_bytes(1000, 1) == 0
+        and allreduce_bytes(1000, 2) == 4000
+        and allreduce_bytes(1000, 4) == 6000
+        and allreduce_bytes(1000, 1000) < 8000
     )
 
 
@@ -331,9 +342,9 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path, made):
         'fp32',
         '--model.dropout',
         '0',
-        '--data.batch',
+        '--data.batch_size',
         '8',
-        '--data.length',
+        '--data.seq_len',
         '16',
         '--train.log_every',
         '1',
@@ -378,9 +389,9 @@ LONG = [
     'cpu',
     '--train.precision',
     'fp32',
-    '--data.batch',
+    '--data.batch_size',
     '8',
-    '--data.length',
+    '--data.seq_len',
     '16',
     '--train.log_every',
     '1',

@@ -6,7 +6,7 @@ import pytest
 import torch, torch.nn.functional as F
 import lmcourse.experiments.ladder
 import lmcourse.training.trainer as T
-from lmcourse.experiments.ablation import ABLATIONS, ablation_effects, run_ablation, run_setting
+from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS, ablation_effects, run_ablation, run_setting
 from lmcourse.measure.cross_entropy import LMCourseError
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, tiny
 from lmcourse.training.runs import all_baselines, records, results_table
@@ -73,10 +73,10 @@ def test_estimated_nats_are_near_and_slopes_reach_every_type_in_the_end():
 
 @pytest.mark.parametrize('name', ['lstm-tuned', 'gru-tuned'])
 def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, name):
-    recipe = small(name, **{'train.max_steps': 12, 'train.log_every': 1, 'train.evaluate_every': 6})
+    recipe = small(name, **{'train.max_steps': 12, 'train.log_every': 1, 'train.eval_every': 6})
     straight = train(recipe, tmp_path / 'a', show=False)
-    first = train(override(recipe, {'train.max_steps': 6, 'optim.schedule': 'constant'}), tmp_path / 'b', show=False)
-    whole = train(override(recipe, {'optim.schedule': 'constant'}), tmp_path / 'c', show=False)
+    first = train(override(recipe, {'train.max_steps': 6, 'optim.lr_schedule': 'constant'}), tmp_path / 'b', show=False)
+    whole = train(override(recipe, {'optim.lr_schedule': 'constant'}), tmp_path / 'c', show=False)
     again = fit(from_checkpoint(first.path, show=False, max_steps=12))
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity')) for r in run.metrics()]
     assert kept(again) == kept(whole) != kept(straight)
@@ -85,9 +85,9 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, name)
 def test_the_models_own_loss_is_for_training_only(tmp_path, monkeypatch):
     "Evaluation never estimates: with the estimate broken on purpose, a trained model is still scored exactly."
     t = Trainer(small(), tmp_path / 'run', show=False)
-    exact = T.evaluate(t.model, t.data.validation, t.data.tokenizer.first_id).perplexity
+    exact = T.evaluate(t.model, t.data.validation, t.data.tokenizer.bos_id).perplexity
     monkeypatch.setattr(type(t.model), 'training_loss', lambda *a: pytest.fail('evaluation asked for the estimate'))
-    assert T.evaluate(t.model, t.data.validation, t.data.tokenizer.first_id).perplexity == exact
+    assert T.evaluate(t.model, t.data.validation, t.data.tokenizer.bos_id).perplexity == exact
 
 
 def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_path):
@@ -96,13 +96,13 @@ def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_pa
     for epoch in range(6):
         t.batches.set_epoch(epoch)
         sizes = [int((y != -100).sum()) for _, y in t.batches]
-        assert sum(sizes) == t.data.train.tokens
+        assert sum(sizes) == t.data.train.num_tokens
         first.append(sizes[0])
     assert len(set(first)) > 2
     length = random_first_length(35)
     assert [length(0, 1, 0) for _ in range(3)] == [length(0, 1, 0)] * 3 and length(0, 1, 1) == 35
-    with pytest.raises(RecipeError, match='data.shift'):
-        override(get_recipe('lstm-a'), {'data.shift': True})
+    with pytest.raises(RecipeError, match='data.random_offset'):
+        override(get_recipe('lstm-a'), {'data.random_offset': True})
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,9 @@ def test_bfloat16_is_not_taken_where_there_is_none(monkeypatch, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('change', ['cell=rnn', 'embedding=0', 'layers=0', 'inputs=1', 'between=-.1', 'others=-1'])
+@pytest.mark.parametrize(
+    'change', ['cell=rnn', 'embedding_dim=0', 'num_layers=0', 'input_dropout=1', 'hidden_dropout=-.1', 'num_sampled=-1']
+)
 def test_a_tuned_model_that_cannot_be_built(change):
     field, value = change.split('=')
     with pytest.raises(RecipeError, match=f'model.{field}'):
@@ -151,18 +153,20 @@ def test_tuned_models_are_no_larger_than_the_notes():
     most = num_parameters(get_recipe('lstm-a'))
     assert most == 18_124_286 and all(num_parameters(get_recipe(n)) <= most for n in ('lstm-tuned', 'gru-tuned'))
     m = TiedRNNConfig().build(100)
-    assert m.head.weight is m.embedding.weight
+    assert m.lm_head.weight is m.embedding.weight
     assert float(zipf_bias_init(33_278).softmax(0)[0]) > 500 * float(zipf_bias_init(33_278).softmax(0)[-1])
 
 
-@pytest.mark.parametrize('grid, base', [(ABLATIONS, 'lstm-small'), (ABLATIONS, 'tuned-small'), (LONG_RUN_ABLATIONS, 'lstm-tuned')])
+@pytest.mark.parametrize(
+    'grid, base', [(CELL_ABLATIONS, 'lstm-small'), (ABLATIONS, 'tuned-small'), (LONG_RUN_ABLATIONS, 'lstm-tuned')]
+)
 def test_every_change_of_a_grid_is_one_that_its_recipe_takes(grid, base):
     plain = get_recipe(base)
     assert grid['as it is'] == {} and all(override(plain, c) != plain for s, c in grid.items() if c)
 
 
 def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
-    base, grid, told = small('lstm-small'), {'as it is': {}, 'one layer': {'model.layers': 1}}, []
+    base, grid, told = small('lstm-small'), {'as it is': {}, 'one layer': {'model.num_layers': 1}}, []
     with pytest.raises(RecipeError):
         run_ablation(base, grid | {'wrong': {'model.depth': 3}}, 1, tmp_path / 'g.json', told.append, max_steps=2)
     assert len(told) == 2 and len(json.loads((tmp_path / 'g.json').read_text())) == 2
@@ -173,7 +177,7 @@ def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
         ('as it is', 1),
         ('one layer', 1),
     ]
-    assert rows[1]['parameters'] < rows[0]['parameters'] and rows[0]['steps'] == 2
+    assert rows[1]['num_parameters'] < rows[0]['num_parameters'] and rows[0]['steps'] == 2
     found = ablation_effects(rows)
     assert (
         found[0]['difference'] == 0
@@ -197,10 +201,10 @@ def test_results_stand_beside_what_counting_reaches():
 def test_a_grid_that_is_interrupted_keeps_its_whole_runs_only(tmp_path, monkeypatch):
     base, why = small('lstm-small', **{'train.max_steps': 4}), T.stop_reason
     run_ablation(base, {'as it is': {}}, 1, tmp_path / 'g.json')
-    monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == 2 else why(t, asked))
+    monkeypatch.setattr(T, 'stop_reason', lambda t, asked: 'interrupted' if t.step == 2 else why(t, asked))
     with pytest.raises(KeyboardInterrupt):
-        run_ablation(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path / 'g.json')
-    monkeypatch.setattr(T, 'why_stop', why)
+        run_ablation(base, {'as it is': {}, 'wider': {'model.hidden_size': 20}}, 1, tmp_path / 'g.json')
+    monkeypatch.setattr(T, 'stop_reason', why)
     assert [r['setting'] for r in json.loads((tmp_path / 'g.json').read_text())] == ['as it is']
-    rows = run_ablation(base, {'as it is': {}, 'wider': {'model.hidden': 20}}, 1, tmp_path / 'g.json')
+    rows = run_ablation(base, {'as it is': {}, 'wider': {'model.hidden_size': 20}}, 1, tmp_path / 'g.json')
     assert [(r['setting'], r['steps']) for r in rows] == [('as it is', 4), ('wider', 4)]

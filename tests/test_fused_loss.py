@@ -16,7 +16,7 @@ def rounded_when_asked(monkeypatch):
     chosen = module._matmul_dtype
     monkeypatch.setattr(
         module,
-        '_product_type',
+        '_matmul_dtype',
         lambda precision, h, w: (
             chosen(precision, h, w) if precision != 'bf16' or torch.float64 in (h.dtype, w.dtype) else torch.bfloat16
         ),
@@ -163,7 +163,7 @@ def test_a_frozen_head_costs_no_product(monkeypatch):
     def refuse(*args):
         raise AssertionError('a slope that nobody wants was computed')
 
-    monkeypatch.setattr(module, '_add_product_', refuse)
+    monkeypatch.setattr(module, '_accumulate_grad_', refuse)
     h, w, b, y = inputs()
     fused_cross_entropy(h, w.detach(), b.detach(), y, chunk=20).nats.backward()
     with torch.no_grad():
@@ -374,16 +374,16 @@ def test_the_clock_decides_whether_16_bits_pay(monkeypatch, has, seconds, pays):
 
 
 def test_where_16_bits_do_not_pay_the_choice_is_single_precision(monkeypatch):
-    monkeypatch.setattr(module, 'bf16_pays', lambda device='cpu': False)
+    monkeypatch.setattr(module, 'bf16_is_faster', lambda device='cpu': False)
     args = inputs(260, 64, 5000)
     agree(fused_cross_entropy(*args), *args, limit=LIMIT['fp32'])
 
 
 def test_chunks():
     for tokens in (0, 1, 2240, 100_000):
-        for types in (1, 27, 50257, 10**7):
-            c = chunk_size(tokens, types)
-            assert 1 <= c <= max(tokens, 1) and (c <= 64 or c * types * 4 <= 30 * 2**20)
+        for vocab_size in (1, 27, 50257, 10**7):
+            c = chunk_size(tokens, vocab_size)
+            assert 1 <= c <= max(tokens, 1) and (c <= 64 or c * vocab_size * 4 <= 30 * 2**20)
     assert chunk_size(2240, 33278, 2, 'cuda') > chunk_size(2240, 33278, 2)
 
 

@@ -39,13 +39,18 @@ kept = lambda x: x.isfinite().nonzero().flatten().tolist()
 
 MODELS = MODELS | {
     'rotary': (
-        lambda: TransformerConfig(16, 2, 32, 2, 15, positions='rotary', norm='rms', activation='swiglu', qk_norm=True).build(
-            V
-        )
+        lambda: TransformerConfig(
+            16, 2, 32, 2, 15, positions='rotary', norm='rms', activation='swiglu', qk_norm=True
+        ).build(V)
     ),
     'one': lambda: TransformerConfig(16, 2, 32, 1, 1).build(V),
 }
-HOW = [SamplingConfig(0), SamplingConfig(), SamplingConfig(0.8, top_p=0.9, penalty=1.3), SamplingConfig(1.2, top_k=20, min_p=0.1)]
+HOW = [
+    SamplingConfig(0),
+    SamplingConfig(),
+    SamplingConfig(0.8, top_p=0.9, penalty=1.3),
+    SamplingConfig(1.2, top_k=20, min_p=0.1),
+]
 PROMPTS = [[5, 6, 7], [], list(range(2, 32)), [9] * 8]  # the third is longer than any context here
 
 
@@ -54,8 +59,8 @@ def built(name, device='cpu'):
     torch.manual_seed(0)
     model = MODELS[name]().to(device)
     with torch.no_grad():
-        model.head.weight.mul_(3)
-        model.head.bias.copy_(torch.randn(V))
+        model.lm_head.weight.mul_(3)
+        model.lm_head.bias.copy_(torch.randn(V))
     return model.train()
 
 
@@ -83,9 +88,9 @@ def test_a_throw_hits_as_often_as_the_word_is_wide():
         (P * 1000).tolist(), abs=1.01
     )
     for low in (0.0, 1 - 2**-53):  # the ends of the bar belong to words that are possible
-        assert sample_from_logits(torch.tensor([-INF, 1.0, 1.0, -INF]), torch.tensor(low, dtype=torch.float64)).item() == (
-            1 if low == 0 else 2
-        )
+        assert sample_from_logits(
+            torch.tensor([-INF, 1.0, 1.0, -INF]), torch.tensor(low, dtype=torch.float64)
+        ).item() == (1 if low == 0 else 2)
     wide = torch.randn(3, 50_000, generator=torch.Generator().manual_seed(0))
     assert sample_from_logits(top_k(wide, 2), torch.full((3,), 1 - 2**-53, dtype=torch.float64)).tolist() == [
         max(kept(x)) for x in top_k(wide, 2)
@@ -164,7 +169,13 @@ def test_rules_follow_one_another():
     ) == [1]
     assert [
         str(s)
-        for s in (SamplingConfig(), SamplingConfig(0), SamplingConfig(0.7, top_p=0.9), SamplingConfig(top_k=40), SamplingConfig(0, penalty=1.2))
+        for s in (
+            SamplingConfig(),
+            SamplingConfig(0),
+            SamplingConfig(0.7, top_p=0.9),
+            SamplingConfig(top_k=40),
+            SamplingConfig(0, penalty=1.2),
+        )
     ] == ['temperature 1', 'greedy', 'temperature 0.7, top-p 0.9', 'top-k 40', 'greedy, penalty 1.2']
 
 
@@ -211,10 +222,10 @@ def test_the_window(context):
 @torch.no_grad()
 def slowly(model, prompt, n, how, seed):
     "What `generate_ids` should give for one prompt: everything in the window read anew for each token."
-    text, thrower, out, device = [1, *prompt], torch.Generator().manual_seed(seed), [], model.head.weight.device
+    text, thrower, out, device = [1, *prompt], torch.Generator().manual_seed(seed), [], model.lm_head.weight.device
     for _ in range(n):
-        x = text[window_start(len(text), model.context) :]
-        logits = model.head(model.eval()(torch.tensor([x], device=device), None)[0])[:, -1].float().cpu()
+        x = text[window_start(len(text), model.context_length) :]
+        logits = model.lm_head(model.eval()(torch.tensor([x], device=device), None)[0])[:, -1].float().cpu()
         i = sample_from_logits(how(logits, [text[1:]]), torch.rand(1, generator=thrower, dtype=torch.float64)).item()
         out.append((i, -float(logits[0].double().log_softmax(-1)[i])))
         text.append(i)
@@ -254,7 +265,7 @@ class Told(nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.head, self.context, self.read = model, model.head, model.context, []
+        self.model, self.lm_head, self.context_length, self.read = model, model.lm_head, model.context_length, []
 
     def forward(self, x_BT, state=None):
         self.read.append((x_BT.tolist(), state is not None))
@@ -341,7 +352,7 @@ def tokenizers():
 
 def lm(tokenizer):
     torch.manual_seed(0)
-    return RecurrentConfig('lstm', 16, 16, 1).build(tokenizer.types)
+    return RecurrentConfig('lstm', 16, 16, 1).build(tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize('kind', ['word', 'whitespace', 'bpe'])
@@ -350,18 +361,18 @@ def test_texts_grow_and_are_never_taken_back(kind, tokenizers):
     t, before, counts = tokenizers[kind], '', []
     for rows in generate_stream(lm(t), t, 'the cat', 60, SamplingConfig(), 1):
         [w] = rows
-        counts.append(w.tokens)
+        counts.append(w.num_tokens)
         shown = w.text.rstrip('\ufffd')
         assert shown.startswith(before) and w.text.startswith('the cat')
         before = shown
     assert counts == list(range(1, 61)) and w.perplexity == pytest.approx(math.exp(sum(w.nats) / 60))
     if kind != 'bpe':
-        assert w.text.split()[:3] == ['the', 'cat', *t.tokens(w.ids[:1])] or w.ids[0] == t.first_id
+        assert w.text.split()[:3] == ['the', 'cat', *t.convert_ids_to_tokens(w.ids[:1])] or w.ids[0] == t.bos_id
 
 
 def test_words_meet_as_they_should(tokenizers):
     w, b = WORDS, tokenizers['bpe']
-    end = w.first_id
+    end = w.bos_id
     text = lambda t, prompt, ids: Generation(t, prompt, ids).text
     cat = w.encode('cat sat')
     assert [text(w, p, cat) for p in ('the', 'the ', '', 'the\n')] == [
@@ -387,7 +398,7 @@ def test_words_meet_as_they_should(tokenizers):
 
 
 def test_unknown_words_are_said(tokenizers):
-    unknown = lambda t, p: Generation(t, p).unknown
+    unknown = lambda t, p: Generation(t, p).unknown_words
     assert (
         unknown(WORDS, 'the xyzzy sat\non Mars') == ['xyzzy', 'Mars']
         and unknown(WORDS, 'the <unk> cat') == []
@@ -395,28 +406,28 @@ def test_unknown_words_are_said(tokenizers):
         and 'xyzzy' in unknown(tokenizers['whitespace'], 'the xyzzy')
     )
     [w] = generate(lm(WORDS), WORDS, 'xyzzy', 3)
-    assert w.text.startswith('xyzzy ') and w.unknown == ['xyzzy']
+    assert w.text.startswith('xyzzy ') and w.unknown_words == ['xyzzy']
 
 
 def test_an_end_ends_a_text():
     "Each row by itself, the end included; without being asked nothing ends."
-    model, end = lm(WORDS), WORDS.first_id
+    model, end = lm(WORDS), WORDS.bos_id
     with torch.no_grad():
-        model.head.bias[end] += 2
+        model.lm_head.bias[end] += 2
     rows = generate(model, WORDS, ['the', 'the cat sat', '', 'a'], 200, seed=range(4), end=end)
     assert (
-        all(w.ids.count(end) == 1 and w.ids[-1] == end and w.tokens == len(w.nats) for w in rows)
-        and len({w.tokens for w in rows}) > 1
+        all(w.ids.count(end) == 1 and w.ids[-1] == end and w.num_tokens == len(w.nats) for w in rows)
+        and len({w.num_tokens for w in rows}) > 1
     )
     long = generate(model, WORDS, ['the', 'the cat sat', '', 'a'], 200, seed=range(4))
-    assert [w.tokens for w in long] == [200] * 4 and all(l.ids[: w.tokens] == w.ids for l, w in zip(long, rows))
+    assert [w.num_tokens for w in long] == [200] * 4 and all(l.ids[: w.num_tokens] == w.ids for l, w in zip(long, rows))
 
 
 def test_a_stream_waits_for_nobody():
     model = Told(lm(WORDS))
     words = generate_stream(model, WORDS, 'the cat', 1000)
     [w] = next(words)
-    assert w.tokens == 1 and len(model.read) == 1
+    assert w.num_tokens == 1 and len(model.read) == 1
     words.close()
     assert len(model.read) == 1
 
@@ -424,7 +435,7 @@ def test_a_stream_waits_for_nobody():
 @pytest.mark.parametrize(
     'wrong, told',
     [
-        (dict(tokens=0), 'at least one token'),
+        (dict(num_tokens=0), 'at least one token'),
         (dict(prompts=[]), 'no prompt'),
         (dict(prompts=['a', 'b'], seed=[1, 2, 3]), '3 seeds for 2 prompts'),
         (dict(seed=-1), 'from 0 on'),
@@ -462,8 +473,8 @@ def test_surprise_scores_each_token_once(name, device):
     with torch.no_grad():
         for at in (0, 1, 15, 16, 17, 40, 69):
             text = [1, *ids[:at].tolist()]
-            x = torch.tensor([text[window_start(len(text), model.context) :]], device=device)
-            want = -model.head(model.eval()(x, None)[0][0, -1]).float().log_softmax(-1)[ids[at]]
+            x = torch.tensor([text[window_start(len(text), model.context_length) :]], device=device)
+            want = -model.lm_head(model.eval()(x, None)[0][0, -1]).float().log_softmax(-1)[ids[at]]
             assert nats[at] == pytest.approx(float(want), abs=1e-4)
 
 

@@ -13,7 +13,7 @@ NAMES = ['lstm-a', 'gru-a', 'lstm-b', 'gru-b', 'chinchilla-1', 'chinchilla-1-tun
 
 def curve(name, folder):
     "Training and validation losses of the small twin on the made source, in single precision."
-    r = override(tiny(get_recipe(name), corpus='markov'), {'train.precision': 'fp32', 'train.evaluate_every': 25})
+    r = override(tiny(get_recipe(name), corpus='markov'), {'train.precision': 'fp32', 'train.eval_every': 25})
     run = train(r, folder, show=False)
     return [m.get('train_nats', m.get('nats_per_token')) for m in run.metrics()]
 

@@ -241,7 +241,7 @@ def test_trained_models_under_the_hand(lab, alone):
     alone.keyboard.type('The cat sat on the mat .')
     alone.keyboard.press('Enter')
     typed = agreed(lab, alone, surprise, 'surprise', unlike=first)
-    wanted = float(lab.python(alone, "print(load_guesser().read('The cat sat on the mat .').perplexity)"))
+    wanted = float(lab.python(alone, "print(load_pretrained().read('The cat sat on the mat .').perplexity)"))
     assert math.isclose(typed['perplexity'], wanted, rel_tol=1e-9)
     surprise.locator('.lmw-one .lmw-token').nth(2).click()
     assert agreed(lab, alone, surprise, 'surprise', unlike=typed)['token'] == 3

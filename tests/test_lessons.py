@@ -92,7 +92,9 @@ def test_notebooks_are_clean(copy):
     r = nbdev('nbdev-clean', copy)
     assert r.returncode == 0, r.stderr
     for p in sorted((copy / 'nbs').rglob('*.ipynb')):
-        assert p.read_bytes() == (ROOT / 'nbs' / p.relative_to(copy / 'nbs')).read_bytes(), f'{p.name} is not clean: run nbdev-clean'
+        assert p.read_bytes() == (ROOT / 'nbs' / p.relative_to(copy / 'nbs')).read_bytes(), (
+            f'{p.name} is not clean: run nbdev-clean'
+        )
 
 
 @pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)

@@ -36,22 +36,22 @@ OPEN_EXERCISE = Exercise(INF, 'yes', {lambda guess: guess > 1: 'large', 0: 'zero
 
 def measurement(**change):
     facts = dict(
-        tokens=100,
-        words=80,
-        bytes=500,
-        types=50,
-        unknown=0,
+        num_tokens=100,
+        num_words=80,
+        num_bytes=500,
+        vocab_size=50,
+        num_unk=0,
         tokenizer='word',
         eos='<eos>',
         corpus='c',
         split='test',
         fingerprint='f',
-        context=None,
+        context_length=None,
         stride=None,
-        carried=True,
-        lanes=1,
+        state_carried=True,
+        eval_batch_size=1,
     )
-    return Measurement.of(change.pop('nats', 300.0), **facts | change)
+    return Measurement.from_nats(change.pop('nats', 300.0), **facts | change)
 
 
 # ---- exercises
@@ -143,9 +143,9 @@ def test_a_device_is_timed_once_however_it_is_written(monkeypatch):
     monkeypatch.setattr(fused_loss, '_seconds', lambda dtype: asked.append(dtype) or 1.0)
     fused_loss._clocked.cache_clear()
     try:
-        assert {fused_loss.bf16_is_faster(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))} == {
-            False
-        }
+        assert {
+            fused_loss.bf16_is_faster(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))
+        } == {False}
     finally:
         fused_loss._clocked.cache_clear()
     assert len(asked) == 2
@@ -153,7 +153,7 @@ def test_a_device_is_timed_once_however_it_is_written(monkeypatch):
 
 @pytest.mark.parametrize('pays', [True, False])
 def test_precision_is_resolved(monkeypatch, pays):
-    monkeypatch.setattr(fused_loss, 'bf16_pays', lambda device: pays)
+    monkeypatch.setattr(fused_loss, 'bf16_is_faster', lambda device: pays)
     monkeypatch.setattr(fused_loss, 'has_bf16', lambda device: True)
     assert resolve_precision('auto', 'cpu') == ('bf16' if pays else 'fp32')
     assert resolve_precision('auto', 'cpu', multiplies=1000) == 'fp32'
@@ -178,24 +178,24 @@ def test_an_interval_beyond_the_largest_number_is_infinite():
 
 
 @pytest.mark.parametrize(
-    'quotient, what', [(bits_per_byte, 'one byte'), (bits_per_token, 'one token'), (word_perplexity, 'one word')]
+    'quotient, what', [(bits_per_byte, 'some bytes'), (bits_per_token, 'one token'), (word_perplexity, 'one word')]
 )
 def test_a_quotient_over_nothing_is_refused_in_words(quotient, what):
     with pytest.raises(LMCourseError, match=what):
         quotient(1.0, 0)
 
 
-@pytest.mark.parametrize('change', [dict(bytes=None), dict(unknown=3), dict(bytes=0)])
+@pytest.mark.parametrize('change', [dict(num_bytes=None), dict(num_unk=3), dict(num_bytes=0)])
 def test_bits_per_byte_are_none_where_bytes_mean_nothing(change):
     m = measurement(**change)
-    assert m.bytes is None
+    assert m.num_bytes is None
     assert m.bits_per_byte is None
     assert incompatibilities(m, measurement(), 'bits_per_byte')
     assert Measurement.from_dict(m.to_dict()) == m
 
 
 def test_an_old_measurement_with_unknown_tokens_loses_its_bits_per_byte():
-    old = measurement().to_dict() | dict(unknown=3)
+    old = measurement().to_dict() | dict(num_unk=3)
     assert Measurement.from_dict(old).bits_per_byte is None
 
 
@@ -208,14 +208,14 @@ def test_perplexities_beyond_the_largest_number_compare_by_their_nats():
 @pytest.mark.parametrize(
     'wrong',
     [
-        dict(tokens='many'),
-        dict(tokens=0),
+        dict(num_tokens='many'),
+        dict(num_tokens=0),
         dict(perplexity=None),
-        dict(interval=3),
-        dict(interval=[1.0, 2.0, 3.0]),
-        dict(bytes='500'),
+        dict(ci95=3),
+        dict(ci95=[1.0, 2.0, 3.0]),
+        dict(num_bytes='500'),
         dict(corpus=None),
-        dict(carried='yes'),
+        dict(state_carried='yes'),
     ],
 )
 def test_a_damaged_measurement_is_refused_in_words(wrong):

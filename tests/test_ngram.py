@@ -5,11 +5,25 @@ import math
 import numpy as np
 import pytest
 from lmcourse.measure.cross_entropy import LMCourseError
-from lmcourse.models.ngram import AdditiveNgram, KneserNey, NgramError, Uniform, discounts, grams_by_length, evaluate_ngram
+from lmcourse.models.ngram import (
+    AdditiveNgram,
+    KneserNey,
+    NgramError,
+    Uniform,
+    discounts,
+    grams_by_length,
+    evaluate_ngram,
+)
 from lmcourse.data.text import Corpus
 from lmcourse.data.tokens import tokenize_corpus
 
-MODELS = [Uniform(), AdditiveNgram(1), AdditiveNgram(2, 0.01), AdditiveNgram(3, 0.0), *(KneserNey(order) for order in (1, 2, 3, 5))]
+MODELS = [
+    Uniform(),
+    AdditiveNgram(1),
+    AdditiveNgram(2, 0.01),
+    AdditiveNgram(3, 0.0),
+    *(KneserNey(order) for order in (1, 2, 3, 5)),
+]
 TEXTS = {
     'one token': [2],
     'two tokens': [0, 1],
@@ -25,7 +39,7 @@ named = lambda model: f'{type(model).__name__}{model.order}'
 @pytest.mark.parametrize('model', MODELS, ids=named)
 def test_probabilities_sum_to_one_and_agree_with_the_score(model, text):
     "After every context, seen and unseen, over a vocabulary with types (5, 6) that no text has."
-    model.fit(text, types=7, first_id=0)
+    model.fit(text, vocab_size=7, bos_id=0)
     new = [*text[:20], 6, 5, 1, 6, 0]
     with np.errstate(divide='ignore'):
         for i, nats in enumerate(model.nats(new)):
@@ -37,7 +51,7 @@ def test_probabilities_sum_to_one_and_agree_with_the_score(model, text):
 @pytest.mark.parametrize('text', TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize('order', [1, 2, 4])
 def test_kneser_ney_is_never_infinitely_surprised(order, text):
-    model = KneserNey(order).fit(text, types=9, first_id=8)
+    model = KneserNey(order).fit(text, vocab_size=9, bos_id=8)
     assert np.isfinite(model.nats([8, 7, 6, 5, *text])).all() and model.next_probs([7, 7]).min() > 0
     assert model.next_probs([7]) == pytest.approx(model.contributions([7]).sum(0))
 
@@ -45,7 +59,7 @@ def test_kneser_ney_is_never_infinitely_surprised(order, text):
 @pytest.mark.parametrize('text', TEXTS.values(), ids=TEXTS)
 @pytest.mark.parametrize('order', [1, 2, 3, 5])
 def test_a_guess_is_the_likeliest_type(order, text):
-    model = KneserNey(order).fit(text, types=6, first_id=0)
+    model = KneserNey(order).fit(text, vocab_size=6, bos_id=0)
     new = [5, *text[:40], 5, 5, 1]
     for i, guess in enumerate(model.guesses(new)):
         p_V = model.next_probs(new[:i])
@@ -55,12 +69,12 @@ def test_a_guess_is_the_likeliest_type(order, text):
 @pytest.mark.parametrize('model', MODELS, ids=named)
 def test_what_cannot_be_counted_or_scored_is_said_in_a_sentence(model):
     with pytest.raises(NgramError, match='nothing to count'):
-        model.fit([], types=3, first_id=0)
+        model.fit([], vocab_size=3, bos_id=0)
     with pytest.raises(NgramError, match='position 2 is 3, but a vocabulary of 3 types has ids 0 to 2'):
         model.fit([0, 1, 3], 3, 0)
     with pytest.raises(NgramError, match='position 0 is -1'):
         model.fit([-1], 3, 0)
-    with pytest.raises(NgramError, match='first_id'):
+    with pytest.raises(NgramError, match='bos_id'):
         model.fit([1], 3, 3)
     with pytest.raises(NgramError, match='at least one type'):
         model.fit([1], 0, 0)
@@ -68,13 +82,13 @@ def test_what_cannot_be_counted_or_scored_is_said_in_a_sentence(model):
         model.fit([0.5], 3, 0)
     with pytest.raises(NgramError, match='flat'):
         model.fit([[1, 2]], 3, 0)
-    model.fit([0, 1, 2], types=3, first_id=0)
+    model.fit([0, 1, 2], vocab_size=3, bos_id=0)
     with pytest.raises(NgramError, match='empty'):
         model.nats([])
     with pytest.raises(NgramError, match='the text to score: the id at position 1 is 9'):
         model.nats([1, 9])
-    with pytest.raises(NgramError, match='first_id'):
-        model.nats([1], first_id=4)
+    with pytest.raises(NgramError, match='bos_id'):
+        model.nats([1], bos_id=4)
     with pytest.raises(NgramError, match='the context'):
         model.next_probs([3])
 
@@ -97,10 +111,10 @@ def test_settings_that_make_no_sense_are_refused():
 
 
 def test_fitting_again_forgets_the_first_text():
-    model = KneserNey(3).fit([1, 2, 3] * 9, types=4, first_id=0)
+    model = KneserNey(3).fit([1, 2, 3] * 9, vocab_size=4, bos_id=0)
     before = model.guesses([1, 2, 3])
-    model.fit([3, 2, 1] * 9, types=4, first_id=0)
-    fresh = KneserNey(3).fit([3, 2, 1] * 9, types=4, first_id=0)
+    model.fit([3, 2, 1] * 9, vocab_size=4, bos_id=0)
+    fresh = KneserNey(3).fit([3, 2, 1] * 9, vocab_size=4, bos_id=0)
     assert before.tolist() != model.guesses([1, 2, 3]).tolist() == fresh.guesses([1, 2, 3]).tolist()
     assert model.nats([1, 2, 3]).tolist() == fresh.nats([1, 2, 3]).tolist() and model.parameters == fresh.parameters
 
@@ -138,20 +152,22 @@ def test_discounts_lie_between_nothing_and_their_count(counts):
 def test_a_text_begins_after_first_ids():
     "Fitted on a text and asked for its beginning, the model knows how it begins, at every order."
     for order in (2, 3, 5):
-        model = KneserNey(order).fit([4, 1, 2, 3] * 5, types=6, first_id=5)
-        assert model.next_probs([]).argmax() == 4 and model.nats([4])[0] == model.nats([4], first_id=5)[0]
-        assert model.nats([4], first_id=0)[0] > model.nats([4])[0]
+        model = KneserNey(order).fit([4, 1, 2, 3] * 5, vocab_size=6, bos_id=5)
+        assert model.next_probs([]).argmax() == 4 and model.nats([4])[0] == model.nats([4], bos_id=5)[0]
+        assert model.nats([4], bos_id=0)[0] > model.nats([4])[0]
 
 
 def test_samples_are_reproducible_and_follow_the_counts():
-    model = KneserNey(2).fit([1, 2, 3] * 200, types=4, first_id=3)
+    model = KneserNey(2).fit([1, 2, 3] * 200, vocab_size=4, bos_id=3)
     assert model.sample(50, 1).tolist() == model.sample(50, np.random.default_rng(1)).tolist()
     assert model.sample(0).shape == (0,) and model.sample(3, 0, context=[1, 2, 3, 1]).shape == (3,)
     drawn = model.sample(600, 0)
     assert np.mean((drawn[1:] - drawn[:-1]) % 3 == 1) > 0.9
     coin = AdditiveNgram(1, 0.0).fit([0, 1], 2, 0)
     assert coin.sample(50, 1).tolist() != coin.sample(50, 2).tolist()
-    assert np.bincount(AdditiveNgram(1, 0.0).fit([0, 0, 0, 1], 2, 0).sample(4000, 0)) == pytest.approx([3000, 1000], abs=120)
+    assert np.bincount(AdditiveNgram(1, 0.0).fit([0, 0, 0, 1], 2, 0).sample(4000, 0)) == pytest.approx(
+        [3000, 1000], abs=120
+    )
 
 
 def test_a_score_has_its_passport(tmp_path):
@@ -159,14 +175,22 @@ def test_a_score_has_its_passport(tmp_path):
     corpus = tokenize_corpus(
         Corpus('alphabet', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path
     )
-    model = KneserNey(3).fit(corpus.train.ids, corpus.types, corpus.tokenizer.first_id)
+    model = KneserNey(3).fit(corpus.train.ids, corpus.vocab_size, corpus.tokenizer.bos_id)
     m = evaluate_ngram(model, corpus.test)
-    assert (m.tokens, m.words, m.context, m.stride, m.carried, m.lanes, m.split) == (240, 240, 2, None, True, 1, 'test')
+    assert (m.num_tokens, m.num_words, m.context_length, m.stride, m.state_carried, m.eval_batch_size, m.split) == (
+        240,
+        240,
+        2,
+        None,
+        True,
+        1,
+        'test',
+    )
     assert (
         m.perplexity == pytest.approx(np.exp(model.nats(corpus.test.ids).mean()))
         and m.accuracy > 0.6
         and m.perplexity < 2
     )
-    assert evaluate_ngram(AdditiveNgram(2, 0.0).fit([1], corpus.types, 0), corpus.test).perplexity == math.inf
+    assert evaluate_ngram(AdditiveNgram(2, 0.0).fit([1], corpus.vocab_size, 0), corpus.test).perplexity == math.inf
     with pytest.raises(NgramError, match='fit it on that corpus'):
         evaluate_ngram(Uniform(3), corpus.test)

@@ -7,7 +7,7 @@ from lmcourse.data.text import SPLITS, Corpus
 from lmcourse.data.tokens import TokenError, Tokenizer, load_tokenizer, tokenize_corpus, train_bpe
 
 PLAIN = ['the green lobster moults\n', '\n', 'and the crab looks on\n'] * 8
-CONDITIONS = dict(context=None, stride=None, carried=True, lanes=1)
+CONDITIONS = dict(context_length=None, stride=None, state_carried=True, eval_batch_size=1)
 
 
 def measured(rows, name, tmp_path, **kwargs):
@@ -18,29 +18,29 @@ def measured(rows, name, tmp_path, **kwargs):
 
 def test_every_byte_is_paid_for(tmp_path):
     m = measured(PLAIN, 'word', tmp_path)
-    assert m.bytes == sum(len(row.encode()) for row in PLAIN)
+    assert m.num_bytes == sum(len(row.encode()) for row in PLAIN)
     assert m.bits_per_byte is not None
-    assert m.words == sum(len(row.split()) + 1 for row in PLAIN)
+    assert m.num_words == sum(len(row.split()) + 1 for row in PLAIN)
 
 
 @pytest.mark.parametrize('name', ['word', 'bpe:300', 'whitespace'])
 def test_unk_in_the_text_hides_what_was_written(name, tmp_path):
     m = measured(['a <unk> lobster\n', *PLAIN], name, tmp_path)
-    assert m.bytes is None
+    assert m.num_bytes is None
     assert m.bits_per_byte is None
 
 
 def test_unknown_words_hide_what_was_written(tmp_path):
     data = tokenize_corpus(Corpus('rows', dict(train=PLAIN, validation=['a whelk\n'], test=PLAIN)), 'word', 1, tmp_path)
-    assert data.validation.unknown == 2
-    assert data.validation.bytes is None
-    assert data.test.bytes is not None
+    assert data.validation.num_unk == 2
+    assert data.validation.num_bytes is None
+    assert data.test.num_bytes is not None
 
 
 def test_a_tokenizer_that_loses_text_pays_for_no_bytes(tmp_path):
     m = measured(PLAIN, 'whitespace', tmp_path)
-    assert m.bytes is None
-    assert m.words == sum(len(row.split()) for row in PLAIN), 'row ends are not predicted, so they are not counted'
+    assert m.num_bytes is None
+    assert m.num_words == sum(len(row.split()) for row in PLAIN), 'row ends are not predicted, so they are not counted'
 
 
 def test_made_up_words_have_no_bytes(tmp_path):
@@ -52,7 +52,7 @@ def every_measurement():
 
     def inside(value, where):
         if isinstance(value, dict):
-            if {'perplexity', 'tokens', 'tokenizer'} <= value.keys():
+            if {'perplexity', 'num_tokens', 'tokenizer'} <= value.keys():
                 yield where, value
             for k, v in value.items():
                 yield from inside(v, f'{where}.{k}')
@@ -69,9 +69,9 @@ def test_no_record_has_bits_per_byte_that_were_not_paid_for():
     found = list(every_measurement())
     assert len(found) > 500
     for where, m in found:
-        free = m['unknown'] or m['corpus'] in ('markov', 'wikitext-2') or m['tokenizer'] == 'whitespace'
+        free = m['num_unk'] or m['corpus'] in ('markov', 'wikitext-2') or m['tokenizer'] == 'whitespace'
         assert (m['bits_per_byte'] is None) == bool(free), where
-        assert (m['bytes'] is None) == bool(free), where
+        assert (m['num_bytes'] is None) == bool(free), where
 
 
 def test_records_count_what_the_tokenizer_predicts():
@@ -83,9 +83,11 @@ def test_records_count_what_the_tokenizer_predicts():
         if key not in counts:
             counts[key] = getattr(tokenize_corpus('stdlib', m['tokenizer']), m['split'])
         split = counts[key]
-        if (split.fingerprint, split.tokens) != (m['fingerprint'], m['tokens']):
+        if (split.fingerprint, split.num_tokens) != (m['fingerprint'], m['num_tokens']):
             continue  # another Python's text
-        assert (m['words'], m['bytes'], m['unknown']) == (split.words, split.bytes, split.unknown), where
+        assert (m['num_words'], m['num_bytes'], m['num_unk']) == (split.num_words, split.num_bytes, split.num_unk), (
+            where
+        )
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_line_without_blanks_takes_no_longer_than_another():
     tokenizer = train_bpe([line + '\n'] * 2, 300)
     ids = tokenizer.encode(line)
     assert tokenizer.decode(ids) == line
-    assert max(len(piece) for piece in tokenizer.tokens(set(ids))) <= 256
+    assert max(len(piece) for piece in tokenizer.convert_ids_to_tokens(set(ids))) <= 256
 
 
 def test_half_a_character_is_a_sentence():

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 from lmcourse.interactive import playground as P
-from lmcourse.inference.predictors import NgramPredictor, NeuralPredictor, encode_with_offsets, predictor_from_run, load_pretrained, measurements
+from lmcourse.inference.predictors import (
+    NgramPredictor,
+    NeuralPredictor,
+    encode_with_offsets,
+    predictor_from_run,
+    load_pretrained,
+    measurements,
+)
 from lmcourse.models.ngram import AdditiveNgram, evaluate_ngram
 from lmcourse.measure.perplexity import bits_per_byte
 from lmcourse.interactive.playground import LiveRun, Rungs, Surprise, plot_surprise, shade
@@ -34,7 +41,7 @@ def test_surprise_reads_a_new_text():
     assert n['perplexity_against'] == pytest.approx(load_pretrained('lstm').read(text).perplexity, rel=1e-12)
     assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.readings[text]['transformer']['pieces']
     w.at = 2000
-    assert w.numbers()['token'] == r.tokens and w.numbers()['so_far'] == pytest.approx(r.perplexity)
+    assert w.numbers()['token'] == r.num_tokens and w.numbers()['so_far'] == pytest.approx(r.perplexity)
     w.against = ''
     assert not any(k.endswith('_against') for k in w.numbers())
     w.reset()
@@ -52,7 +59,11 @@ def test_the_sum_of_the_tokens_is_the_perplexity_shown():
             w.text = text
             ids, _ = encode_with_offsets(g.tokenizer, g.line(text))
             split = TokenSplit('validation', np.array(ids), len(text.encode()), 1, 0, 'x', 'x', g.tokenizer)
-            m = evaluate_ngram(g.model, split) if isinstance(g, NgramPredictor) else evaluate(g.model, split, g.before, lanes=1)
+            m = (
+                evaluate_ngram(g.model, split)
+                if isinstance(g, NgramPredictor)
+                else evaluate(g.model, split, g.before, eval_batch_size=1)
+            )
             want = g.model.nats(ids, g.before).sum() if isinstance(g, NgramPredictor) else m.nats
             assert w.numbers()['nats'] == pytest.approx(want, rel=1e-5) and w.perplexity == pytest.approx(
                 math.exp(want / len(ids)), rel=1e-4
@@ -83,7 +94,7 @@ def test_other_cuts_compare_in_bits_per_byte_alone(own):
 
 def test_infinite_surprise_is_told_in_json(data):
     g = NgramPredictor(
-        'by heart', data.tokenizer, AdditiveNgram(2, 0.0).fit(data.train.ids, data.types, data.tokenizer.first_id)
+        'by heart', data.tokenizer, AdditiveNgram(2, 0.0).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
     )
     w = Surprise([g], ['The cat sat', 'sat The sat'], against='')
     json.dumps(w.readings, allow_nan=False)
@@ -179,7 +190,12 @@ def test_rungs_of_different_texts_are_no_ladder(own):
     with pytest.raises(WidgetError, match='measured on one text'):
         Rungs([load_pretrained('lstm'), predictor_from_run(own)])
     with pytest.raises(WidgetError, match='never measured'):
-        Rungs([load_pretrained('lstm'), NeuralPredictor('x', load_pretrained('lstm').tokenizer, load_pretrained('lstm').model)])
+        Rungs(
+            [
+                load_pretrained('lstm'),
+                NeuralPredictor('x', load_pretrained('lstm').tokenizer, load_pretrained('lstm').model),
+            ]
+        )
 
 
 # a live run
@@ -194,20 +210,20 @@ def test_a_live_run_learns_and_is_the_same_each_time():
     assert (
         a.curve == b.curve and a.curve['step'] == 120 and [len(a.curve[k]) for k in ('train', 'validation')] == [12, 3]
     )
-    assert a.numbers()['source'] < a.perplexity < a.numbers()['unigram'] < first and a.numbers()['tokens'] == 100 * 560
+    assert (
+        a.numbers()['source'] < a.perplexity < a.numbers()['unigram'] < first and a.numbers()['num_tokens'] == 100 * 560
+    )
     assert a.numbers()['source'] == pytest.approx(4.7, abs=0.05) and set(a.numbers()) == {
         'perplexity',
         'train',
         'step',
-        'tokens',
+        'num_tokens',
         'lr',
         'unigram',
         'source',
     }
     assert a.perplexity == pytest.approx(
-        evaluate(
-            a._run.trainer.model, a._run.trainer.data.validation, a._run.trainer.data.tokenizer.first_id
-        ).perplexity,
+        evaluate(a._run.trainer.model, a._run.trainer.data.validation, a._run.trainer.data.tokenizer.bos_id).perplexity,
         rel=0.2,
     )
     assert not a.running and json.dumps(a.get_state(['curve', 'earlier', 'floors']), allow_nan=False)
@@ -256,7 +272,7 @@ def test_what_is_no_number_stops_the_run_with_a_sentence():
     w = LiveRun(width=8)
     w.advance(10)
     with torch.no_grad():
-        w._run.trainer.model.head.weight[0, 0] = math.nan
+        w._run.trainer.model.lm_head.weight[0, 0] = math.nan
     w.advance(100)
     assert (
         w.curve['step'] == 10
@@ -345,7 +361,7 @@ def test_trouble_in_the_loop_is_a_sentence(monkeypatch):
     async def session():
         w = LiveRun(width=8)
         with torch.no_grad():
-            w._run.trainer.model.head.weight[0, 0] = math.nan
+            w._run.trainer.model.lm_head.weight[0, 0] = math.nan
         w.go()
         await w._task
         assert 'stopped being a number' in w.trouble and not w.running
@@ -365,7 +381,7 @@ def test_its_folder_goes_with_it():
 
 def test_on_the_manual_there_is_no_source():
     w = LiveRun(corpus='stdlib', width=8)
-    assert set(w.numbers()) == {'perplexity', 'step', 'tokens', 'lr', 'unigram'} and w.perplexity > 1000
+    assert set(w.numbers()) == {'perplexity', 'step', 'num_tokens', 'lr', 'unigram'} and w.perplexity > 1000
 
 
 # the figure
@@ -385,7 +401,7 @@ def test_the_figure(tmp_path):
     image = Image.open(tmp_path / 'x.png').convert('RGB')
     assert image.width == 800 and image.height < 1100
     patches = [p for p in fig.axes[0].patches]
-    assert len(patches) == 5 * load_pretrained().read(text + '日本 $x^2$ \t').tokens + 8
+    assert len(patches) == 5 * load_pretrained().read(text + '日本 $x^2$ \t').num_tokens + 8
     assert max(p.get_x() + p.get_width() for p in patches) <= 800, 'nothing hangs over'
     small = image.quantize(64, dither=Image.Dither.NONE).convert('RGB')
     off = np.abs(np.asarray(image, int) - np.asarray(small, int)).max(-1)

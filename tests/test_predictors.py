@@ -54,14 +54,16 @@ def counting(data, order=2):
     return NgramPredictor(
         f'order {order}',
         data.tokenizer,
-        KneserNey(order).fit(data.train.ids, data.types, data.tokenizer.first_id),
-        evaluate_ngram(KneserNey(order).fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation),
+        KneserNey(order).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id),
+        evaluate_ngram(KneserNey(order).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id), data.validation),
     )
 
 
-def network(data, config=TiedRNNConfig(embedding=12, hidden=20, layers=2, others=0, zipf=False)):
+def network(
+    data, config=TiedRNNConfig(embedding_dim=12, hidden_size=20, num_layers=2, num_sampled=0, zipf_bias_init=False)
+):
     torch.manual_seed(1)
-    model = config.build(data.types)
+    model = config.build(data.vocab_size)
     with torch.no_grad():
         for p in model.parameters():
             p.normal_(0, 0.4)
@@ -69,7 +71,7 @@ def network(data, config=TiedRNNConfig(embedding=12, hidden=20, layers=2, others
         'network',
         data.tokenizer,
         model,
-        evaluate_ngram(KneserNey(1).fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation),
+        evaluate_ngram(KneserNey(1).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id), data.validation),
     )
 
 
@@ -86,7 +88,7 @@ def test_a_text_is_cut_as_its_corpus_is(data, cats):
         and all(0 <= a <= b <= len(text) for a, b in spans)
         and all(x[1] <= y[1] for x, y in zip(spans, spans[1:]))
     )
-    for piece, (a, b) in zip(data.tokenizer.tokens(ids), spans):
+    for piece, (a, b) in zip(data.tokenizer.convert_ids_to_tokens(ids), spans):
         if '\\x' not in piece and piece not in ('<eos>', '<unk>'):
             assert text[a:b] == piece
 
@@ -102,7 +104,7 @@ def test_gpt2_cuts_as_its_corpus(cats):
 @pytest.mark.parametrize('order', [0, 1, 2, 4])
 def test_a_counting_reading_is_the_score(order, data, cats):
     "What each token costs sums to what `evaluate_ngram` says of the same text."
-    model = (KneserNey(order) if order else Uniform()).fit(data.train.ids, data.types, data.tokenizer.first_id)
+    model = (KneserNey(order) if order else Uniform()).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
     g = NgramPredictor('g', data.tokenizer, model, evaluate_ngram(model, data.validation))
     reading = g.read(text := ''.join(cats['validation'])[:400], top=3)
     ids, _ = encode_with_offsets(data.tokenizer, g.line(text))
@@ -119,19 +121,23 @@ def test_a_counting_reading_is_the_score(order, data, cats):
 
 
 @pytest.mark.parametrize(
-    'config', [TiedRNNConfig(embedding=12, hidden=20, layers=2, others=0), TiedRNNConfig('gru', 12, 20, 1, zipf=False)]
+    'config',
+    [
+        TiedRNNConfig(embedding_dim=12, hidden_size=20, num_layers=2, num_sampled=0),
+        TiedRNNConfig('gru', 12, 20, 1, zipf_bias_init=False),
+    ],
 )
 def test_a_networks_reading_is_the_evaluation(config, data, cats):
     "And what each token costs a network sums to what `evaluate` says of the same text, in one lane."
     g, text = network(data, config), ''.join(cats['train'])
     ids, _ = encode_with_offsets(data.tokenizer, g.line(text))
     split = TokenSplit('validation', np.array(ids), len(text.encode()), 1, 0, 'x', 'cats', data.tokenizer)
-    m, reading = evaluate(g.model, split, g.before, lanes=1), g.read(text)
-    assert reading.tokens > 256, 'more than are read in one go'
+    m, reading = evaluate(g.model, split, g.before, eval_batch_size=1), g.read(text)
+    assert reading.num_tokens > 256, 'more than are read in one go'
     assert reading.nats == pytest.approx(m.nats, rel=1e-5) and reading.perplexity == pytest.approx(
         m.perplexity, rel=1e-4
     )
-    if not reading.unknown:
+    if not reading.num_unk and data.tokenizer.keeps_text:
         assert reading.bits_per_byte == pytest.approx(m.bits_per_byte, rel=1e-4)
     assert (np.array(reading.rank_N) == 1).mean() == pytest.approx(m.accuracy, abs=0.01)
 
@@ -149,13 +155,13 @@ def test_reading_and_writing_expect_the_same(make, text, data):
         return
     rows = np.concatenate(list(g.log_probs(ids)))
     hear = g.listen()
-    assert rows.shape == (len(ids), data.types) and np.exp(rows).sum(1) == pytest.approx(1, abs=1e-9)
+    assert rows.shape == (len(ids), data.vocab_size) and np.exp(rows).sum(1) == pytest.approx(1, abs=1e-9)
     for i, row_V in zip([g.before, *ids[:-1]], rows):
         assert hear(i) == pytest.approx(row_V, abs=1e-4)
     r = g.read(text, top=4)
     assert r.nats_N == pytest.approx(-rows[np.arange(len(ids)), ids]) and len(r.pieces) == len(
         r.spans
-    ) == r.tokens == len(ids)
+    ) == r.num_tokens == len(ids)
     for k, t in enumerate(r.top):
         assert (
             len(t) == 4
@@ -193,9 +199,9 @@ def test_drawn_as_often_as_expected(data):
     hear = g.listen()
     p_V = np.exp(hear(g.before))
     n = 2000
-    rng, seen = np.random.default_rng(0), np.zeros(data.types)
+    rng, seen = np.random.default_rng(0), np.zeros(data.vocab_size)
     for _ in range(n):
-        seen[int(G.draw(G.tempered(torch.from_numpy(np.log(p_V)), 1.0), torch.tensor(rng.random())))] += 1
+        seen[int(G.sample_from_logits(G.tempered(torch.from_numpy(np.log(p_V)), 1.0), torch.tensor(rng.random())))] += 1
     top = p_V.argsort()[-3:]
     assert np.all(np.abs(seen[top] - n * p_V[top]) < 5 * np.sqrt(n * p_V[top]))
 
@@ -205,7 +211,7 @@ def test_a_line_of_wikitext(cats, tmp_path):
     data = tokenize_corpus(cats, train_bpe(cats['train'], 300), cache=tmp_path)
     g = counting(data)
     assert (
-        data.tokenizer.tokens([g.before]) == [' \n']
+        data.tokenizer.convert_ids_to_tokens([g.before]) == [' \n']
         and g.read('The cat').pieces[0] == ' The' == g.read(' The cat').pieces[0]
         and g.line(' x') == ' x'
         and g.line('') == ''
@@ -214,7 +220,7 @@ def test_a_line_of_wikitext(cats, tmp_path):
     assert g.read('The cat').bits_per_byte == bits_per_byte(g.read('The cat').nats, 7)
     other = NgramPredictor('other', data.tokenizer, g.model)
     assert (
-        data.tokenizer.tokens([other.before]) == ['\n']
+        data.tokenizer.convert_ids_to_tokens([other.before]) == ['\n']
         and other.read('The cat').pieces[0] != ' The'
         and 'never measured' in repr(other)
     )
@@ -233,7 +239,7 @@ def test_unknown_words_have_no_bits_per_byte(cats):
     data = tokenize_corpus(cats, WordTokenizer(build_vocab(cats['train'], 1)))
     r = counting(data).read('The zebra sat')
     assert (
-        r.unknown == 1
+        r.num_unk == 1
         and r.bits_per_byte is None
         and r.pieces == ['The', '<unk>', 'sat']
         and counting(data).read('The cat\n').pieces[-1] == '<eos>'
@@ -245,7 +251,7 @@ def test_unknown_words_have_no_bits_per_byte(cats):
 
 @pytest.mark.parametrize('order', [1, 2, 3, 5])
 @pytest.mark.parametrize(
-    'types, text',
+    'vocab_size, text',
     [
         (7, [2]),
         (3, [0, 1, 2] * 40),
@@ -253,20 +259,20 @@ def test_unknown_words_have_no_bits_per_byte(cats):
         (70_000, np.random.default_rng(1).integers(0, 70_000, 3000)),
     ],
 )
-def test_counts_go_through_a_file_exactly(order, types, text, tmp_path):
-    model = KneserNey(order).fit(text, types, first_id=1)
+def test_counts_go_through_a_file_exactly(order, vocab_size, text, tmp_path):
+    model = KneserNey(order).fit(text, vocab_size, bos_id=1)
     np.savez_compressed(tmp_path / 'x.npz', **state_dict(model))
     with np.load(tmp_path / 'x.npz') as kept:
         again = from_state_dict(kept)
-    new = np.random.default_rng(2).integers(0, types, 500)
+    new = np.random.default_rng(2).integers(0, vocab_size, 500)
     assert (
         np.array_equal(again.nats(new), model.nats(new))
         and np.array_equal(again.guesses(new), model.guesses(new))
         and np.array_equal(again.next_probs(new[:9]), model.next_probs(new[:9]))
     )
-    assert again.parameters == model.parameters and (again.order, again.types, again.first_id) == (
+    assert again.parameters == model.parameters and (again.order, again.vocab_size, again.bos_id) == (
         model.order,
-        model.types,
+        model.vocab_size,
         1,
     )
     for a, b in zip(again.levels, model.levels):
@@ -327,14 +333,24 @@ def test_the_record_is_of_the_run_that_is_shipped(name):
     tensors, about = load_safetensors(G._MODELS / f'{name}.safetensors')
     assert {t.dtype for t in tensors.values()} == {torch.float16} and sum(
         t.numel() for t in tensors.values()
-    ) == measurements()[name]['parameters'] < 970_000
+    ) == measurements()[name]['num_parameters'] < 970_000
     summary = json.loads(
         (G.files('lmcourse') / 'records' / about['record'] / 'summary.json').read_text(encoding='utf-8')
     )
     for split in ('validation', 'test'):
         was, now = summary[split], measurements()[name][split]
         assert now['perplexity'] == pytest.approx(was['perplexity'], rel=2e-3)
-        for k in ('tokens', 'bytes', 'fingerprint', 'tokenizer', 'types', 'lanes', 'carried', 'context', 'stride'):
+        for k in (
+            'num_tokens',
+            'num_bytes',
+            'fingerprint',
+            'tokenizer',
+            'vocab_size',
+            'eval_batch_size',
+            'state_carried',
+            'context_length',
+            'stride',
+        ):
             assert now[k] == was[k], k
 
 
@@ -348,7 +364,7 @@ def test_the_measured_ladder():
         m[n]['validation']['perplexity'] < m['bigram']['validation']['perplexity'] for n in G._NETWORKS
     )
     for n in m:
-        assert all(m[n][s]['unknown'] == 0 and m[n][s]['types'] == 2048 for s in ('validation', 'test'))
+        assert all(m[n][s]['num_unk'] == 0 and m[n][s]['vocab_size'] == 2048 for s in ('validation', 'test'))
 
 
 @pytest.mark.parametrize('name', G.PRETRAINED)
@@ -361,7 +377,7 @@ def test_the_files_score_what_was_measured(name, tmp_path):
     g = load_pretrained(name)
     data = tokenize_corpus('wikitext-2-raw', g.tokenizer)
     check = measurements()[name]['check']
-    split = G._first(data.validation, check['tokens'])
+    split = G._first(data.validation, check['num_tokens'])
     assert len(split.ids) == 20_000 and data.validation.fingerprint == measurements()[name]['validation']['fingerprint']
     assert G._scored(g, split).nats == pytest.approx(check['nats'], rel=1e-5 if name in G._NETWORKS else 1e-12)
 
@@ -375,7 +391,7 @@ def test_which_rungs_there_are(monkeypatch):
         PredictorError, match="no rung 'gpt', only uniform, unigram, bigram, trigram, 5-gram, lstm, transformer"
     ):
         load_pretrained('gpt')
-    monkeypatch.setattr(G, 'have_corpus', lambda name: False)
+    monkeypatch.setattr(G, 'corpus_available', lambda name: False)
     with pytest.raises(PredictorError, match='too large to travel, and wikitext-2-raw'):
         load_pretrained.__wrapped__('5-gram')
     monkeypatch.setattr(G, '_MODELS', Path('/nowhere'))
@@ -396,7 +412,7 @@ def small(tmp_path_factory, cats):
     def run(name, **changes):
         r = override(
             tiny(get_recipe(f'playground-{name}'), str(folder / 'text')),
-            {'data.tokenizer': 'bpe:300', 'train.max_steps': 3, 'data.batch': 4} | changes,
+            {'data.tokenizer': 'bpe:300', 'train.max_steps': 3, 'data.batch_size': 4} | changes,
         )
         return r, train(r, folder / f'{name}{len(changes)}', show=False)
 
@@ -424,17 +440,19 @@ def test_shipping(tmp_path, small):
         for t, p in zip(shipped[0].values(), dict(sorted(exact.model.named_parameters())).values())
         if t.shape == p.shape
     )
-    rounded = NeuralPredictor('rounded', exact.tokenizer, r.model.build(exact.tokenizer.types))
+    rounded = NeuralPredictor('rounded', exact.tokenizer, r.model.build(exact.tokenizer.vocab_size))
     load_named_weights(rounded.model, {k: t.float() for k, t in shipped[0].items()})
     data = tokenize_corpus(str(folder), exact.tokenizer)
     assert (
         found['lstm']['validation']['perplexity']
-        == evaluate(rounded.model, data.validation, exact.tokenizer.first_id, lanes=10, length=70).perplexity
-        != evaluate(exact.model, data.validation, exact.tokenizer.first_id, lanes=10, length=70).perplexity
+        == evaluate(rounded.model, data.validation, exact.tokenizer.bos_id, eval_batch_size=10, seq_len=70).perplexity
+        != evaluate(exact.model, data.validation, exact.tokenizer.bos_id, eval_batch_size=10, seq_len=70).perplexity
     )
     assert (
         found['bigram']['test']['perplexity']
-        == evaluate_ngram(KneserNey(2).fit(data.train.ids, data.types, exact.tokenizer.first_id), data.test).perplexity
+        == evaluate_ngram(
+            KneserNey(2).fit(data.train.ids, data.vocab_size, exact.tokenizer.bos_id), data.test
+        ).perplexity
     )
     assert (
         str(folder)
@@ -452,15 +470,15 @@ def test_a_second_network_beside_the_first(tmp_path, small):
     assert list(both) == [*before, 'transformer'] and {k: both[k] for k in before} == before == {
         k: v for k, v in read_json(out / 'measurements.json').items() if k != 'transformer'
     }
-    assert [both['transformer'][s]['context'] for s in ('validation', 'test')] == [
-        runs['transformer'][0].model.context
-    ] * 2 and not both['transformer']['test']['carried']
+    assert [both['transformer'][s]['context_length'] for s in ('validation', 'test')] == [
+        runs['transformer'][0].model.context_length
+    ] * 2 and not both['transformer']['test']['state_carried']
     model = runs['transformer'][0].model.build(300)
     load_named_weights(model, {k: t.float() for k, t in load_safetensors(out / 'transformer.safetensors')[0].items()})
     data = load_run(runs['transformer'][1].path, 'cpu')[1]
     assert (
         both['transformer']['test']['perplexity']
-        == evaluate(model, data.test, data.tokenizer.first_id, length=model.context).perplexity
+        == evaluate(model, data.test, data.tokenizer.bos_id, seq_len=model.context_length).perplexity
     )
     card = (out / 'README.md').read_text(encoding='utf-8')
     for r, run in (runs['lstm'], runs['transformer']):
@@ -495,7 +513,7 @@ def test_a_run_of_ones_own(own):
         and predictor_from_run(own, 'other').name == 'other'
     )
     text = ''.join(load_corpus('markov')['validation'][:3])
-    assert g.read(text).unknown == 0 and g.read('The film').unknown == 2 and g.write(text, 5)
+    assert g.read(text).num_unk == 0 and g.read('The film').num_unk == 2 and g.write(text, 5)
     with pytest.raises(LMCourseError, match='holds no run'):
         predictor_from_run(own.parent)
 
@@ -517,10 +535,12 @@ def test_a_model_needs_no_corpus(tmp_path):
         and all(torch.equal(p, best[k]) for k, p in model.named_parameters())
     )
     assert (
-        evaluate(model, data.validation, tokenizer.first_id, lanes=r.train.lanes, length=r.data.length).perplexity
+        evaluate(
+            model, data.validation, tokenizer.bos_id, eval_batch_size=r.train.eval_batch_size, seq_len=r.data.seq_len
+        ).perplexity
         == run.summary['validation']['perplexity']
     )
-    assert predictor_from_run(run.path).read('the cat sat').unknown == 0
+    assert predictor_from_run(run.path).read('the cat sat').num_unk == 0
     with pytest.raises(CorpusError):
         load_run(run.path, 'cpu')
 
@@ -533,7 +553,7 @@ def test_no_widget_comes_along():
     "A server that has the models needs no anywidget for them."
     code = (
         "import sys; sys.modules['anywidget'] = None\nfrom lmcourse.inference.predictors import"
-        " load_guesser\nprint(load_guesser('bigram').read('The film').tokens, 'lmcourse.interactive.widgets' in sys.modules)"
+        " load_pretrained\nprint(load_pretrained('bigram').read('The film').num_tokens, 'lmcourse.interactive.widgets' in sys.modules)"
     )
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.split() == ['2', 'False'], r.stderr
@@ -543,12 +563,12 @@ def test_no_widget_comes_along():
 def test_a_context_that_is_full_is_read_as_it_is_in_writing(context):
     torch.manual_seed(0)
     words = tokenize_corpus('stdlib').tokenizer
-    model = TransformerConfig(16, 2, 32, 2, context, 0.0, positions='rotary').build(words.types)
+    model = TransformerConfig(16, 2, 32, 2, context, 0.0, positions='rotary').build(words.vocab_size)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     g = NeuralPredictor('small', words, model)
-    ids = torch.randint(words.types, (200,)).tolist()
+    ids = torch.randint(words.vocab_size, (200,)).tolist()
     want = token_nats(model, ids, g.before)
     rows = [row_V for block in g.log_probs(ids) for row_V in block]
     assert [-row_V[i] for i, row_V in zip(ids, rows, strict=True)] == pytest.approx(want, abs=1e-4)

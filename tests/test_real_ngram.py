@@ -37,7 +37,7 @@ def test_kneser_ney(corpus, tokenizer, kept):
     "Within half a per cent at every order, each longer order better, and the first guess right more often."
     data, measured = tokenize_corpus(corpus, tokenizer, cache=kept), []
     for order, (validation, test) in EXPECTED[corpus, tokenizer].items():
-        model = KneserNey(order).fit(data.train.ids, data.types, data.tokenizer.first_id)
+        model = KneserNey(order).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
         measured.append(evaluate_ngram(model, data.validation))
         assert measured[-1].perplexity == pytest.approx(validation, rel=0.005) and evaluate_ngram(
             model, data.test
@@ -49,14 +49,14 @@ def test_kneser_ney(corpus, tokenizer, kept):
             pytest.approx(1.772, abs=0.002),
         ]
     if tokenizer == 'word':
-        assert measured[-1].tokens == 217_646 and measured[-1].accuracy == pytest.approx(0.2155, abs=0.002)
+        assert measured[-1].num_tokens == 217_646 and measured[-1].accuracy == pytest.approx(0.2155, abs=0.002)
 
 
 @needs('wikitext-2')
 def test_adding_one_to_a_bigram_is_worse_than_no_context(kept):
     data = tokenize_corpus('wikitext-2', 'word', cache=kept)
     ppl = lambda model: (
-        evaluate_ngram(model.fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation).perplexity
+        evaluate_ngram(model.fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id), data.validation).perplexity
     )
     assert ppl(AdditiveNgram(2, 1.0)) > ppl(AdditiveNgram(1, 1.0)) > ppl(AdditiveNgram(2, 0.01)) > ppl(KneserNey(2))
 
@@ -66,7 +66,7 @@ from lmcourse.models.ngram import KneserNey
 from lmcourse.data.tokens import tokenize_corpus
 data = tokenize_corpus('wikitext-2', 'word', cache=sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF)
-model = KneserNey(5).fit(data.train.ids, data.types, data.tokenizer.first_id)
+model = KneserNey(5).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
 scored = [float(np.exp(model.nats(split.ids).mean())) for split in (data.validation, data.test)]
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({'seconds': after.ru_utime - before.ru_utime, 'peak': after.ru_maxrss, 'scored': scored}))'''

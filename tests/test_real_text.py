@@ -35,11 +35,11 @@ def test_bytes(wiki):
 
 
 def test_types(wiki):
-    types = {w for row in wiki['train'] for w in row.split()}
+    vocab_size = {w for row in wiki['train'] for w in row.split()}
     if wiki.name == 'wikitext-2':
-        assert len(types) + 1 == 33_278 and sum(row.split().count('<unk>') for row in wiki['train']) == 54_625
+        assert len(vocab_size) + 1 == 33_278 and sum(row.split().count('<unk>') for row in wiki['train']) == 54_625
     else:
-        assert '<unk>' not in types and len(types) > 70_000
+        assert '<unk>' not in vocab_size and len(vocab_size) > 70_000
 
 
 def test_rows_are_as_the_hub_has_them(wiki):

@@ -31,12 +31,18 @@ def of(data, fact):
 @needs_words
 def test_word(kept):
     data = tokenize_corpus('wikitext-2', 'word', cache=kept)
-    assert data.types == 33_278 and of(data, 'tokens') == of(data, 'words') == WORD and of(data, 'bytes') == NO_BYTES
-    assert data.train.unknown == 54_625
-    assert [int((ids != data.tokenizer.first_id).sum()) for ids in of(data, 'ids')][:2] == [2_051_910, 213_886]
+    assert (
+        data.vocab_size == 33_278
+        and of(data, 'num_tokens') == of(data, 'num_words') == WORD
+        and of(data, 'num_bytes') == NO_BYTES
+    )
+    assert data.train.num_unk == 54_625
+    assert [int((ids != data.tokenizer.bos_id).sum()) for ids in of(data, 'ids')][:2] == [2_051_910, 213_886]
     assert data.tokenizer.eos == '<eos>' and data.tokenizer.vocabulary[:3] == ['<unk>', '<eos>', 'the']
     assert int(max(ids.max() for ids in of(data, 'ids'))) == 33_277 and data.train.ids.dtype == np.uint16
-    assert tokenize_corpus('wikitext-2', 'word', 1, kept).types == 33_278  # v1 was cut at three before it was published
+    assert (
+        tokenize_corpus('wikitext-2', 'word', 1, kept).vocab_size == 33_278
+    )  # v1 was cut at three before it was published
 
 
 @needs_words
@@ -54,8 +60,12 @@ def test_word_agrees_with_the_library(kept):
 def test_whitespace(kept):
     "An undeclared `<unk>` is three tokens; a declared one is one."
     data = tokenize_corpus('wikitext-2', 'whitespace', cache=kept)
-    assert of(data, 'tokens')[:2] == (2_182_371, 239_607) and of(data, 'unknown') == (0, 0, 0) and data.types == 33_156
-    assert of(data, 'bytes') == NO_BYTES and of(data, 'words')[1] == 213_886, (
+    assert (
+        of(data, 'num_tokens')[:2] == (2_182_371, 239_607)
+        and of(data, 'num_unk') == (0, 0, 0)
+        and data.vocab_size == 33_156
+    )
+    assert of(data, 'num_bytes') == NO_BYTES and of(data, 'num_words')[1] == 213_886, (
         'row ends are not predicted, so they are not counted'
     )
     id_of = data.tokenizer.id_of
@@ -74,7 +84,9 @@ def test_a_size_that_the_largest_id_does_not_fit_into():
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.WordLevelTrainer(vocab_size=50_000, special_tokens=['<unk>', '<eos>'], show_progress=False)
     backend.train_from_iterator(load_corpus('wikitext-2')['train'], trainer)
-    assert backend.get_vocab_size() == 33_278 and SubwordTokenizer('trap', backend, '<eos>', '<unk>').types == 33_279
+    assert (
+        backend.get_vocab_size() == 33_278 and SubwordTokenizer('trap', backend, '<eos>', '<unk>').vocab_size == 33_279
+    )
 
 
 @needs_raw
@@ -82,11 +94,11 @@ def test_a_size_that_the_largest_id_does_not_fit_into():
 def test_gpt2(kept):
     data = tokenize_corpus('wikitext-2-raw', 'gpt2', cache=kept)
     assert (
-        of(data, 'tokens') == (2_391_884, 247_289, 283_287)
-        and of(data, 'bytes') == RAW_BYTES
-        and of(data, 'words') == WORD
+        of(data, 'num_tokens') == (2_391_884, 247_289, 283_287)
+        and of(data, 'num_bytes') == RAW_BYTES
+        and of(data, 'num_words') == WORD
     )
-    assert (data.types, data.tokenizer.first_id, data.tokenizer.eos, data.tokenizer.unk_id) == (
+    assert (data.vocab_size, data.tokenizer.bos_id, data.tokenizer.eos, data.tokenizer.unk_id) == (
         50_257,
         50_256,
         None,
@@ -102,8 +114,8 @@ def test_gpt2(kept):
 @needs_gpt2
 def test_gpt2_as_the_note_did_it(kept):
     data, corpus = tokenize_corpus('wikitext-2-raw', 'gpt2-note', cache=kept), load_corpus('wikitext-2-raw')
-    assert of(data, 'tokens') == (2_347_038, 242_643, 277_853) and of(data, 'bytes') == NOTE_BYTES
-    assert of(data, 'words')[1] == 213_886
+    assert of(data, 'num_tokens') == (2_347_038, 242_643, 277_853) and of(data, 'num_bytes') == NOTE_BYTES
+    assert of(data, 'num_words')[1] == 213_886
     assert data.tokenizer.decode(data.test.ids) == ''.join(row.strip() for row in corpus['test'])
     assert data.test.fingerprint != corpus.fingerprint('test')
 
@@ -112,11 +124,16 @@ def test_gpt2_as_the_note_did_it(kept):
 def test_raw(kept):
     "Cut at three, raw text gives the vocabulary that v1 was published with."
     data = tokenize_corpus('wikitext-2-raw', 'word', cache=kept)
-    assert (data.types, of(data, 'tokens'), data.train.unknown, data.test.bytes) == (33_278, WORD, 54_625, None)
+    assert (data.vocab_size, of(data, 'num_tokens'), data.train.num_unk, data.test.num_bytes) == (
+        33_278,
+        WORD,
+        54_625,
+        None,
+    )
 
 
 @needs_raw
 def test_own_bpe(kept):
     data, corpus = tokenize_corpus('wikitext-2-raw', 'bpe:8000', cache=kept), load_corpus('wikitext-2-raw')
-    assert data.types == 8000 and of(data, 'unknown') == (0, 0, 0)
+    assert data.vocab_size == 8000 and of(data, 'num_unk') == (0, 0, 0)
     assert data.tokenizer.decode(data.test.ids) == ''.join(corpus['test'])

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from lmcourse.training import recipes as R
-from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe, recipe_from_dict
+from lmcourse.training.recipes import (
+    Data,
+    Optim,
+    Recipe,
+    RecipeError,
+    Train,
+    get_recipe,
+    override,
+    recipe,
+    recipe_from_dict,
+)
 from lmcourse.models.recurrent import RecurrentConfig
 
 PACKAGE = Path(R.__file__).parents[1]
@@ -22,8 +32,8 @@ class Own:
     width: int = 8
     rate: float = 0.5
 
-    def build(self, types):
-        return torch.nn.Sequential(torch.nn.Embedding(types, self.width), torch.nn.Linear(self.width, types))
+    def build(self, vocab_size):
+        return torch.nn.Sequential(torch.nn.Embedding(vocab_size, self.width), torch.nn.Linear(self.width, vocab_size))
 
     def tiny(self):
         return self
@@ -80,12 +90,12 @@ def test_a_recipe_is_found_by_its_name_after_importing_training_alone(tmp_path):
 def test_a_run_of_ones_own_recipe_loads_in_a_fresh_process(tmp_path):
     own = Recipe(
         'my-own',
-        RecurrentConfig(hidden=16, embedding=16),
+        RecurrentConfig(hidden_size=16, embedding_dim=16),
         Data(corpus='stdlib'),
         Optim(optimizer='nt-asgd'),
         Train(max_steps=1),
         summary='mine',
-        claimed=99.0,
+        reported_perplexity=99.0,
     )
     (tmp_path / 'config.json').write_text(json.dumps(own.to_dict()))
     r = fresh(
@@ -169,7 +179,12 @@ def test_a_recipe_without_a_docstring_has_no_summary(registry):
 
 def test_recipes_are_found_where_python_leaves_docstrings_out(tmp_path):
     r = subprocess.run(
-        [sys.executable, '-OO', '-c', "from lmcourse.training.recipes import get_recipe\nprint(get_recipe('lstm-a').name)"],
+        [
+            sys.executable,
+            '-OO',
+            '-c',
+            "from lmcourse.training.recipes import get_recipe\nprint(get_recipe('lstm-a').name)",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -182,7 +197,15 @@ def test_recipes_are_found_where_python_leaves_docstrings_out(tmp_path):
 
 @pytest.mark.parametrize(
     'field',
-    ['optim.lr', 'optim.clip', 'optim.final', 'optim.weight_decay', 'optim.betas', 'train.max_minutes', 'model.rate'],
+    [
+        'optim.lr',
+        'optim.max_grad_norm',
+        'optim.min_lr_ratio',
+        'optim.weight_decay',
+        'optim.betas',
+        'train.max_minutes',
+        'model.rate',
+    ],
 )
 @pytest.mark.parametrize('value', [math.inf, math.nan, '-inf', 'nan', '1e999'])
 def test_a_setting_that_is_not_finite_is_refused(field, value):
@@ -198,14 +221,14 @@ def test_a_setting_that_is_not_finite_is_refused(field, value):
 
 
 def test_a_recipe_made_in_python_with_an_infinite_setting_is_refused():
-    with pytest.raises(RecipeError, match='optim.clip is inf'):
-        Recipe('x', Own(), optim=Optim(clip=math.inf))
+    with pytest.raises(RecipeError, match='optim.max_grad_norm is inf'):
+        Recipe('x', Own(), optim=Optim(max_grad_norm=math.inf))
     with pytest.raises(RecipeError, match='model.rate is nan'):
         Recipe('x', Own(rate=math.nan))
 
 
 def test_a_clip_of_zero_stays():
-    assert override(Recipe('x', Own()), {'optim.clip': '0'}).optim.clip == 0
+    assert override(Recipe('x', Own()), {'optim.max_grad_norm': '0'}).optim.max_grad_norm == 0
 
 
 @pytest.mark.parametrize('number', [2**53 + 1, 2**63 - 1])
@@ -221,10 +244,10 @@ def test_a_large_whole_number_keeps_all_its_digits(number, kind):
     [
         {'train.seed': '99999999999999999999'},
         {'train.seed': -1},
-        {'data.length': '1e308'},
-        {'data.batch': 10**12},
+        {'data.seq_len': '1e308'},
+        {'data.batch_size': 10**12},
         {'data.stride': '1e15'},
-        {'optim.accumulate': '1e308'},
+        {'optim.grad_accum_steps': '1e308'},
         {'model.width': '1e308'},
         {'model.width': 10**9},
         {'train.epochs': '9' * 5000},
@@ -232,13 +255,15 @@ def test_a_large_whole_number_keeps_all_its_digits(number, kind):
     ],
 )
 def test_a_size_that_cannot_be_meant_is_refused_in_a_short_sentence(change):
-    start = Recipe('x', Own(), Data(batches='windows'))
+    start = Recipe('x', Own(), Data(batching='windows'))
     with pytest.raises(RecipeError) as e:
         override(start, change)
     assert len(str(e.value)) < 300 and next(iter(change)) in str(e.value)
 
 
-@pytest.mark.parametrize('change', [{'layers': 10**9}, {'hidden': 10**12}, {'hidden': 10**7, 'layers': 1000}])
+@pytest.mark.parametrize(
+    'change', [{'num_layers': 10**9}, {'hidden_size': 10**12}, {'hidden_size': 10**7, 'num_layers': 1000}]
+)
 def test_a_strangers_configuration_that_asks_for_too_much_is_refused_before_memory_is_taken(change, monkeypatch):
     d = stored(get_recipe('lstm-a'))
     d['model'] |= change
@@ -258,17 +283,17 @@ HOSTILE = [None, [], 7, 'x', {}, {'a': 1}, [[[]]], -1, 1e308, True, 10**400, '$\
         'optim',
         'train',
         'summary',
-        'claimed',
+        'reported_perplexity',
         'tiny',
         'data.corpus',
-        'data.batch',
+        'data.batch_size',
         'optim.betas',
         'optim.optimizer',
-        'data.lengths',
-        'train.lanes',
+        'data.seq_len_schedule',
+        'train.eval_batch_size',
         'train.seed',
-        'model.hidden',
-        'model.layers',
+        'model.hidden_size',
+        'model.num_layers',
         'model.cell',
     ],
 )

@@ -25,22 +25,22 @@ def strict(text):
 
 def measured(perplexity=100.0, **other):
     facts = dict(
-        tokens=1000,
-        words=900,
-        bytes=5000,
-        types=50,
-        unknown=0,
+        num_tokens=1000,
+        num_words=900,
+        num_bytes=5000,
+        vocab_size=50,
+        num_unk=0,
         tokenizer='word',
         eos='<eos>',
         corpus='toy',
         split='validation',
         fingerprint='0' * 16,
-        context=35,
+        context_length=35,
         stride=None,
-        carried=True,
-        lanes=1,
+        state_carried=True,
+        eval_batch_size=1,
     )
-    return Measurement.of(1000 * math.log(perplexity), **(facts | other)).to_dict()
+    return Measurement.from_nats(1000 * math.log(perplexity), **(facts | other)).to_dict()
 
 
 def finished(path, recipe='toy', seed=0, perplexity=100.0, config=None, tiny=False, **passport):
@@ -186,12 +186,12 @@ def test_environment_names_no_machine_and_is_json():
 def test_rows_and_summaries_are_json_by_the_letter(tmp_path):
     run = Run.create('toy', {}, out=tmp_path / 'r')
     run.log(step=1, train_nats=math.nan, grad_norm=torch.tensor(math.inf), lr=np.float32(0.5), n=np.int64(3))
-    run.finish({'validation': measured() | {'perplexity': math.inf}, 'interval': (-math.inf, 2.0)})
+    run.finish({'validation': measured() | {'perplexity': math.inf}, 'ci95': (-math.inf, 2.0)})
     for p in (tmp_path / 'r').glob('[!.]*'):
         for line in p.read_text().splitlines() if p.suffix == '.jsonl' else [p.read_text()]:
             strict(line)
     assert run.metrics() == [{'step': 1, 'train_nats': None, 'grad_norm': None, 'lr': 0.5, 'n': 3}]
-    assert run.summary['validation']['perplexity'] is None and run.summary['interval'] == [None, 2.0]
+    assert run.summary['validation']['perplexity'] is None and run.summary['ci95'] == [None, 2.0]
 
 
 def test_a_row_that_json_cannot_hold_changes_nothing(tmp_path):
@@ -503,7 +503,10 @@ def test_record_picks_the_best_and_prefers_full_size(tmp_path):
         and R.best_record('toy', shelf, tiny=True).name == 'c'
         and R.best_record('toy', shelf, seed=3).name == 'd'
     )
-    assert R.best_record('toy', shelf, lr=1e-3, seed=0).name == 'a' and R.best_record('toy', shelf, optim__lr=1e-3).name == 'b'
+    assert (
+        R.best_record('toy', shelf, lr=1e-3, seed=0).name == 'a'
+        and R.best_record('toy', shelf, optim__lr=1e-3).name == 'b'
+    )
     with pytest.raises(RecordError, match="no record of 'toj'; there are records of: toy"):
         R.best_record('toj', shelf)
     with pytest.raises(RecordError, match="no record of 'toy' has seed=8; there are: a, b, d"):
@@ -569,7 +572,9 @@ def test_tables():
 
 def test_results_table_of_runs_at_every_stage(tmp_path):
     runs = [
-        Run.create('new', {'claimed': 152.0, 'data': {'tokenizer': 'word', 'corpus': 'toy'}}, out=tmp_path / 'a'),
+        Run.create(
+            'new', {'reported_perplexity': 152.0, 'data': {'tokenizer': 'word', 'corpus': 'toy'}}, out=tmp_path / 'a'
+        ),
         finished(tmp_path / 'b'),
     ]
     runs.append(finished(tmp_path / 'c', tiny=True))
@@ -585,30 +590,30 @@ def test_results_table_of_runs_at_every_stage(tmp_path):
 
 def test_compare_runs(tmp_path):
     a = finished(
-        tmp_path / 'a', config={'name': 'a', 'model': {'width': 8}, 'data': {'length': 35}, 'train': {'seed': 1}}
+        tmp_path / 'a', config={'name': 'a', 'model': {'d_model': 8}, 'data': {'seq_len': 35}, 'train': {'seed': 1}}
     )
     b = finished(
         tmp_path / 'b',
-        config={'name': 'b', 'model': {'width': 9}, 'data': {'length': 60}, 'train': {'seed': 2}},
+        config={'name': 'b', 'model': {'d_model': 9}, 'data': {'seq_len': 60}, 'train': {'seed': 2}},
         seed=1,
         perplexity=50.0,
-        context=60,
+        context_length=60,
     )
     found = R.compare_runs(a, b)
-    assert found['configuration']['model.width'] == [8, 9] and found['environment'] == {} and found['test'] is None
+    assert found['configuration']['model.d_model'] == [8, 9] and found['environment'] == {} and found['test'] is None
     assert (
         found['validation']['unit'] == 'perplexity'
         and found['validation']['ratio'] == pytest.approx(2)
         and found['validation']['why_not'] is None
     )
-    assert any('context' in n for n in found['validation']['notes']) and found['notes'][0].startswith(
-        '2 settings differ (model.width, data.length)'
+    assert any('context length' in n for n in found['validation']['notes']) and found['notes'][0].startswith(
+        '2 settings differ (model.d_model, data.seq_len)'
     )
     json.dumps(R.to_jsonable(found), allow_nan=False)
 
 
 def test_compare_runs_that_do_not_compare(tmp_path):
-    a, b = finished(tmp_path / 'a'), finished(tmp_path / 'b', tokenizer='gpt2', types=90)
+    a, b = finished(tmp_path / 'a'), finished(tmp_path / 'b', tokenizer='gpt2', vocab_size=90)
     validation = R.compare_runs(a, b)['validation']
     assert validation['unit'] == 'bits_per_byte' and 'tokenizer' in validation['why_not']
     assert (
@@ -658,7 +663,9 @@ def test_baselines_are_those_of_the_text_and_of_the_tokenizer():
     for corpus, tokenizer in {(b['validation']['corpus'], b['validation']['tokenizer']) for b in everything}:
         rows = R.baselines(corpus, tokenizer)
         assert {(b['validation']['corpus'], b['validation']['tokenizer']) for b in rows} == {(corpus, tokenizer)}
-        assert [b['validation']['context'] for b in rows] == sorted(b['validation']['context'] for b in rows)
+        assert [b['validation']['context_length'] for b in rows] == sorted(
+            b['validation']['context_length'] for b in rows
+        )
     assert [b['validation']['perplexity'] for b in R.baselines('wikitext-2', 'word')][-3:] == pytest.approx(
         [284.73, 240.74, 232.50], abs=0.01
     )
@@ -666,7 +673,7 @@ def test_baselines_are_those_of_the_text_and_of_the_tokenizer():
 
 
 def test_baselines_that_are_not_there_are_told_with_those_that_are():
-    for asked in (('wikitext-2', 'words'), ('toy', 'word'), ('wikitext-2-raw', 'word')):
+    for asked in (('wikitext-2', 'num_words'), ('toy', 'word'), ('wikitext-2-raw', 'word')):
         with pytest.raises(RecordError, match='there are: .*wikitext-2 by word'):
             R.baselines(*asked)
     with pytest.raises(TypeError):
@@ -678,7 +685,7 @@ def test_the_lesson_shows_the_baselines_that_it_announces():
     unknown words."""
     import nbformat
 
-    lesson = nbformat.read(Path(R.__file__).parents[1] / 'nbs' / '09_records.ipynb', 4)
+    lesson = nbformat.read(Path(R.__file__).parents[2] / 'nbs' / '09_records.ipynb', 4)
     shown = [
         o['data']['text/markdown']
         for c in lesson.cells
@@ -706,7 +713,7 @@ def test_the_table_of_results_has_no_bits_per_byte_where_they_mean_nothing(tmp_p
 
     assert bits() != '–'
     for passport in (
-        dict(unknown=3),
+        dict(num_unk=3),
         dict(corpus='wikitext-2'),
         dict(tokenizer='whitespace'),
         dict(tokenizer='bpe-note:64'),
@@ -718,8 +725,8 @@ def test_the_table_of_results_has_no_bits_per_byte_where_they_mean_nothing(tmp_p
 
 
 def test_a_configuration_with_an_infinite_setting_is_refused_and_leaves_no_folder(tmp_path):
-    with pytest.raises(RecordError, match='optim.clip is inf.*finite'):
-        Run.create('toy', {'optim': {'clip': math.inf}}, out=tmp_path / 'r')
+    with pytest.raises(RecordError, match='optim.max_grad_norm is inf.*finite'):
+        Run.create('toy', {'optim': {'max_grad_norm': math.inf}}, out=tmp_path / 'r')
     with pytest.raises(RecordError, match=r'betas\[1\] is nan'):
         Run.create('toy', {'betas': (0.9, math.nan)}, out=tmp_path / 'r')
     assert not (tmp_path / 'r').exists()

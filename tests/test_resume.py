@@ -23,22 +23,22 @@ from lmcourse.training.trainer import (
 from lmcourse.models.tied_rnn import TiedRNNConfig
 from lmcourse.models.transformer import TransformerConfig
 
-LANES = Data(corpus='markov', batches='lanes', length=20, batch=8)
+LANES = Data(corpus='markov', batching='stateful', seq_len=20, batch_size=8)
 MODELS = {
     'gru, one layer': RecurrentConfig('gru', 16, 16, 1),
     'lstm, one layer': RecurrentConfig('lstm', 16, 16, 1),
     'elman': RecurrentConfig('elman', 16, 16, 1),
     'tuned gru, one layer': TiedRNNConfig('gru', 16, 16, 1),
     'tuned lstm': TiedRNNConfig('lstm', 16, 16, 2),
-    'awd-lstm': AWDLSTMConfig(embedding=16, hidden=16, layers=2),
+    'awd-lstm': AWDLSTMConfig(embedding_dim=16, hidden_size=16, num_layers=2),
     'decoder': TransformerConfig(16, 2, 32, 1, 20),
 }
 
 
 def small(model, **changes):
-    data = LANES if not isinstance(model, TransformerConfig) else dataclasses.replace(LANES, batches='windows')
+    data = LANES if not isinstance(model, TransformerConfig) else dataclasses.replace(LANES, batching='windows')
     return override(
-        Recipe('small', model, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, evaluate_every=12)),
+        Recipe('small', model, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, eval_every=12)),
         changes,
     )
 
@@ -80,7 +80,13 @@ def test_precision_is_resolved_once_and_written_down(tmp_path, monkeypatch):
 def test_the_cosine_ends_where_the_batches_end(tmp_path):
     r = override(
         tiny(get_recipe('tuned-small'), 'markov'),
-        {'train.max_steps': None, 'train.epochs': 3, 'data.length': 300, 'data.batch': 16, 'model.others': 0},
+        {
+            'train.max_steps': None,
+            'train.epochs': 3,
+            'data.seq_len': 300,
+            'data.batch_size': 16,
+            'model.num_sampled': 0,
+        },
     )
     trainer = Trainer(r, tmp_path / 'r', show=False)
     made = 0
@@ -96,7 +102,13 @@ def test_a_text_that_has_changed_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     r = small(
         MODELS['gru, one layer'],
-        **{'data.corpus': 'book.txt', 'data.min_count': 1, 'data.batch': 2, 'data.length': 5, 'train.max_steps': 4},
+        **{
+            'data.corpus': 'book.txt',
+            'data.min_count': 1,
+            'data.batch_size': 2,
+            'data.seq_len': 5,
+            'train.max_steps': 4,
+        },
     )
     run = train(r, tmp_path / 'r', show=False)
     assert run.config['data']['corpus'] == str(tmp_path / 'book.txt'), 'from wherever it is taken up'
@@ -113,8 +125,8 @@ def test_a_recipe_of_ones_own_is_loaded_from_its_folder(tmp_path):
     train(
         Recipe(
             'my-own',
-            RecurrentConfig(hidden=16, embedding=16),
-            Data(corpus='markov', batches='windows'),
+            RecurrentConfig(hidden_size=16, embedding_dim=16),
+            Data(corpus='markov', batching='windows'),
             train=Train(max_steps=3),
         ),
         tmp_path / 'r',
@@ -177,7 +189,7 @@ def test_divergence_is_a_sentence_and_loses_nothing(lr, tmp_path):
     with pytest.raises(Diverged, match='grew beyond measure') as e:
         train(
             override(
-                tiny(get_recipe('lstm-a'), 'markov'), {'optim.lr': lr, 'optim.clip': 0, 'train.evaluate_every': 10}
+                tiny(get_recipe('lstm-a'), 'markov'), {'optim.lr': lr, 'optim.max_grad_norm': 0, 'train.eval_every': 10}
             ),
             tmp_path / 'r',
             show=False,
@@ -188,12 +200,14 @@ def test_divergence_is_a_sentence_and_loses_nothing(lr, tmp_path):
 
 def test_clip_zero_never_touches_a_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', None)
-    run = train(small(MODELS['gru, one layer'], **{'optim.clip': 0, 'train.max_steps': 4}), tmp_path / 'r', show=False)
+    run = train(
+        small(MODELS['gru, one layer'], **{'optim.max_grad_norm': 0, 'train.max_steps': 4}), tmp_path / 'r', show=False
+    )
     assert all(m['grad_norm'] > 0 for m in run.metrics() if 'grad_norm' in m)
 
 
 def test_an_exception_leaves_the_model_as_it_was():
-    model = RecurrentConfig(hidden=8, embedding=8).build(30)
+    model = RecurrentConfig(hidden_size=8, embedding_dim=8).build(30)
     with pytest.raises(ZeroDivisionError), evaluating(model):
         assert not model.training
         1 / 0
@@ -201,7 +215,7 @@ def test_an_exception_leaves_the_model_as_it_was():
     from lmcourse.data.tokens import tokenize_corpus
 
     with pytest.raises(Exception):
-        evaluate(model, tokenize_corpus('markov').validation, 0, length=0)
+        evaluate(model, tokenize_corpus('markov').validation, 0, seq_len=0)
     assert model.training
 
 
@@ -254,7 +268,7 @@ def test_an_interrupted_cell_says_where_it_stopped_and_how_to_go_on(tmp_path, mo
 
     monkeypatch.setattr(T, 'in_notebook', lambda: True)
     monkeypatch.setenv('IN_TEST', '1')  # no bar
-    monkeypatch.setattr(T, 'why_stop', lambda trainer, asked: 'interrupted' if trainer.step == 5 else None)
+    monkeypatch.setattr(T, 'stop_reason', lambda trainer, asked: 'interrupted' if trainer.step == 5 else None)
     train(small(MODELS['gru, one layer']), tmp_path / 'run')
     assert capsys.readouterr().out == f"Stopped at step 5 of 24. To go on: fit(resume({str(tmp_path / 'run')!r}))\n"
 
@@ -299,7 +313,9 @@ def test_a_seed_beyond_the_whole_numbers_of_a_float_is_recorded_exactly(tmp_path
     assert run.summary['seed'] == Run.open(tmp_path / 'run').seed == 2**53 + 1
 
 
-@pytest.mark.parametrize('model', [TiedRNNConfig('lstm', 16, 16, 1, others=0), TiedRNNConfig('lstm', 16, 16, 1, zipf=False)])
+@pytest.mark.parametrize(
+    'model', [TiedRNNConfig('lstm', 16, 16, 1, num_sampled=0), TiedRNNConfig('lstm', 16, 16, 1, zipf_bias_init=False)]
+)
 def test_what_takes_the_first_ids_for_the_commonest_refuses_other_vocabularies(model, tmp_path):
     r = small(model, **{'data.tokenizer': 'bpe:300', 'data.corpus': 'stdlib'})
     with pytest.raises(RecipeError, match='sorted by frequency'):

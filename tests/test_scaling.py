@@ -43,10 +43,10 @@ def base(**changes):
         {
             'data.corpus': 'markov',
             'data.tokenizer': 'word',
-            'data.length': 16,
-            'model.context': 16,
+            'data.seq_len': 16,
+            'model.context_length': 16,
             'train.max_steps': 6,
-            'optim.warmup': 1,
+            'optim.warmup_steps': 1,
         }
         | changes,
     )
@@ -76,15 +76,15 @@ plain = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in ro
             activation='relu2',
             qk_norm=True,
             bias=False,
-            head_bias=False,
-            start='still',
+            lm_head_bias=False,
+            init='zero_residual',
         ),
     ],
     ids=['notes', 'swiglu', 'all'],
 )
 @pytest.mark.parametrize('length', [None, 16])
 def test_every_product_is_counted_once_forward_and_twice_backward(c, length):
-    T = length or c.context
+    T = length or c.context_length
     model, x_BT = c.build(70), torch.randint(70, (3, T))
     loss = lambda: F.cross_entropy(model.logits(x_BT)[0].flatten(0, 1), x_BT.flatten())
 
@@ -100,7 +100,9 @@ def test_every_product_is_counted_once_forward_and_twice_backward(c, length):
 def test_the_rule_of_thumb_is_the_count_without_attention_for_tied_tables():
     c = override(base(), size_overrides(64, 3)).model
     f = forward_flops_per_token(c, 1024)
-    matrices = num_parameters(override(base(), size_overrides(64, 3)), 1024) - (2 * c.layers + 1) * 64  # all but the norms
+    matrices = (
+        num_parameters(override(base(), size_overrides(64, 3)), 1024) - (2 * c.num_layers + 1) * 64
+    )  # all but the norms
     assert 3 * (f['linear layers'] + f['head']) == 6 * matrices
 
 
@@ -109,10 +111,10 @@ def test_the_rule_of_thumb_is_the_count_without_attention_for_tied_tables():
 
 def test_a_run_says_what_it_cost_and_reads_no_more_than_it_may():
     r = train_and_measure(base())
-    assert (r['tokens'], r['unique'], r['steps']) == (6 * 8 * 16, 6 * 8 * 16, 6)
-    assert r['parameters'] == num_parameters(base(), TYPES) and r['blocks'] < r['parameters'] and r['nats'] > 0
+    assert (r['num_tokens'], r['unique'], r['steps']) == (6 * 8 * 16, 6 * 8 * 16, 6)
+    assert r['num_parameters'] == num_parameters(base(), TYPES) and r['blocks'] < r['num_parameters'] and r['nats'] > 0
     few = train_and_measure(base(**{'train.epochs': 7}), unique=128)
-    assert (few['tokens'], few['unique'], few['steps']) == (768, 128, 6) and few['nats'] != r['nats']
+    assert (few['num_tokens'], few['unique'], few['steps']) == (768, 128, 6) and few['nats'] != r['nats']
 
 
 def test_the_shorter_text_is_all_that_is_read(monkeypatch):
@@ -169,14 +171,14 @@ def test_a_plan_spends_its_budgets_and_leaves_out_what_the_text_cannot_feed():
             and abs(training_flops_per_token(r.model, TYPES, 16) * 128 * n - float(name.split()[0]))
             <= training_flops_per_token(r.model, TYPES, 16) * 64
         )
-        assert r.optim.warmup == n // 20
+        assert r.optim.warmup_steps == n // 20
     assert not isoflop_plan(base(), sizes, [1e6], least=3)
 
 
 def test_rows_are_made_once(tmp_path, monkeypatch):
     rows = run_grid(base(), PLAN, tmp_path / 'grid.json')
     assert [r['run'] for r in rows] == list(PLAN) and read_json(tmp_path / 'grid.json') == rows
-    monkeypatch.setattr(S, 'measured', lambda *a, **k: pytest.fail('made twice'))
+    monkeypatch.setattr(S, 'train_and_measure', lambda *a, **k: pytest.fail('made twice'))
     assert run_grid(base(), PLAN, tmp_path / 'grid.json') == rows
     assert run_grid(base(), dict(reversed(PLAN.items())), tmp_path / 'grid.json') == rows[::-1]
     with pytest.raises(ScalingError, match='other settings'):
@@ -186,7 +188,7 @@ def test_rows_are_made_once(tmp_path, monkeypatch):
 
 
 def test_a_mistake_in_the_settings_is_told_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(S, 'measured', lambda *a, **k: pytest.fail('ran'))
+    monkeypatch.setattr(S, 'train_and_measure', lambda *a, **k: pytest.fail('ran'))
     with pytest.raises(RecipeError, match='depth'):
         run_grid(base(), PLAN | {'wrong': {'model.depth': 3}}, tmp_path / 'grid.json')
     assert not (tmp_path / 'grid.json').exists()
@@ -203,7 +205,9 @@ def test_a_broken_run_gets_a_row_that_says_so_and_the_others_go_on(tmp_path, job
         tell=told.append,
     )
     assert (
-        'stopped being a number' in rows[0]['broken'] and [r['run'] for r in completed(rows)] == ['run 3'] and len(told) == 2
+        'stopped being a number' in rows[0]['broken']
+        and [r['run'] for r in completed(rows)] == ['run 3']
+        and len(told) == 2
     )
     assert any('stopped being a number' in line for line in told)
     assert plain(run_grid(base(), {'bad': {'optim.lr': 1e12, 'train.max_steps': 60}}, tmp_path / 'grid.json')) == plain(
@@ -228,7 +232,7 @@ from lmcourse.experiments.scaling import *
 from lmcourse.training.recipes import get_recipe, override
 sys.path.insert(0, sys.argv[2])
 from test_scaling import base, PLAN
-run_all(base(), {f'run {n}': PLAN['run 3'] | {'train.max_steps': n} for n in range(20, 25)}, sys.argv[1], jobs=int(sys.argv[3]))
+run_grid(base(), {f'run {n}': PLAN['run 3'] | {'train.max_steps': n} for n in range(20, 25)}, sys.argv[1], jobs=int(sys.argv[3]))
 '''
 
 
@@ -258,8 +262,8 @@ def points(law=KNOWN, noise=0.0, seed=0):
     rng = np.random.default_rng(seed)
     return [
         dict(
-            parameters=n,
-            tokens=C / 7 / n,
+            num_parameters=n,
+            num_tokens=C / 7 / n,
             flops=C,
             nats=float(law(n, C / 7 / n)) * math.exp(noise * rng.standard_normal()),
         )
@@ -268,7 +272,9 @@ def points(law=KNOWN, noise=0.0, seed=0):
     ]
 
 
-@pytest.mark.parametrize('law', [KNOWN, ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28), ScalingLaw(0.3, 50.0, 0.25, 3000.0, 0.7)])
+@pytest.mark.parametrize(
+    'law', [KNOWN, ScalingLaw(1.7, 400.0, 0.34, 410.0, 0.28), ScalingLaw(0.3, 50.0, 0.25, 3000.0, 0.7)]
+)
 def test_a_law_is_found_where_there_is_one(law):
     found = fit_law(points(law))[0]
     for k, v in asdict(law).items():
@@ -314,7 +320,7 @@ def test_huber_is_a_bowl_and_then_a_cone():
 
 def test_a_step_that_does_not_help_is_taken_back():
     rows = points(noise=0.01)
-    n, d, y = np.log([[r[k] for r in rows] for k in ('parameters', 'tokens', 'nats')])
+    n, d, y = np.log([[r[k] for r in rows] for k in ('num_parameters', 'num_tokens', 'nats')])
     start, last = np.array([[5.0, 3.0, 5.0, 3.0, -3.0], [0.0, 0.1, 0.0, 0.1, 1.0]]), np.full(2, np.inf)
     for rounds in (1, 2, 5, 20, 100):
         loss = fit_many(start, n, d, y, np.ones((2, len(n))), rounds)[1]
@@ -326,11 +332,11 @@ def test_the_valley_is_between_the_runs_or_there_is_none():
     made = fit_isoflop(points(), [2.5e11, 5e11, 1e12, 2e12, 9e12])
     assert [v['budget'] for v in made] == [2.5e11, 5e11, 1e12, 2e12] and all(v['inside'] for v in made)
     for v in made:
-        assert v['parameters'] == pytest.approx(KNOWN.best(v['budget'], 7.0)[0], rel=0.15) and v['parameters'] * v[
-            'tokens'
-        ] * 7 == pytest.approx(v['budget'], rel=0.01)
-    left = [r for r in points() if r['parameters'] < 6e4 or r['flops'] < 3e11]
-    assert [v['inside'] for v in fit_isoflop([r for r in points() if r['parameters'] > 1.5e5], [2.5e11])] == [
+        assert v['num_parameters'] == pytest.approx(KNOWN.best(v['budget'], 7.0)[0], rel=0.15) and v[
+            'num_parameters'
+        ] * v['num_tokens'] * 7 == pytest.approx(v['budget'], rel=0.01)
+    left = [r for r in points() if r['num_parameters'] < 6e4 or r['flops'] < 3e11]
+    assert [v['inside'] for v in fit_isoflop([r for r in points() if r['num_parameters'] > 1.5e5], [2.5e11])] == [
         False
     ] and len(fit_isoflop(left, [2e12])) == 0
 
@@ -353,8 +359,8 @@ def seeded(folder, kinds=('grid',)):
                     run=name,
                     base='',
                     changes=change,
-                    parameters=N,
-                    tokens=D,
+                    num_parameters=N,
+                    num_tokens=D,
                     flops=training_flops_per_token(r.model, TYPES, 16) * D,
                     nats=1 + 20 / N**0.4 + 30 / D**0.4,
                 )
@@ -368,20 +374,20 @@ def test_the_prediction_is_in_the_file_before_its_run_begins(tmp_path, monkeypat
 
     def watch(recipe):
         seen.append(read_json(out))
-        return dict(parameters=1, tokens=1, flops=1.0, nats=3.0)
+        return dict(num_parameters=1, num_tokens=1, flops=1.0, nats=3.0)
 
-    monkeypatch.setattr(S, 'measured', watch)
+    monkeypatch.setattr(S, 'train_and_measure', watch)
     said, came = predict_then_run(base(), [(16, 1), (32, 1), (32, 2)], 2.4e8, out)
     assert len(seen) == 1 and seen[0][-1]['kind'] == 'prediction' and seen[0][-1] == said
     assert [r['kind'] for r in read_json(out)] == ['grid'] * 8 + ['prediction', 'larger'] and said['run'] == came['run']
-    monkeypatch.setattr(S, 'predicted', lambda *a, **k: pytest.fail('said twice'))
+    monkeypatch.setattr(S, 'predict_loss', lambda *a, **k: pytest.fail('said twice'))
     assert predict_then_run(base(), [(16, 1), (32, 1), (32, 2)], 2.4e8, out) == (said, came)
 
 
 def test_nothing_is_foretold_of_what_is_there(tmp_path, monkeypatch):
     out = seeded(tmp_path)
     plan = isoflop_plan(base(), [(16, 1)], [2.4e8], least=1)
-    monkeypatch.setattr(S, 'measured', lambda *a, **k: dict(nats=3.0))
+    monkeypatch.setattr(S, 'train_and_measure', lambda *a, **k: dict(nats=3.0))
     run_grid(base(), plan, out, 'larger')
     with pytest.raises(ScalingError, match='no prediction'):
         predict_then_run(base(), [(16, 1)], 2.4e8, out)
@@ -389,7 +395,7 @@ def test_nothing_is_foretold_of_what_is_there(tmp_path, monkeypatch):
 
 # ---- the record
 
-RECORD = read_json(Path(S.__file__).parent / 'records' / 'scaling.json')
+RECORD = read_json(Path(S.__file__).parents[1] / 'records' / 'scaling.json')
 
 
 def test_the_record_is_of_runs_whose_counts_are_right():
@@ -411,12 +417,14 @@ def test_the_record_is_of_runs_whose_counts_are_right():
         recipe = override(wiki, {k: v for k, v in r['changes'].items() if k not in ('unique', 'stop')})
         d, stop = recipe.data, r['changes'].get('stop', recipe.train.max_steps)
         assert (
-            r['parameters'] == num_parameters(recipe)
+            r['num_parameters'] == num_parameters(recipe)
             and r['steps'] == stop
-            and 0 <= stop * d.batch * d.length - r['tokens'] < d.length
+            and 0 <= stop * d.batch_size * d.seq_len - r['num_tokens'] < d.seq_len
         )  # the text's last window is short
-        assert r['flops'] == pytest.approx(training_flops_per_token(recipe.model, 1024, 128) * r['tokens'], rel=1e-5)
-        assert r['unique'] == r['changes'].get('unique', r['tokens'])
+        assert r['flops'] == pytest.approx(
+            training_flops_per_token(recipe.model, 1024, 128) * r['num_tokens'], rel=1e-5
+        )
+        assert r['unique'] == r['changes'].get('unique', r['num_tokens'])
 
 
 def test_the_record_has_its_prediction_before_the_run_and_from_the_grid_alone():
@@ -431,21 +439,24 @@ def test_the_record_has_its_prediction_before_the_run_and_from_the_grid_alone():
         and said['runs'] == len(grid)
         and 3 <= came['flops'] / max(r['flops'] for r in grid) <= 4
     )
-    again = predict_loss(grid, said['parameters'], said['tokens'])
+    again = predict_loss(grid, said['num_parameters'], said['num_tokens'])
     for k in ('nats', 'low', 'high'):
         assert again[k] == pytest.approx(said[k], rel=1e-3)
 
 
-@pytest.mark.parametrize('alike, says', [('parameters', 'same parameters'), ('tokens', 'same tokens')])
+@pytest.mark.parametrize('alike, says', [('num_parameters', 'same parameters'), ('num_tokens', 'same tokens')])
 def test_a_law_wants_several_sizes_and_lengths(alike, says):
-    rows = [dict(parameters=1e4 * (n + 1), tokens=1e6 * (9 - n), nats=4.0 - 0.1 * n) | {alike: 5e5} for n in range(9)]
+    rows = [
+        dict(num_parameters=1e4 * (n + 1), num_tokens=1e6 * (9 - n), nats=4.0 - 0.1 * n) | {alike: 5e5}
+        for n in range(9)
+    ]
     with pytest.raises(ScalingError, match=says):
         fit_law(rows)
 
 
 @pytest.mark.parametrize('nats', [math.nan, math.inf, -1.0, 0.0])
 def test_a_law_wants_finite_nats(nats):
-    rows = [dict(parameters=1e4 * (n + 1), tokens=1e6 * (9 - n), nats=4.0 - 0.1 * n) for n in range(9)]
+    rows = [dict(num_parameters=1e4 * (n + 1), num_tokens=1e6 * (9 - n), nats=4.0 - 0.1 * n) for n in range(9)]
     rows[3]['nats'] = nats
     with pytest.raises(ScalingError, match='no finite number'):
         fit_law(rows)

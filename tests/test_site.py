@@ -60,14 +60,14 @@ class Reader:
 
     def __init__(self, browser, url, **context):
         self.url, self.wrong = url, []
-        self.context = browser.new_context(
+        self.context_length = browser.new_context(
             **{
                 'viewport': dict(width=1440, height=1000),
                 'proxy': dict(server='http://127.0.0.1:9', bypass='127.0.0.1'),
             }
             | context
         )
-        self.page = self.context.new_page()
+        self.page = self.context_length.new_page()
         self.page.on('request', self._asked)
         self.page.on('console', lambda m: m.type == 'error' and self.wrong.append(f'console: {m.text[:300]}'))
         self.page.on('pageerror', lambda e: self.wrong.append(f'error: {str(e)[:300]}'))
@@ -86,7 +86,7 @@ class Reader:
         return self
 
     def __exit__(self, *_):
-        self.context.close()
+        self.context_length.close()
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_links_are_rewritten_for_the_page_they_stand_on():
     assert (
         stage.relink(text, 'nbs', 'lessons/01_x.ipynb')
         == f'[a](04_text.ipynb#b) [c](../bibliography.md#k) [d](https://x.org/) [e]({repo}/Makefile) [f](#g)'
-        ' [h](../api/loss.md)'
+        ' [h](../api/measure.cross_entropy.md)'
     )
     assert stage.relink('[a](04_text.ipynb)', 'nbs', 'index.ipynb') == '[a](lessons/04_text.ipynb)'
 

@@ -105,7 +105,7 @@ def test_stdlib_that_is_not_there(fresh):
 def test_markov_is_the_chain():
     source, c = MarkovSource(), load_corpus('markov')
     ids = source.ids(c['validation'])
-    assert len(ids) == c.words('validation') and ids[-1] == 0 and set(ids) == set(range(source.types))
+    assert len(ids) == c.words('validation') and ids[-1] == 0 and set(ids) == set(range(source.vocab_size))
     again, word = [], {0: ''} | dict(enumerate(source.words, 1))
     for row in ' '.join(word[i] or '\n' for i in ids).split('\n')[:-1]:
         again.append(row.strip() + '\n' if row.strip() else '')

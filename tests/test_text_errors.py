@@ -392,7 +392,7 @@ def test_parquet_without_text(nowhere, tmp_path):
     nowhere.setenv('LMCOURSE_DATA', str(tmp_path))
     (folder := tmp_path / 'wikitext' / 'wikitext-2-v1').mkdir(parents=True)
     for split in SPLITS:
-        pq.write_table(pa.table(dict(words=['a'])), folder / f'{split}-00000-of-00001.parquet')
+        pq.write_table(pa.table(dict(num_words=['a'])), folder / f'{split}-00000-of-00001.parquet')
     assert 'is damaged' in refusal('wikitext-2')
 
 
@@ -400,6 +400,9 @@ def test_have_corpus_never_asks_the_hub(nowhere, tmp_path):
     asked = []
     nowhere.setattr(text, '_from_hub', lambda *args: asked.append(args) or (None, 'asked'))
     assert (
-        not corpus_available('wikitext-2') and not corpus_available('nothing') and not corpus_available(tmp_path / 'x') and not asked
+        not corpus_available('wikitext-2')
+        and not corpus_available('nothing')
+        and not corpus_available(tmp_path / 'x')
+        and not asked
     )
     assert corpus_available('stdlib') and corpus_available('markov') and corpus_available(tmp_path)

@@ -18,7 +18,7 @@ def cut(cache, name='word'):
 
 
 def folder_of(cache):
-    return next((cache / 'tokens').iterdir())
+    return next((cache / 'num_tokens').iterdir())
 
 
 def files(cache):
@@ -27,7 +27,7 @@ def files(cache):
 
 def right(data):
     return all(
-        (getattr(data, s).ids == data.tokenizer.encode_rows(CORPUS[s])).all() and getattr(data, s).unknown == 0
+        (getattr(data, s).ids == data.tokenizer.encode_rows(CORPUS[s])).all() and getattr(data, s).num_unk == 0
         for s in SPLITS
     )
 
@@ -36,7 +36,7 @@ def right(data):
 def test_cut_once(name, tmp_path, capsys, monkeypatch):
     "The second time nothing is cut and no vocabulary is made, and nothing is said either time."
     first = cut(tmp_path, name)
-    for work in ('count_words', 'train_bpe', '_write_ids'):
+    for work in ('build_vocab', 'train_bpe', '_write_ids'):
         monkeypatch.setattr(tokens, work, None)
     again = cut(tmp_path, name)
     assert (
@@ -56,10 +56,10 @@ def test_keyed_by_content(tmp_path):
     cut(tmp_path), cut(tmp_path, 'bpe:300')
     tokenize_corpus(CORPUS, 'word', 2, tmp_path)
     tokenize_corpus(Corpus('renamed', CORPUS.splits), 'word', 1, tmp_path)
-    assert len(list((tmp_path / 'tokens').iterdir())) == 3
+    assert len(list((tmp_path / 'num_tokens').iterdir())) == 3
     tokenize_corpus(Corpus('rows', CORPUS.splits, meaningful_bytes=False), 'word', 1, tmp_path)
     tokenize_corpus(Corpus('rows', CORPUS.splits | {'test': ROWS[50:99]}), 'word', 1, tmp_path)
-    assert len(list((tmp_path / 'tokens').iterdir())) == 5
+    assert len(list((tmp_path / 'num_tokens').iterdir())) == 5
 
 
 def overwrite(path, data):
@@ -86,7 +86,7 @@ DAMAGE = {
     'facts cut short': lambda d: overwrite(d / 'facts.json', (d / 'facts.json').read_bytes()[:-20]),
     'facts empty': lambda d: overwrite(d / 'facts.json', b''),
     'facts changed': lambda d: overwrite(
-        d / 'facts.json', (d / 'facts.json').read_bytes().replace(b'"unknown": 0', b'"unknown": 5')
+        d / 'facts.json', (d / 'facts.json').read_bytes().replace(b'"num_unk": 0', b'"num_unk": 5')
     ),
     'facts of another kind': lambda d: overwrite(d / 'facts.json', b'[1, 2]'),
     'facts not text': lambda d: overwrite(d / 'facts.json', b'\xff\xfe\x00'),
@@ -186,5 +186,5 @@ def test_distributed_processes_at_once(tmp_path):
     r = subprocess.run([sys.executable, '-c', CUT, tmp_path], capture_output=True, text=True, check=True)
     assert (
         r.stderr == ''
-        and json.loads((folder_of(tmp_path) / 'facts.json').read_text())['body']['train']['tokens'] == 30_000 * 9
+        and json.loads((folder_of(tmp_path) / 'facts.json').read_text())['body']['train']['num_tokens'] == 30_000 * 9
     )

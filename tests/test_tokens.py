@@ -39,7 +39,7 @@ each = pytest.mark.parametrize('tokenizer', [make() for make in MADE.values()], 
 @each
 def test_comes_back_from_json(tokenizer):
     again = Tokenizer.from_dict(json.loads(json.dumps(tokenizer.to_dict())))
-    facts = lambda t: (t.name, t.types, t.first_id, t.eos, t.unk_id, t.row_ends, t.dtype, t.to_dict())
+    facts = lambda t: (t.name, t.vocab_size, t.bos_id, t.eos, t.unk_id, t.row_ends, t.dtype, t.to_dict())
     assert facts(again) == facts(tokenizer) and (again.encode_rows(ROWS) == tokenizer.encode_rows(ROWS)).all()
     assert facts(pickle.loads(pickle.dumps(tokenizer))) == facts(tokenizer)
 
@@ -47,10 +47,14 @@ def test_comes_back_from_json(tokenizer):
 @each
 def test_ids_and_pieces_agree(tokenizer):
     ids_N = tokenizer.encode_rows(ROWS)
-    assert ids_N.dtype == tokenizer.dtype and ids_N.max() < tokenizer.types and tokenizer.first_id < tokenizer.types
-    assert len(tokenizer.tokens(ids_N)) == len(ids_N)
     assert (
-        tokenizer.tokens([]) == []
+        ids_N.dtype == tokenizer.dtype
+        and ids_N.max() < tokenizer.vocab_size
+        and tokenizer.bos_id < tokenizer.vocab_size
+    )
+    assert len(tokenizer.convert_ids_to_tokens(ids_N)) == len(ids_N)
+    assert (
+        tokenizer.convert_ids_to_tokens([]) == []
         and tokenizer.decode([]) == ''
         and tokenizer.encode('') == []
         and len(tokenizer.encode_rows([])) == 0
@@ -60,7 +64,7 @@ def test_ids_and_pieces_agree(tokenizer):
 @each
 @pytest.mark.parametrize('id', [-1, 10**6])
 def test_an_id_outside_the_vocabulary(tokenizer, id):
-    for back in (tokenizer.decode, tokenizer.tokens):
+    for back in (tokenizer.decode, tokenizer.convert_ids_to_tokens):
         with pytest.raises(
             TokenError, match=f'{id} is no id of the {tokenizer.name} tokenizer, whose ids run from 0 to'
         ):
@@ -70,7 +74,13 @@ def test_an_id_outside_the_vocabulary(tokenizer, id):
 def test_words():
     t = MADE['word']()
     assert len(t.encode_rows(ROWS)) == CORPUS.words('train')
-    assert t.tokens(t.encode('the unheard-of crab <unk> <eos>')) == ['the', '<unk>', 'crab', '<unk>', '<eos>']
+    assert t.convert_ids_to_tokens(t.encode('the unheard-of crab <unk> <eos>')) == [
+        'the',
+        '<unk>',
+        'crab',
+        '<unk>',
+        '<eos>',
+    ]
     assert t.decode(t.encode_rows(['a crab\n', '', ' \n', 'the lobster\n'])) == 'a crab\n\n\nthe lobster\n'
     assert t.vocabulary[:4] == ['<unk>', '<eos>', 'lobster', 'the'] and build_vocab(reversed(ROWS), 1) == t.vocabulary
 
@@ -80,8 +90,8 @@ def test_min_count():
         ROWS, 99
     ) == ['<unk>', '<eos>']
     cut = lambda name, n: tokenize_corpus(CORPUS, name, n, '/dev/null/none')
-    assert cut('word', 4).train.unknown > cut('word', 3).train.unknown == 3  # three are written in the text itself
-    assert cut('whitespace', 4).train.unknown > cut('whitespace', 3).train.unknown == 0
+    assert cut('word', 4).train.num_unk > cut('word', 3).train.num_unk == 3  # three are written in the text itself
+    assert cut('whitespace', 4).train.num_unk > cut('whitespace', 3).train.num_unk == 0
 
 
 def test_bytes_have_no_outside():
@@ -89,14 +99,14 @@ def test_bytes_have_no_outside():
     for text in ('\x00\x1f\x7f', 'ÿ \n\t', '🦞', 'e\u0301', '<|endoftext|>', ' ' * 50):
         assert t.decode(t.encode(text)) == text
     assert t.decode(t.encode_rows(ROWS)) == ''.join(ROWS)
-    assert t.tokens([t.first_id]) == ['<|endoftext|>'] and '\\x' in ''.join(
-        t.tokens(t.encode('戦')[:1] + t.encode('🦞'))
+    assert t.convert_ids_to_tokens([t.bos_id]) == ['<|endoftext|>'] and '\\x' in ''.join(
+        t.convert_ids_to_tokens(t.encode('戦')[:1] + t.encode('🦞'))
     )
 
 
 def test_a_text_too_short_for_its_merges_has_fewer_types():
     t = train_bpe(['ab ab'], 5000)
-    assert 257 < t.types < 262 and t.name == 'bpe:5000'
+    assert 257 < t.vocab_size < 262 and t.name == 'bpe:5000'
 
 
 @pytest.mark.parametrize(
@@ -146,7 +156,7 @@ def test_without_gpt2(env, reason, tmp_path):
         | dict(HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), HF_HUB_CACHE=str(tmp_path))
         | env
     )
-    code = 'from lmcourse.data.tokens import *; print(have_gpt2()); load_tokenizer("gpt2")'
+    code = 'from lmcourse.data.tokens import *; print(gpt2_available()); load_tokenizer("gpt2")'
     r = subprocess.run([sys.executable, '-c', code], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     last = r.stderr.strip().splitlines()[-1]
     assert (
@@ -169,7 +179,7 @@ def test_a_damaged_gpt2_file(tmp_path, monkeypatch):
 def test_other_processes_make_the_same_vocabulary(tmp_path):
     code = (
         'from lmcourse.data.tokens import *; from lmcourse.data.text import load_corpus; rows = load_corpus("markov")["train"];'
-        ' import hashlib, json\nfor t in (WordTokenizer(count_words(rows)), train_whitespace(rows), train_bpe(rows,'
+        ' import hashlib, json\nfor t in (WordTokenizer(build_vocab(rows)), train_whitespace(rows), train_bpe(rows,'
         ' 400)): print(hashlib.sha256(json.dumps(t.to_dict(), sort_keys=True).encode()).hexdigest())'
     )
     found = {
@@ -210,24 +220,32 @@ def test_a_long_text_is_cut_piece_by_piece(name, tmp_path):
     data = tokenize_corpus(corpus, tokenizer, cache=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert data.train.tokens > 990_000 and isinstance(data.train.ids, np.memmap) and peak < 10e6
+    assert data.train.num_tokens > 990_000 and isinstance(data.train.ids, np.memmap) and peak < 10e6
     assert data.train.ids[-5:].tolist() == tokenizer.encode_rows(corpus['train'][-1:])[-5:].tolist()
 
 
 def test_a_tokenizer_made_before_goes_on_other_text(tmp_path):
     other = Corpus('other', dict.fromkeys(SPLITS, ['a whale and a crab\n']))
     data = tokenize_corpus(other, MADE['word'](), cache=tmp_path)
-    assert data.types == MADE['word']().types and data.test.unknown == 1 and data.corpus == data.test.corpus == 'other'
+    assert (
+        data.vocab_size == MADE['word']().vocab_size
+        and data.test.num_unk == 1
+        and data.corpus == data.test.corpus == 'other'
+    )
 
 
 def test_measurements_and_what_they_compare_with(tmp_path):
     plain = Corpus('plain', dict.fromkeys(SPLITS, [row.replace('<unk>', 'green') for row in ROWS]))
     cut = lambda name, corpus=plain: tokenize_corpus(corpus, name, 1, tmp_path).validation
-    conditions = dict(context=None, stride=None, carried=True, lanes=1)
+    conditions = dict(context_length=None, stride=None, state_carried=True, eval_batch_size=1)
     bpe, parted = (cut(name).measurement(100.0, **conditions) for name in ('bpe:300', 'whitespace'))
     word = cut('word', CORPUS).measurement(100.0, **conditions)
-    assert (bpe.tokens, bpe.words, bpe.bytes) == (cut('bpe:300').tokens, plain.words('test'), plain.bytes('test'))
-    assert (word.eos, word.unknown, word.split, bpe.eos) == (
+    assert (bpe.num_tokens, bpe.num_words, bpe.num_bytes) == (
+        cut('bpe:300').num_tokens,
+        plain.words('test'),
+        plain.bytes('test'),
+    )
+    assert (word.eos, word.num_unk, word.split, bpe.eos) == (
         '<eos>',
         3,
         'validation',

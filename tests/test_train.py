@@ -5,7 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest, torch
-from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe_from_dict, tiny
+from lmcourse.training.recipes import (
+    Data,
+    Optim,
+    Recipe,
+    RecipeError,
+    Train,
+    get_recipe,
+    override,
+    recipe_from_dict,
+    tiny,
+)
 from lmcourse.training.runs import Run, baselines, plot_curves, best_record
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.data.tokens import tokenize_corpus
@@ -34,7 +44,7 @@ def cache(tmp_path, monkeypatch):
 def twin(**changes):
     return override(
         tiny(get_recipe('lstm-a'), corpus='markov'),
-        {'data.batches': 'lanes'} | {f'train.{k}': v for k, v in changes.items()},
+        {'data.batching': 'stateful'} | {f'train.{k}': v for k, v in changes.items()},
     )
 
 
@@ -80,8 +90,8 @@ def test_a_text_that_changed_is_not_gone_on_with(tmp_path):
 
 def test_a_diverged_run_says_so_and_keeps_what_it_had(tmp_path):
     r = override(
-        twin(max_steps=40, evaluate_every=10),
-        {'optim.lr': 1e36, 'optim.clip': 0, 'optim.warmup': 0, 'train.log_every': 5},
+        twin(max_steps=40, eval_every=10),
+        {'optim.lr': 1e36, 'optim.max_grad_norm': 0, 'optim.warmup_steps': 0, 'train.log_every': 5},
     )
     with pytest.raises(Diverged, match='stopped being a number'):
         train(r, tmp_path / 'run', show=False)
@@ -99,7 +109,7 @@ def test_patience_stops_a_run_that_gets_no_better(tmp_path, monkeypatch):
         return replace(real(*a, **k), nats_per_token=1.0 + len(calls), perplexity=math.exp(1.0 + len(calls)))
 
     monkeypatch.setattr(T, 'evaluate', worse)
-    s = train(twin(max_steps=40, evaluate_every=4, patience=2), tmp_path / 'run', show=False).summary
+    s = train(twin(max_steps=40, eval_every=4, patience=2), tmp_path / 'run', show=False).summary
     assert (s['stopped'], s['steps']) == ('patience', 12)
 
 
@@ -121,28 +131,34 @@ def test_windows_that_overlap_score_each_token_once_with_more_before_it():
     split = replace(data.validation, ids=data.validation.ids[:403] % V)
     torch.manual_seed(0)
     model = MODELS['decoder']().eval()
-    found = evaluate(model, split, 1, length=16, stride=5)
-    assert (found.tokens, found.context, found.stride, found.carried) == (403, 16, 5, False)
+    found = evaluate(model, split, 1, seq_len=16, stride=5)
+    assert (found.num_tokens, found.context_length, found.stride, found.state_carried) == (403, 16, 5, False)
     ids, nats = [1, *split.ids.tolist()], 0.0
     for i in range(403):  # by hand: the window that is the first to reach the token
         start = 0 if i < 16 else 5 * -(-(i - 15) // 5)
         nats -= float(model.logits(torch.tensor([ids[start : i + 1]]))[0][0, -1].log_softmax(-1)[split.ids[i]].detach())
     assert found.nats == pytest.approx(nats, rel=1e-5)
     assert (
-        evaluate(model, split, 1, length=16).nats == evaluate(model, split, 1, length=16, stride=16).nats != found.nats
+        evaluate(model, split, 1, seq_len=16).nats
+        == evaluate(model, split, 1, seq_len=16, stride=16).nats
+        != found.nats
     )
     with pytest.raises(TrainingError, match='carries its state'):
         evaluate(MODELS['lstm'](), split, 1, stride=5)
     with pytest.raises(LMCourseError, match='leaves out tokens'):
-        evaluate(model, split, 1, length=16, stride=17)
-    lost = evaluate(MODELS['lstm'](), split, 1, carried=False, length=16, stride=5)
-    assert (lost.tokens, lost.stride) == (403, 5)
+        evaluate(model, split, 1, seq_len=16, stride=17)
+    lost = evaluate(MODELS['lstm'](), split, 1, state_carried=False, seq_len=16, stride=5)
+    assert (lost.num_tokens, lost.stride) == (403, 5)
 
 
 def small(**changes):
     return override(
         Recipe(
-            'small', RecurrentConfig('gru', 16, 16, 1), Data(corpus='markov', length=20, batch=8), Optim(lr=3e-3), Train()
+            'small',
+            RecurrentConfig('gru', 16, 16, 1),
+            Data(corpus='markov', seq_len=20, batch_size=8),
+            Optim(lr=3e-3),
+            Train(),
         ),
         changes,
     )
@@ -153,7 +169,9 @@ def test_a_billion_epochs_are_planned_at_once(tmp_path):
     assert Trainer(small(**{'train.epochs': 10**9}), tmp_path / 'a', show=False).total == 10**9 * 1251
     assert (
         Trainer(
-            small(**{'train.epochs': 10**9, 'train.max_steps': 5, 'data.shift': True}), tmp_path / 'b', show=False
+            small(**{'train.epochs': 10**9, 'train.max_steps': 5, 'data.random_offset': True}),
+            tmp_path / 'b',
+            show=False,
         ).total
         == 5
     )
@@ -174,10 +192,10 @@ def test_a_device_that_gives_other_gradients_is_not_taken(monkeypatch, capsys):
 
 @pytest.mark.parametrize('clip, advised', [(0.0, True), (5.0, True), (1.0, False), (0.25, False)])
 def test_clipping_is_advised_where_it_would_change_something(clip, advised, tmp_path):
-    trainer = Trainer(small(**{'optim.clip': clip}), tmp_path / 'run', show=False)
+    trainer = Trainer(small(**{'optim.max_grad_norm': clip}), tmp_path / 'run', show=False)
     with pytest.raises(Diverged, match='Try --optim.lr 0.001') as e:
         diverged(trainer)
-    assert ('--optim.clip 1.0' in str(e.value)) == advised
+    assert ('--optim.max_grad_norm 1.0' in str(e.value)) == advised
 
 
 @pytest.mark.parametrize('clip', [0.0, 1.0])
@@ -186,7 +204,7 @@ def test_a_step_asks_the_device_for_no_number(name, clip):
     "On torch's meta device there are no numbers, so whatever would wait for one on a GPU is an error here."
     with torch.device('meta'):
         model = MODELS[name]()
-    optim = Optim(clip=clip)
+    optim = Optim(max_grad_norm=clip)
     trainer = types.SimpleNamespace(
         model=model,
         forward=model,
@@ -194,16 +212,16 @@ def test_a_step_asks_the_device_for_no_number(name, clip):
         state=None,
         step=0,
         total=9,
-        tokens=0,
+        num_tokens=0,
         precision=dict(loss='fp32', layers='fp32'),
-        recipe=Recipe('meta', None, Data(length=6, batch=4), optim),
+        recipe=Recipe('meta', None, Data(seq_len=6, batch_size=4), optim),
         optimizer=make_optimizer(model, optim),
     )
     ids = torch.arange(24).view(4, 6) % V
     for _ in range(2):
         nats, count, norm = train_step(trainer, [(ids, ids)])
     assert nats.device.type == norm.device.type == 'meta'
-    assert (count, trainer.step, trainer.tokens) == (24, 2, 48)
+    assert (count, trainer.step, trainer.num_tokens) == (24, 2, 48)
 
 
 def test_the_figure_of_the_full_run_draws_the_counting_models_of_its_own_text_and_tokenizer():

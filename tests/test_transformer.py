@@ -8,14 +8,35 @@ import lmcourse.training.trainer as T
 from lmcourse.measure.cross_entropy import LMCourseError
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_names, tiny
 from lmcourse.training.trainer import Trainer, fit, from_checkpoint, train
-from lmcourse.models.transformer import CausalSelfAttention, Muon, TransformerConfig, attention, positions_affected, newton_schulz, parameter_breakdown, apply_rotary_emb, rope_cache
+from lmcourse.models.transformer import (
+    CausalSelfAttention,
+    Muon,
+    TransformerConfig,
+    attention,
+    positions_affected,
+    newton_schulz,
+    parameter_breakdown,
+    apply_rotary_emb,
+    rope_cache,
+)
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 NOTES = TransformerConfig(16, 4, 32, 2, 24, dropout=0.0)
 MODERN = TransformerConfig(
-    16, 4, 32, 2, 24, 0.0, positions='rotary', norm='rms', activation='relu2', qk_norm=True, bias=False, start='still'
+    16,
+    4,
+    32,
+    2,
+    24,
+    0.0,
+    positions='rotary',
+    norm='rms',
+    activation='relu2',
+    qk_norm=True,
+    bias=False,
+    init='zero_residual',
 )
-GATED = TransformerConfig(16, 2, 33, 2, 24, 0.0, positions='rotary', activation='swiglu', head_bias=False)
+GATED = TransformerConfig(16, 2, 33, 2, 24, 0.0, positions='rotary', activation='swiglu', lm_head_bias=False)
 KINDS = pytest.mark.parametrize('config', [NOTES, MODERN, GATED], ids=['notes', 'modern', 'gated'])
 
 
@@ -24,10 +45,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path / 'cache'))
 
 
-def made(config, types=40, seed=0):
+def made(config, vocab_size=40, seed=0):
     "A model whose blocks do something, whatever they start with."
     torch.manual_seed(seed)
-    model = config.build(types)
+    model = config.build(vocab_size)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -41,7 +62,7 @@ def test_attention_of_the_last_places_is_torchs_and_ours(T, S):
     mask = torch.ones(S, S, dtype=torch.bool).tril()[S - T :]
     ours, share = attention(q, k, v, mask)
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    torch.testing.assert_close(ours, CausalSelfAttention(NOTES).mix(q, k, v))
+    torch.testing.assert_close(ours, CausalSelfAttention(NOTES).attend(q, k, v))
     torch.testing.assert_close(share.sum(-1), torch.ones(2, 3, T))
     assert not share[..., ~mask].any()
 
@@ -71,7 +92,7 @@ def test_no_guess_feels_what_comes_after_it(config):
 def test_the_check_finds_a_leak_of_one_place():
     model = made(NOTES)
     for b in model.blocks:
-        b.attention.mix = lambda q, k, v: F.scaled_dot_product_attention(
+        b.attention.attend = lambda q, k, v: F.scaled_dot_product_attention(
             q, k, v, attn_mask=torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(1)
         )
     assert positions_affected(model, torch.randint(40, (2, 24)), 11)[10]
@@ -96,8 +117,11 @@ def test_the_parameters_of_the_notes():
         19_365_713,
     ]
     assert num_parameters(get_recipe('chinchilla-1-tuned')) <= 869_153
-    dense = TransformerConfig(208, 8, 832, 12, 192, head_bias=False)
-    assert sum(parameter_breakdown(dense, 50_000).values()) == 16_702_816 and sum(parameter_breakdown(dense, 50_257).values()) == 16_756_272
+    dense = TransformerConfig(208, 8, 832, 12, 192, lm_head_bias=False)
+    assert (
+        sum(parameter_breakdown(dense, 50_000).values()) == 16_702_816
+        and sum(parameter_breakdown(dense, 50_257).values()) == 16_756_272
+    )
 
 
 @KINDS
@@ -118,14 +142,14 @@ def test_a_turn_keeps_lengths_and_knows_only_distances():
 @pytest.mark.parametrize(
     'fields, says',
     [
-        (dict(heads=3), '128 among 3'),
+        (dict(num_heads=3), '128 among 3'),
         (dict(positions='none'), 'learned or rotary'),
         (dict(norm='batch'), 'layer or rms'),
         (dict(activation='tanh'), 'gelu or'),
-        (dict(start='loud'), 'normal or still'),
-        (dict(width=12, heads=4, positions='rotary'), 'odd width'),
+        (dict(init='loud'), 'gpt2 or zero_residual'),
+        (dict(d_model=12, num_heads=4, positions='rotary'), 'odd width'),
         (dict(dropout=1.0), '[0, 1)'),
-        (dict(context=0), 'at least 1'),
+        (dict(context_length=0), 'at least 1'),
     ],
 )
 def test_a_wrong_configuration_is_refused_in_a_sentence(fields, says):
@@ -201,12 +225,12 @@ def test_muon_steps_as_torchs_two_optimizers_do(decay):
 def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch):
     r = override(
         tiny(get_recipe('chinchilla-1-tuned'), 'markov'),
-        {'train.max_steps': 24, 'train.log_every': 1, 'train.evaluate_every': 12},
+        {'train.max_steps': 24, 'train.log_every': 1, 'train.eval_every': 12},
     )
     whole, why = train(r, tmp_path / 'whole', show=False), T.stop_reason
-    monkeypatch.setattr(T, 'why_stop', lambda t, asked: 'interrupted' if t.step == 17 else why(t, asked))
+    monkeypatch.setattr(T, 'stop_reason', lambda t, asked: 'interrupted' if t.step == 17 else why(t, asked))
     assert fit(Trainer(r, tmp_path / 'parts', show=False)).summary['stopped'] == 'interrupted'
-    monkeypatch.setattr(T, 'why_stop', why)
+    monkeypatch.setattr(T, 'stop_reason', why)
     parts = fit(from_checkpoint(tmp_path / 'parts', show=False))
     kept = lambda run: [(m['step'], m.get('train_nats'), m.get('perplexity'), m.get('lr')) for m in run.metrics()]
     assert kept(parts) == kept(whole) and parts.summary['test'] == whole.summary['test']
@@ -216,7 +240,12 @@ def test_a_run_with_muon_goes_on_as_if_it_had_not_stopped(tmp_path, monkeypatch)
 def test_the_small_twins_learn(name, tmp_path):
     s = train(tiny(get_recipe(name), 'markov'), tmp_path / 'run', show=False).summary
     v = s['validation']
-    assert s['steps'] == 50 and v['context'] == 35 and not v['carried'] and v['perplexity'] < 0.75 * v['types']
+    assert (
+        s['steps'] == 50
+        and v['context_length'] == 35
+        and not v['state_carried']
+        and v['perplexity'] < 0.75 * v['vocab_size']
+    )
 
 
 def test_muon_says_which_models_it_is_for(tmp_path):
@@ -225,6 +254,6 @@ def test_muon_says_which_models_it_is_for(tmp_path):
 
 
 def test_in_lanes_a_model_that_carries_nothing_begins_anew_in_every_batch(tmp_path):
-    r = override(tiny(get_recipe('chinchilla-1'), 'markov'), {'data.batches': 'lanes', 'train.max_steps': 4})
+    r = override(tiny(get_recipe('chinchilla-1'), 'markov'), {'data.batching': 'stateful', 'train.max_steps': 4})
     s = train(r, tmp_path / 'run', show=False).summary
-    assert s['steps'] == 4 and not s['validation']['carried'] and s['validation']['context'] == 35
+    assert s['steps'] == 4 and not s['validation']['state_carried'] and s['validation']['context_length'] == 35

@@ -690,10 +690,10 @@ def test_a_typed_text_is_read_by_the_kernel(show):
         n = same(numbers(page), widget.numbers())
         assert (
             n['perplexity'] == pytest.approx(r.perplexity, rel=1e-9)
-            and page.locator('.lmw-one .lmw-token').count() == r.tokens
+            and page.locator('.lmw-one .lmw-token').count() == r.num_tokens
             and n['token'] == 1
         )
-        assert f'These {r.tokens} tokens'.lower() in told.inner_text().lower() and not why.is_visible()
+        assert f'These {r.num_tokens} tokens'.lower() in told.inner_text().lower() and not why.is_visible()
     field.fill('   ')
     field.press('Enter')
     assert 'a word at least' in why.inner_text() and widget.text == '🙂' * 200
@@ -724,9 +724,14 @@ def test_other_cuts_are_not_compared_in_perplexity(show):
     from lmcourse.models.tied_rnn import TiedRNNConfig
 
     words = WordTokenizer(['<unk>', '<eos>', 'The', 'film', 'was', 'good', '.'])
-    other = NeuralPredictor('words', words, TiedRNNConfig(embedding=8, layers=1, others=0).build(words.types))
+    other = NeuralPredictor(
+        'words', words, TiedRNNConfig(embedding_dim=8, num_layers=1, num_sampled=0).build(words.vocab_size)
+    )
     widget = Surprise(
-        [load_pretrained('lstm'), other], ['The film was good .', 'The film was dreadful .'], model='lstm', against='words'
+        [load_pretrained('lstm'), other],
+        ['The film was good .', 'The film was dreadful .'],
+        model='lstm',
+        against='words',
     )
     page = show(widget)
     found = agree(page, widget)
@@ -971,9 +976,7 @@ def test_one_piece_and_no_other_host(name):
 
 
 def test_without_anywidget_one_clear_sentence():
-    code = (
-        "import sys; sys.modules['anywidget'] = None\ntry: import lmcourse.interactive.widgets\nexcept ImportError as e: print(e)"
-    )
+    code = "import sys; sys.modules['anywidget'] = None\ntry: import lmcourse.interactive.widgets\nexcept ImportError as e: print(e)"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.strip() == 'the widgets need the package anywidget: pip install anywidget', r.stderr
 

@@ -16,11 +16,11 @@ class BatchError(LMCourseError):
     "A text that cannot be cut as asked."
 
 # %% ../../nbs/06_batches.ipynb #a6a23c7b
-def _gather(ids_N, at_BT, keep_BT, first_id):
+def _gather(ids_N, at_BT, keep_BT, bos_id):
     "Inputs and targets (int64 tensors) for the targets at positions `at_BT`; those not to keep become -100."
     x_BT = ids_N.take(at_BT - 1, mode='clip').astype(np.int64)
     y_BT = ids_N.take(at_BT, mode='clip').astype(np.int64)
-    x_BT[at_BT == 0] = first_id
+    x_BT[at_BT == 0] = bos_id
     y_BT[~keep_BT] = -100
     return torch.from_numpy(x_BT), torch.from_numpy(y_BT)
 
@@ -48,10 +48,10 @@ class Batches:
     def __init__(
         self,
         ids,  # the stream (N,): tensor, array or memory-mapped file of whole numbers
-        first_id: int,  # the input for the first guess of the stream
+        bos_id: int,  # the input for the first guess of the stream
         seed: int = 0,  # what is random follows from this and the number of the pass
     ):
-        self.ids_N, self.first_id = _stream(ids), _count('first_id', first_id, 0)
+        self.ids_N, self.bos_id = _stream(ids), _count('bos_id', bos_id, 0)
         self.seed, self.epoch, self.position, self._go_on = _count('seed', seed, 0), 0, 0, False
 
     def set_epoch(self, epoch: int) -> None:  # the number of the pass, from 0
@@ -79,7 +79,7 @@ class Batches:
         start, self._go_on = self.position if self._go_on else 0, False
         for step in range(start, len(self)):
             self.position = step + 1
-            yield self.cut(step)
+            yield self.get_batch(step)
 
 # %% ../../nbs/06_batches.ipynb #95189549
 class StatefulBatches(Batches):
@@ -89,48 +89,52 @@ class StatefulBatches(Batches):
     def __init__(
         self,
         ids,  # the stream (N,)
-        lanes: int,  # B, the rows of a batch
-        length: int,  # T, the tokens that each lane moves on per batch
-        first_id: int,  # the input for the first guess of the stream
-        lengths: Callable | None = None,  # (seed, epoch, step) -> T of that batch, instead of a constant one
-        seed: int = 0,  # handed to `lengths`
+        batch_size: int,  # B, the rows of a batch
+        seq_len: int,  # T, the tokens that each lane moves on per batch
+        bos_id: int,  # the input for the first guess of the stream
+        seq_len_fn: Callable | None = None,  # (seed, epoch, step) -> T of that batch, instead of a constant one
+        seed: int = 0,  # handed to `seq_len_fn`
     ):
-        super().__init__(ids, first_id, seed)
-        self.lanes, self.length, self.lengths = _count('lanes', lanes), _count('length', length), lengths
-        if len(self.ids_N) < self.lanes:
+        super().__init__(ids, bos_id, seed)
+        self.batch_size, self.seq_len, self.seq_len_fn = (
+            _count('batch_size', batch_size),
+            _count('seq_len', seq_len),
+            seq_len_fn,
+        )
+        if len(self.ids_N) < self.batch_size:
             raise BatchError(
-                f'{len(self.ids_N):,} tokens are too few for {self.lanes:,} lanes, which need one token each: '
+                f'{len(self.ids_N):,} tokens are too few for {self.batch_size:,} lanes, which need one token each: '
                 'take fewer lanes or more text'
             )
-        self.edges_B1 = np.arange(self.lanes + 1) * len(self.ids_N) // self.lanes
-        self._cuts = (None, [])
+        self.edges_B1 = np.arange(self.batch_size + 1) * len(self.ids_N) // self.batch_size
+        self._boundaries = (None, [])
 
     @property
-    def tokens(self) -> int:  # targets per pass
+    def num_tokens(self) -> int:  # targets per pass
         "Every token is a target once."
         return len(self.ids_N)
 
-    def cuts(self) -> list[int]:  # columns at which the batches of this pass begin, and the last one's end
+    def boundaries(self) -> list[int]:  # columns at which the batches of this pass begin, and the last one's end
         "How the longest lane is divided over the batches."
-        if self._cuts[0] == self.epoch:
-            return self._cuts[1]
-        cuts, end = [0], int(np.diff(self.edges_B1).max())
-        while cuts[-1] < end:
-            length = self.lengths(self.seed, self.epoch, len(cuts) - 1) if self.lengths else self.length
-            cuts.append(min(end, cuts[-1] + _count('each of the lengths', length)))
-        self._cuts = (self.epoch, cuts)
-        return cuts
+        if self._boundaries[0] == self.epoch:
+            return self._boundaries[1]
+        ends, end = [0], int(np.diff(self.edges_B1).max())
+        while ends[-1] < end:
+            seq_len = self.seq_len_fn(self.seed, self.epoch, len(ends) - 1) if self.seq_len_fn else self.seq_len
+            ends.append(min(end, ends[-1] + _count('each of seq_len_fn', seq_len)))
+        self._boundaries = (self.epoch, ends)
+        return ends
 
     def __len__(self) -> int:
-        return len(self.cuts()) - 1
+        return len(self.boundaries()) - 1
 
-    def cut(
+    def get_batch(
         self,
         step: int,  # number of the batch in this pass, from 0
     ) -> tuple[torch.Tensor, torch.Tensor]:  # x_BT, y_BT: int64; T is less in the last batch
         "One batch. A lane that is a token shorter than the others ends with the target -100."
-        at_BT = self.edges_B1[:-1, None] + np.arange(*self.cuts()[step : step + 2])
-        return _gather(self.ids_N, at_BT, at_BT < self.edges_B1[1:, None], self.first_id)
+        at_BT = self.edges_B1[:-1, None] + np.arange(*self.boundaries()[step : step + 2])
+        return _gather(self.ids_N, at_BT, at_BT < self.edges_B1[1:, None], self.bos_id)
 
 # %% ../../nbs/06_batches.ipynb #d67e8b88
 def _shuffled(count, seed, epoch):
@@ -146,34 +150,34 @@ class WindowBatches(Batches):
     def __init__(
         self,
         ids,  # the stream (N,)
-        length: int,  # T, the tokens of a window
-        batch: int,  # B, the windows of a batch
-        first_id: int,  # the input for the first guess of the stream
+        seq_len: int,  # T, the tokens of a window
+        batch_size: int,  # B, the windows of a batch
+        bos_id: int,  # the input for the first guess of the stream
         stride: int | None = None,  # tokens from the start of a window to that of the next; None: the length
         shuffle: bool = True,  # a new order in every pass, from seed and epoch
         seed: int = 0,  # for the order
         drop_last: bool = False,  # leave out a last batch that has fewer windows than the others
-        once: bool = False,  # where windows overlap, a token is a target only in the first that has it
+        score_once: bool = False,  # where windows overlap, a token is a target only in the first that has it
     ):
-        super().__init__(ids, first_id, seed)
-        self.length, self.batch = _count('length', length), _count('batch', batch)
-        self.stride = self.length if stride is None else _count('stride', stride)
-        self.shuffle, self.drop_last, self.once, self._order = shuffle, drop_last, once, (None, None)
-        if self.stride > self.length:
+        super().__init__(ids, bos_id, seed)
+        self.seq_len, self.batch_size = _count('seq_len', seq_len), _count('batch_size', batch_size)
+        self.stride = self.seq_len if stride is None else _count('stride', stride)
+        self.shuffle, self.drop_last, self.score_once, self._order = shuffle, drop_last, score_once, (None, None)
+        if self.stride > self.seq_len:
             raise BatchError(
-                f'a stride of {self.stride} leaves out tokens between windows of {self.length}: take at most'
-                f' {self.length}'
+                f'a stride of {self.stride} leaves out tokens between windows of {self.seq_len}: take at most'
+                f' {self.seq_len}'
             )
-        self.windows = 1 + -(-max(0, len(self.ids_N) - self.length) // self.stride)
-        need = self.length + (self.batch - 2) * self.stride + 1 if drop_last and self.batch > 1 else 1
+        self.num_windows = 1 + -(-max(0, len(self.ids_N) - self.seq_len) // self.stride)
+        need = self.seq_len + (self.batch_size - 2) * self.stride + 1 if drop_last and self.batch_size > 1 else 1
         if len(self.ids_N) < need:
             raise BatchError(
-                f'{len(self.ids_N):,} tokens are too few for a batch of {self.batch} windows of {self.length}, '
+                f'{len(self.ids_N):,} tokens are too few for a batch of {self.batch_size} windows of {self.seq_len}, '
                 f'which needs {need:,}: take a smaller batch or more text'
             )
 
     def __len__(self) -> int:
-        return self.windows // self.batch if self.drop_last else -(-self.windows // self.batch)
+        return self.num_windows // self.batch_size if self.drop_last else -(-self.num_windows // self.batch_size)
 
     def starts(
         self,
@@ -181,28 +185,32 @@ class WindowBatches(Batches):
     ) -> np.ndarray:  # places in the stream where the windows begin, in the order they are read
         "Where the windows of a batch begin."
         if self._order[0] != self.epoch:
-            order = _shuffled(self.windows, self.seed, self.epoch) if self.shuffle else np.arange(self.windows)
+            order = _shuffled(self.num_windows, self.seed, self.epoch) if self.shuffle else np.arange(self.num_windows)
             self._order = (self.epoch, order)
-        some = slice(len(self) * self.batch) if step is None else slice(step * self.batch, (step + 1) * self.batch)
+        some = (
+            slice(len(self) * self.batch_size)
+            if step is None
+            else slice(step * self.batch_size, (step + 1) * self.batch_size)
+        )
         return self._order[1][some] * self.stride
 
     def _scored(self, starts):
         "From where to where in the stream the windows at `starts` are scored."
-        old = (self.length - self.stride) * (starts > 0) if self.once else 0
-        return starts + old, np.minimum(starts + self.length, len(self.ids_N))
+        old = (self.seq_len - self.stride) * (starts > 0) if self.score_once else 0
+        return starts + old, np.minimum(starts + self.seq_len, len(self.ids_N))
 
     @property
-    def tokens(self) -> int:  # targets per pass
+    def num_tokens(self) -> int:  # targets per pass
         "How many guesses are scored in this pass, a token counted as often as it is a target."
         begins, ends = self._scored(self.starts())
         return int((ends - begins).sum())
 
-    def cut(
+    def get_batch(
         self,
         step: int,  # number of the batch in this pass, from 0
     ) -> tuple[torch.Tensor, torch.Tensor]:  # x_BT, y_BT: int64; fewer rows in the last batch
         "One batch. Past the end of the text the targets are -100."
         starts_B = self.starts(step)
         begins_B, ends_B = self._scored(starts_B)
-        at_BT = starts_B[:, None] + np.arange(self.length)
-        return _gather(self.ids_N, at_BT, (at_BT >= begins_B[:, None]) & (at_BT < ends_B[:, None]), self.first_id)
+        at_BT = starts_B[:, None] + np.arange(self.seq_len)
+        return _gather(self.ids_N, at_BT, (at_BT >= begins_B[:, None]) & (at_BT < ends_B[:, None]), self.bos_id)

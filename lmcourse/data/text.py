@@ -411,8 +411,10 @@ class MarkovSource:
     ):
         uniform = random.Random(seed).random
         self.words = _draw_words(words, uniform)
-        self.types = words + 1  # type 0 is the row's end
-        self.sums_VVV = [[[*itertools.accumulate(o_V)] for o_V in o_VV] for o_VV in _draw_odds(self.types, uniform)]
+        self.vocab_size = words + 1  # type 0 is the row's end
+        self.sums_VVV = [
+            [[*itertools.accumulate(o_V)] for o_V in o_VV] for o_VV in _draw_odds(self.vocab_size, uniform)
+        ]
 
     @cached_property
     def p_VVV(self) -> np.ndarray:  # (types, types, types)

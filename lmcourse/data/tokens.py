@@ -44,19 +44,19 @@ class Tokenizer:
     def __init__(
         self,
         name: str,  # word, whitespace, gpt2, gpt2-note or bpe:N
-        types: int,  # one more than the largest id: the number of classes a model guesses among
-        first_id: int,  # the input before the first token of a text
+        vocab_size: int,  # one more than the largest id: the number of classes a model guesses among
+        bos_id: int,  # the input before the first token of a text
         eos: str | None = None,  # what is put at the end of each row, or None where nothing is
         unk_id: int | None = None,  # what stands for a word outside the vocabulary, or None where there is no outside
         row_ends: bool = True,  # whether the tokens tell where a row ends
         keeps_text: bool = True,  # whether they give the text back, so that every byte is paid for
     ):
-        self.name, self.types, self.first_id, self.eos, self.unk_id = name, types, first_id, eos, unk_id
+        self.name, self.vocab_size, self.bos_id, self.eos, self.unk_id = name, vocab_size, bos_id, eos, unk_id
         self.row_ends, self.keeps_text = row_ends, keeps_text
-        self.dtype = np.min_scalar_type(types - 1)
+        self.dtype = np.min_scalar_type(vocab_size - 1)
 
     def __repr__(self):
-        return f'{self.name} tokenizer, {self.types:,} types'
+        return f'{self.name} tokenizer, {self.vocab_size:,} types'
 
     def chunks(
         self,
@@ -73,9 +73,9 @@ class Tokenizer:
     def _checked(self, ids):
         "The ids as a list; raises `TokenError` at one that stands for nothing."
         for i in (ids := [int(i) for i in ids]):
-            if not 0 <= i < self.types:
+            if not 0 <= i < self.vocab_size:
                 raise TokenError(
-                    f'{i} is no id of the {self.name} tokenizer, whose ids run from 0 to {self.types - 1:,}: '
+                    f'{i} is no id of the {self.name} tokenizer, whose ids run from 0 to {self.vocab_size - 1:,}: '
                     'was it made by another tokenizer?'
                 )
         return ids
@@ -131,14 +131,14 @@ class WordTokenizer(Tokenizer):
     def _rows(self, rows):
         return ([*self.encode(row), 1] for row in rows)
 
-    def tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
         "The words that ids stand for."
         return [self.vocabulary[i] for i in self._checked(ids)]
 
     def decode(self, ids: Iterable[int]) -> str:  # text
         "Words with spaces between; a row's end is a new line."
         return (
-            ' '.join('\n' if word == '<eos>' else word for word in self.tokens(ids))
+            ' '.join('\n' if word == '<eos>' else word for word in self.convert_ids_to_tokens(ids))
             .replace(' \n', '\n')
             .replace('\n ', '\n')
         )
@@ -184,7 +184,7 @@ class SubwordTokenizer(Tokenizer):
             e.ids for e in self.backend.encode_batch_fast(list(self.predicted_rows(rows)), add_special_tokens=False)
         )
 
-    def tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
         "The pieces that ids stand for; bytes that are only part of a letter are shown as \\x.."
         pieces = [self.backend.id_to_token(i) or '' for i in self._checked(ids)]
         return pieces if self.unk else [_as_bytes(piece).decode(errors='backslashreplace') for piece in pieces]
@@ -220,8 +220,8 @@ def train_whitespace(
     )
     count.train_from_iterator(_in_chunks(rows), trainer)
     found = count.get_vocab()
-    types = ['<unk>', '<eos>', *sorted(found, key=found.get)]
-    backend = Backend(models.WordLevel({token: i for i, token in enumerate(types)}, unk_token='<unk>'))
+    vocab_size = ['<unk>', '<eos>', *sorted(found, key=found.get)]
+    backend = Backend(models.WordLevel({token: i for i, token in enumerate(vocab_size)}, unk_token='<unk>'))
     backend.pre_tokenizer = cut
     return SubwordTokenizer('whitespace', backend, '<eos>', '<unk>')
 
@@ -385,7 +385,8 @@ def _cache_folder(cache):
     return Path(cache or os.environ.get('LMCOURSE_CACHE') or '~/.cache/lmcourse').expanduser()
 
 
-def warn(sentence):
+def warn(sentence: str) -> None:
+    "One sentence to whoever sits before the program, beside what it prints."
     print(f'lmcourse: {sentence}', file=sys.stderr)
 
 # %% ../../nbs/05_tokens.ipynb #e300660c
@@ -402,7 +403,9 @@ def load_tokenizer(
         return _gpt2(kind, deadline)
     if not isinstance(corpus, Corpus):
         corpus = load_corpus(corpus)
-    path = _cache_folder(cache) / 'tokenizers' / f'{kind}-{_digest(1, name, min_count, corpus.fingerprint("train"))}.json'
+    path = (
+        _cache_folder(cache) / 'tokenizers' / f'{kind}-{_digest(1, name, min_count, corpus.fingerprint("train"))}.json'
+    )
     try:
         if kept := _read_checked_json(path):
             return Tokenizer.from_dict(kept)
@@ -423,11 +426,11 @@ class TokenSplit:
 
     name: str  # train, validation or test
     ids: np.ndarray = field(repr=False)  # ids_N, read-only; memory-mapped where the cache could be written
-    bytes: (
+    num_bytes: (
         int | None
     )  # UTF-8 bytes of what is predicted; None where not every byte is paid for: unknown tokens, <unk> in the text, made-up words, a tokenizer that loses text
-    words: int  # white-space words of what is predicted, plus one per row where row ends are predicted
-    unknown: int  # tokens that are <unk>
+    num_words: int  # white-space words of what is predicted, plus one per row where row ends are predicted
+    num_unk: int  # tokens that are <unk>
     fingerprint: str  # of the text that the tokens tell
     corpus: str  # the corpus's name
     tokenizer: Tokenizer
@@ -439,7 +442,7 @@ class TokenSplit:
             )
 
     @property
-    def tokens(self) -> int:  # N
+    def num_tokens(self) -> int:  # N
         "How many tokens the split has."
         return len(self.ids)
 
@@ -449,13 +452,13 @@ class TokenSplit:
         **conditions,  # context, stride, carried, lanes; accuracy and interval where they are known
     ) -> Measurement:
         "A model's nats on this split, with the passport of what was scored."
-        return Measurement.of(
+        return Measurement.from_nats(
             nats,
-            tokens=self.tokens,
-            words=self.words,
-            bytes=self.bytes,
-            types=self.tokenizer.types,
-            unknown=self.unknown,
+            num_tokens=self.num_tokens,
+            num_words=self.num_words,
+            num_bytes=self.num_bytes,
+            vocab_size=self.tokenizer.vocab_size,
+            num_unk=self.num_unk,
             tokenizer=self.tokenizer.name,
             eos=self.tokenizer.eos,
             corpus=self.corpus,
@@ -476,9 +479,9 @@ class TokenizedCorpus:
     test: TokenSplit
 
     @property
-    def types(self) -> int:  # V, the number of classes
+    def vocab_size(self) -> int:  # V, the number of classes
         "What a model of this corpus guesses among."
-        return self.tokenizer.types
+        return self.tokenizer.vocab_size
 
 # %% ../../nbs/05_tokens.ipynb #9bf0eaec
 def _text_facts(corpus, split, tokenizer, unknown):
@@ -491,8 +494,8 @@ def _text_facts(corpus, split, tokenizer, unknown):
         hidden = hidden or '<unk>' in row
     paid = corpus.meaningful_bytes and tokenizer.keeps_text and not hidden
     return {
-        'bytes': size if paid else None,
-        'words': words,
+        'num_bytes': size if paid else None,
+        'num_words': words,
         'fingerprint': fingerprint if tokenizer.row_ends else _digest('without row ends', fingerprint),
     }
 
@@ -507,7 +510,7 @@ def _in_memory(corpus, tokenizer):
         splits[split] = TokenSplit(
             split,
             ids,
-            unknown=unknown,
+            num_unk=unknown,
             corpus=corpus.name,
             tokenizer=tokenizer,
             **_text_facts(corpus, split, tokenizer, unknown),
@@ -517,17 +520,17 @@ def _in_memory(corpus, tokenizer):
 # %% ../../nbs/05_tokens.ipynb #fc2a37bd
 def _write_ids(path, chunks, dtype, unk_id):
     "Write a stream to an .npy file as it comes; returns its facts: tokens, unknown tokens, a check of the bytes."
-    facts = {'tokens': 0, 'unknown': 0, 'check': 0}
+    facts = {'num_tokens': 0, 'num_unk': 0, 'check': 0}
     form = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False}
     with atomic_write(path) as file:
         np.lib.format.write_array_header_1_0(file, form | {'shape': (0,)})
         for ids in chunks:
             file.write(ids.data)
-            facts['tokens'] += len(ids)
-            facts['unknown'] += int((ids == unk_id).sum()) if unk_id is not None else 0
+            facts['num_tokens'] += len(ids)
+            facts['num_unk'] += int((ids == unk_id).sum()) if unk_id is not None else 0
             facts['check'] = zlib.crc32(ids.data, facts['check'])
         file.seek(0)
-        np.lib.format.write_array_header_1_0(file, form | {'shape': (facts['tokens'],)})
+        np.lib.format.write_array_header_1_0(file, form | {'shape': (facts['num_tokens'],)})
     return facts
 
 # %% ../../nbs/05_tokens.ipynb #e43af45d
@@ -536,7 +539,7 @@ def _write_splits(folder, corpus, tokenizer):
     facts = {}
     for split in SPLITS:
         ids = _write_ids(folder / f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
-        facts[split] = ids | _text_facts(corpus, split, tokenizer, ids['unknown'])
+        facts[split] = ids | _text_facts(corpus, split, tokenizer, ids['num_unk'])
     _write_checked_json(folder / 'facts.json', facts)
 
 
@@ -554,7 +557,7 @@ def _read_splits(folder, corpus, tokenizer):
             ids = np.load(folder / f'{split}.npy', mmap_mode='r', allow_pickle=False)
         except (OSError, ValueError, EOFError):
             raise ValueError(f'{split}.npy is missing or cut short') from None
-        n, check = fact.pop('tokens'), fact.pop('check')
+        n, check = fact.pop('num_tokens'), fact.pop('check')
         if ids.dtype != tokenizer.dtype or ids.shape != (n,) or zlib.crc32(ids) != check:
             raise ValueError(f'{split}.npy does not agree with facts.json')
         splits[split] = TokenSplit(split, ids, corpus=corpus.name, tokenizer=tokenizer, **fact)
@@ -573,8 +576,8 @@ def tokenize_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer, corpus, min_count, cache)
     what, texts = f'{corpus.name} as {tokenizer.name}', [corpus.fingerprint(split) for split in SPLITS]
-    key = _digest(2, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
-    folder = _cache_folder(cache) / 'tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
+    key = _digest(3, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
+    folder = _cache_folder(cache) / 'num_tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
     with suppress(OSError, ValueError):  # no lock is needed for what is whole
         if found := _read_splits(folder, corpus, tokenizer):
             return found

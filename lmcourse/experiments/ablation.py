@@ -22,10 +22,10 @@ def lstm_small():
     "Two LSTM layers of 64 on the embedded text, windows of 35: the place from which one factor at a time is changed."
     return Recipe(
         'lstm-small',
-        RecurrentConfig(cell='lstm', embedding=64, hidden=64, layers=2, dropout=0.3),
-        Data(corpus='stdlib', batches='windows', length=35, batch=32),
-        Optim(lr=3e-3, weight_decay=1e-4, clip=1.0),
-        Train(epochs=2, log_every=10, evaluate_every=55),
+        RecurrentConfig(cell='lstm', embedding_dim=64, hidden_size=64, num_layers=2, dropout=0.3),
+        Data(corpus='stdlib', batching='windows', seq_len=35, batch_size=32),
+        Optim(lr=3e-3, weight_decay=1e-4, max_grad_norm=1.0),
+        Train(epochs=2, log_every=10, eval_every=55),
     )
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #30f3669f
@@ -52,15 +52,15 @@ def time_steps(
 ABLATIONS = {
     'as it is': {},
     'cell: GRU': {'model.cell': 'gru'},
-    'cell: GRU, parameters matched': {'model.cell': 'gru', 'model.hidden': 66},
+    'cell: GRU, parameters matched': {'model.cell': 'gru', 'model.hidden_size': 66},
     'cell: GRU, seconds matched': {'model.cell': 'gru', 'train.max_steps': 378},
-    'length 60': {'data.length': 60},
-    'length 60, tokens per step matched': {'data.length': 60, 'data.batch': 19},
-    'state carried': {'data.batches': 'lanes'},
-    'width 128': {'model.embedding': 128, 'model.hidden': 128},
-    'one layer': {'model.layers': 1},
+    'length 60': {'data.seq_len': 60},
+    'length 60, tokens per step matched': {'data.seq_len': 60, 'data.batch_size': 19},
+    'state carried': {'data.batching': 'stateful'},
+    'width 128': {'model.embedding_dim': 128, 'model.hidden_size': 128},
+    'one layer': {'model.num_layers': 1},
     'no dropout': {'model.dropout': 0},
-    'weights tied': {'model.tied': True},
+    'weights tied': {'model.tie_weights': True},
     'learning rate 3e-4': {'optim.lr': 3e-4},
     'learning rate 1e-2': {'optim.lr': 1e-2},
 }
@@ -83,19 +83,19 @@ def run_setting(
         run = fit(t)
         if not run.summary['finished']:
             raise KeyboardInterrupt  # a run cut short is no row of a table
-        how = dict(lanes=t.recipe.train.lanes, length=t.recipe.data.length)
-        seen = evaluate(t.model, t.data.train, t.data.tokenizer.first_id, **how)
+        how = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
+        seen = evaluate(t.model, t.data.train, t.data.tokenizer.bos_id, **how)
         s, log = run.summary, run.metrics()
     return dict(
         setting=setting,
         changes=changes,
         seed=seed,
-        parameters=s['parameters'],
+        num_parameters=s['num_parameters'],
         steps=s['steps'],
         tokens_seen=s['tokens_seen'],
         seconds=s['seconds'],
         validation=s['validation'],
-        reset=s['as_noted'] and s['as_noted']['validation'],
+        reset=s['state_reset_eval'] and s['state_reset_eval']['validation'],
         train=seen.to_dict(),
         curve=[(m['tokens_seen'], m['nats_per_token']) for m in log if 'split' in m],
         learnt=[(m['tokens_seen'], m['train_nats']) for m in log if 'split' not in m],
@@ -146,7 +146,11 @@ def ablation_effects(
         )
         gap = mean_ci(r['validation']['nats_per_token'] - r['train']['nats_per_token'] for r in some)[0]
         row = dict(
-            setting=setting, parameters=some[0]['parameters'], seeds=len(some), perplexity=math.exp(mean), gap=gap
+            setting=setting,
+            num_parameters=some[0]['num_parameters'],
+            seeds=len(some),
+            perplexity=math.exp(mean),
+            gap=gap,
         )
         found.append(row | {k: compared.get(setting, none)[k] for k in ('difference', 'low', 'high', 'p')})
     return found
@@ -172,13 +176,13 @@ def subset_corpus(
     return str(folder)
 
 
-OVERFIT = {f'width {w}': {'model.embedding': w, 'model.hidden': w} for w in (16, 32, 64, 128)}
+OVERFIT = {f'width {w}': {'model.embedding_dim': w, 'model.hidden_size': w} for w in (16, 32, 64, 128)}
 OVERFIT |= {
     'width 64, windows at every token': {'data.stride': 1},
-    'width 64, length 18': {'data.length': 18, 'data.batch': 62},
-    'width 64, length 70': {'data.length': 70, 'data.batch': 16},
-    'width 64, two layers': {'model.layers': 2},
-    'width 64, three layers': {'model.layers': 3},
+    'width 64, length 18': {'data.seq_len': 18, 'data.batch_size': 62},
+    'width 64, length 70': {'data.seq_len': 70, 'data.batch_size': 16},
+    'width 64, two layers': {'model.num_layers': 2},
+    'width 64, three layers': {'model.num_layers': 3},
 }
 
 
@@ -186,6 +190,6 @@ def overfit_recipe(folder: str | Path) -> Recipe:  # where the text goes
     "One layer, a small text, and forty times as many steps as one pass over it has."
     base = override(
         get_recipe('lstm-small'),
-        {'model.layers': 1, 'data.corpus': subset_corpus(folder), 'train.log_every': 46, 'train.evaluate_every': 46},
+        {'model.num_layers': 1, 'data.corpus': subset_corpus(folder), 'train.log_every': 46, 'train.eval_every': 46},
     )
     return override(base, {'train.max_steps': 920, 'train.epochs': 40})

@@ -88,7 +88,9 @@ def subprocess_peak_memory(
     **arguments,  # what it is called with, as JSON
 ) -> int | None:  # bytes that the run took on top of what was prepared; None where the system does not tell
     "The most memory that something needs, measured in a process of its own."
-    code = 'import json, sys; from lmcourse.experiments.bench import _child; _child(sys.argv[1], json.loads(sys.argv[2]))'
+    code = (
+        'import json, sys; from lmcourse.experiments.bench import _child; _child(sys.argv[1], json.loads(sys.argv[2]))'
+    )
     r = subprocess.run([sys.executable, '-c', code, target, json.dumps(arguments)], capture_output=True, text=True)
     if r.returncode:
         raise LMCourseError(
@@ -139,16 +141,19 @@ def losses(low: bool | None = None) -> dict[str, Callable]:  # {name: function o
 # %% ../../nbs/engine/benchmarks.ipynb #be05caff
 def loss_step(
     name: str,  # which of `losses`
-    tokens: int,  # N
+    num_tokens: int,  # N
     width: int,  # D
-    types: int,  # V
+    vocab_size: int,  # V
     device: str = 'cpu',
 ) -> Callable:  # one step: loss, and slopes of hidden states, head and bias
     "Prepare one contestant's step on made-up numbers, the same for all."
     g = torch.Generator().manual_seed(0)
-    h, w, b = (torch.randn(*shape, generator=g).to(device) for shape in ((tokens, width), (types, width), (types,)))
+    h, w, b = (
+        torch.randn(*shape, generator=g).to(device)
+        for shape in ((num_tokens, width), (vocab_size, width), (vocab_size,))
+    )
     inputs = [t.requires_grad_() for t in (h, w.mul_(width**-0.5), b)]
-    y, loss = torch.randint(types, (tokens,), generator=g).to(device), losses(True)[name]
+    y, loss = torch.randint(vocab_size, (num_tokens,), generator=g).to(device), losses(True)[name]
     loss(
         *(t[:8].detach().clone().requires_grad_() for t in inputs), y[:8] % 8
     ).backward()  # what is loaded on first use is not weighed
@@ -175,18 +180,22 @@ def benchmark(f: Callable) -> Callable:  # the same function
 
 
 def bench_loss(
-    tokens: int,  # N
+    num_tokens: int,  # N
     width: int,  # D
-    types: int,  # V
+    vocab_size: int,  # V
     repeats: int = 7,  # rounds
     names: list | None = None,  # of `losses`; None: all
     device: str = 'cpu',
 ) -> dict:  # the shape, {name: seconds in each round}, {name: bytes above the inputs}
     "Race the ways to get a loss and its slopes at one shape."
     names = [n for n in losses() if names is None or n in names]
-    shape = dict(tokens=tokens, width=width, types=types)
+    shape = dict(num_tokens=num_tokens, width=width, vocab_size=vocab_size)
     seconds = time_interleaved({n: loss_step(n, **shape, device=device) for n in names}, repeats)
-    memory = {n: subprocess_peak_memory('lmcourse.experiments.bench:loss_step', name=n, **shape) for n in names} if device == 'cpu' else {}
+    memory = (
+        {n: subprocess_peak_memory('lmcourse.experiments.bench:loss_step', name=n, **shape) for n in names}
+        if device == 'cpu'
+        else {}
+    )
     return shape | dict(seconds=seconds, memory=memory)
 
 # %% ../../nbs/engine/benchmarks.ipynb #962b4d7b
@@ -224,20 +233,20 @@ STEP_PARTS = 'layers forward', 'head and loss', 'backward', 'clip and AdamW'
 def training_step(
     stage: str,  # which of `STAGES`
     recipe: str,  # whose model, batch and length
-    types: int,  # V
+    vocab_size: int,  # V
 ) -> Callable:  # one step; it returns seconds by part
     "Prepare one stage's training step."
     r, s = get_recipe(recipe), STAGES[stage]
     torch.manual_seed(0)
-    model = r.model.build(types)
+    model = r.model.build(vocab_size)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=s['fused'])
-    x_BT, y_BT = torch.multinomial(zipf_bias_init(types).exp(), 2 * r.data.batch * r.data.length, replacement=True).view(
-        2, r.data.batch, r.data.length
-    )
+    x_BT, y_BT = torch.multinomial(
+        zipf_bias_init(vocab_size).exp(), 2 * r.data.batch_size * r.data.seq_len, replacement=True
+    ).view(2, r.data.batch_size, r.data.seq_len)
     head = lambda h: dict(
-        full=lambda: F.cross_entropy(model.head(h).flatten(0, 1), y_BT.flatten(), reduction='sum'),
-        fused=lambda: fused_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats,
-        sampled=lambda: sampled_cross_entropy(h, model.head.weight, model.head.bias, y_BT).nats,
+        full=lambda: F.cross_entropy(model.lm_head(h).flatten(0, 1), y_BT.flatten(), reduction='sum'),
+        fused=lambda: fused_cross_entropy(h, model.lm_head.weight, model.lm_head.bias, y_BT).nats,
+        sampled=lambda: sampled_cross_entropy(h, model.lm_head.weight, model.lm_head.bias, y_BT).nats,
     )[s['loss']]()
 
     def step():
@@ -260,15 +269,17 @@ def training_step(
 
 # %% ../../nbs/engine/benchmarks.ipynb #19c96704
 def bench_stages(
-    recipe: str, types: int, repeats: int
+    recipe: str, vocab_size: int, repeats: int
 ) -> dict:  # recipe, types, tokens, {stage: seconds}, {stage: {part: seconds}}
     "Race the stages of a recipe's step."
     stages = [s for s in STAGES if s != 'layers in 16 bits' or bf16_is_faster()]
-    parts, fns = {s: [] for s in stages}, {s: training_step(s, recipe, types) for s in stages}
+    parts, fns = {s: [] for s in stages}, {s: training_step(s, recipe, vocab_size) for s in stages}
     seconds = time_interleaved({s: lambda s=s: parts[s].append(fns[s]()) for s in stages}, repeats)
     middle = {s: {p: statistics.median(row[p] for row in rows[1:]) for p in STEP_PARTS} for s, rows in parts.items()}
     d = get_recipe(recipe).data
-    return dict(recipe=recipe, types=types, tokens=d.batch * d.length, seconds=seconds, parts=middle)
+    return dict(
+        recipe=recipe, vocab_size=vocab_size, num_tokens=d.batch_size * d.seq_len, seconds=seconds, parts=middle
+    )
 
 
 @benchmark
@@ -312,12 +323,12 @@ def bench_ngram(quick: bool = False) -> dict:  # corpus, tokens, seconds in each
     plain = ids.tolist()
     seconds = time_interleaved(
         {
-            'sorted integers': lambda: KneserNey(3).fit(ids, word.types, word.first_id),
+            'sorted integers': lambda: KneserNey(3).fit(ids, word.vocab_size, word.bos_id),
             'dictionaries': lambda: count_in_dictionaries(plain),
         },
         3 if quick else 5,
     )
-    return dict(corpus=name, tokens=len(ids), seconds=seconds)
+    return dict(corpus=name, num_tokens=len(ids), seconds=seconds)
 
 
 @benchmark
@@ -326,7 +337,7 @@ def bench_tokens(quick: bool = False) -> dict:  # corpus, rows, seconds in each 
     name, corpus = _words(quick)
     rows = list(corpus['validation'][: 500 if quick else 4000])
     word, bpe = load_tokenizer('word', corpus), load_tokenizer('bpe:1000', corpus)
-    id_of = {w: i for i, w in enumerate(word.tokens(range(word.types)))}
+    id_of = {w: i for i, w in enumerate(word.convert_ids_to_tokens(range(word.vocab_size)))}
 
     def line():
         return np.array([id_of.get(w, 0) for row in rows for w in [*row.split(), '<eos>']], dtype=word.dtype)
@@ -391,7 +402,7 @@ def ratios_table(
             times, low, high = ratio(r['seconds'], name, against)
             rows.append(
                 {
-                    'tokens × width × types': f'{r["tokens"]} × {r["width"]} × {r["types"]}',
+                    'tokens × width × types': f'{r["num_tokens"]} × {r["width"]} × {r["vocab_size"]}',
                     'contestant': name,
                     'times as long': f'{times:.2f} ({low:.2f} – {high:.2f})',
                     'MB': round(m / 1e6) if (m := r['memory'].get(name)) is not None else None,

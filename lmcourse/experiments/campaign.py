@@ -15,7 +15,15 @@ import torch
 from ..measure.cross_entropy import LMCourseError
 from ..training.runs import Run, read_json, markdown_table, write_json
 from ..training.recipes import Recipe, get_recipe, override, tiny
-from ..training.trainer import Trainer, TrainingError, pick_device, from_checkpoint, save_checkpoint, steps, train_step
+from lmcourse.training.trainer import (
+    Trainer,
+    TrainingError,
+    pick_device,
+    from_checkpoint,
+    save_checkpoint,
+    steps,
+    train_step,
+)
 
 # %% ../../nbs/engine/campaign.ipynb #24df1955
 class CampaignError(LMCourseError):
@@ -346,12 +354,12 @@ def check_one(
         for _ in range(3):
             train_step(t, next(stream))
         wait()
-        before, tic = t.tokens, time.perf_counter()
+        before, tic = t.num_tokens, time.perf_counter()
         for _ in range(num_steps):
             train_step(t, next(stream))
         wait()
         seconds = time.perf_counter() - tic
-        speed, t.nats = (t.tokens - before) / seconds, 0.0
+        speed, t.nats = (t.num_tokens - before) / seconds, 0.0
         save_checkpoint(t)
         again = from_checkpoint(Path(folder) / 'run', show=False)
         again.model.train()

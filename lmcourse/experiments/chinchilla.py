@@ -19,13 +19,13 @@ def chinchilla_small():
     return Recipe(
         'chinchilla-small',
         TransformerConfig(16, 2, 64, 2, 128, dropout=0.3),
-        Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
+        Data(corpus='stdlib', tokenizer='bpe:2048', batching='windows', seq_len=128, batch_size=8),
         Optim(weight_decay=0.1),
         Train(epochs=2),
     )
 
 
-_WIDE, _DEEP = {'model.width': 128, 'model.heads': 8, 'model.hidden': 512}, {'model.layers': 4}
+_WIDE, _DEEP = {'model.d_model': 128, 'model.num_heads': 8, 'model.d_ff': 512}, {'model.num_layers': 4}
 CONFOUNDS = {
     'as it is': {},
     'dropout 0.1': {'model.dropout': 0.1},
@@ -34,7 +34,7 @@ CONFOUNDS = {
     'width 128': _WIDE,
     'all four, as experiment 3': {'model.dropout': 0.1, 'optim.lr': 6e-4} | _DEEP | _WIDE,
     'learning rate 1e-2, no dropout': {'optim.lr': 1e-2, 'model.dropout': 0},
-    'that, and the rate falls to zero': {'optim.lr': 1e-2, 'model.dropout': 0, 'optim.schedule': 'cosine'},
+    'that, and the rate falls to zero': {'optim.lr': 1e-2, 'model.dropout': 0, 'optim.lr_schedule': 'cosine'},
 }
 
 # %% ../../nbs/23_chinchilla.ipynb #67a5d9e8
@@ -47,13 +47,13 @@ def chinchilla_plateau():
     return Recipe(
         'chinchilla-plateau',
         TransformerConfig(32, 4, 128, 4, 128, dropout=0.1),
-        Data(corpus='stdlib', tokenizer='bpe:2048', batches='windows', length=128, batch=8),
-        Optim(lr=2e-3, weight_decay=0.1, warmup=100),
+        Data(corpus='stdlib', tokenizer='bpe:2048', batching='windows', seq_len=128, batch_size=8),
+        Optim(lr=2e-3, weight_decay=0.1, warmup_steps=100),
         Train(epochs=10),
     )
 
 
-_FALLS, _LARGE, _TWICE = {'optim.schedule': 'cosine'}, {'optim.lr': 6e-3}, {'model.width': 64, 'model.hidden': 256}
+_FALLS, _LARGE, _TWICE = {'optim.lr_schedule': 'cosine'}, {'optim.lr': 6e-3}, {'model.d_model': 64, 'model.d_ff': 256}
 CEILING = {
     'as it is': {},
     'the rate falls to zero': _FALLS,

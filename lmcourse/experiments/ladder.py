@@ -21,9 +21,9 @@ def _rung(name: str, parameters: int, validation, test, seconds: float) -> dict:
     "One row of the ladder's table."
     return dict(
         rung=name,
-        parameters=parameters,
-        tokens=validation.tokens,
-        types=validation.types,
+        num_parameters=parameters,
+        num_tokens=validation.num_tokens,
+        vocab_size=validation.vocab_size,
         validation=validation.to_dict(),
         test=test.to_dict(),
         seconds=seconds,
@@ -39,7 +39,7 @@ def ngram_rungs(
     for order in (0, *orders):
         tic = time.perf_counter()
         model = KneserNey(order) if order else Uniform()
-        model.fit(data.train.ids, data.types, data.tokenizer.first_id)
+        model.fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
         both = evaluate_ngram(model, data.validation), evaluate_ngram(model, data.test)
         name = names.get(order, f'Kneser-Ney {order}-gram') if order else 'uniform'
         yield _rung(name, model.parameters, *both, time.perf_counter() - tic)
@@ -49,9 +49,11 @@ def _ladder_recipe(name: str, cell: str) -> Recipe:
     "Settings that bring a small recurrent network as far as a minute on two cores allows."
     return Recipe(
         name,
-        RecurrentConfig(cell=cell, embedding=160, hidden=160, layers=1, dropout=0.0, around=0.3, tied=True),
-        Data(corpus='stdlib', batches='lanes', length=35, batch=16),
-        Optim(lr=6e-3, weight_decay=0.05, clip=1.0, schedule='cosine', warmup=40),
+        RecurrentConfig(
+            cell=cell, embedding_dim=160, hidden_size=160, num_layers=1, dropout=0.0, io_dropout=0.3, tie_weights=True
+        ),
+        Data(corpus='stdlib', batching='stateful', seq_len=35, batch_size=16),
+        Optim(lr=6e-3, weight_decay=0.05, max_grad_norm=1.0, lr_schedule='cosine', warmup_steps=40),
         Train(epochs=3, log_every=20),
     )
 
@@ -94,9 +96,9 @@ def trained_rungs(
         s = run.summary
         yield dict(
             rung=getattr(r.model, 'cell', type(r.model).__name__).upper(),
-            parameters=s['parameters'],
-            tokens=s['validation']['tokens'],
-            types=s['validation']['types'],
+            num_parameters=s['num_parameters'],
+            num_tokens=s['validation']['num_tokens'],
+            vocab_size=s['validation']['vocab_size'],
             validation=s['validation'],
             test=s['test'],
             seconds=s['seconds'],
@@ -109,9 +111,9 @@ def ladder_table(rungs: list[dict]) -> str:  # Markdown
         [
             dict(
                 rung=r['rung'],
-                tokens=r['tokens'],
-                types=r['types'],
-                parameters=r['parameters'],
+                num_tokens=r['num_tokens'],
+                vocab_size=r['vocab_size'],
+                num_parameters=r['num_parameters'],
                 validation=r['validation']['perplexity'],
                 test=r['test']['perplexity'],
                 bits=r['validation']['bits_per_byte'],
@@ -121,9 +123,9 @@ def ladder_table(rungs: list[dict]) -> str:  # Markdown
         ],
         dict(
             rung='rung',
-            tokens='tokens',
-            types='types',
-            parameters='parameters',
+            num_tokens='num_tokens',
+            vocab_size='vocab_size',
+            num_parameters='num_parameters',
             validation='validation perplexity',
             test='test perplexity',
             bits='bits per byte',
@@ -186,8 +188,8 @@ def _climb(corpus, tokenizer, out, show, tell, changes):
     data, rungs = tokenize_corpus(corpus, tokenizer), []
     out.mkdir(parents=True, exist_ok=True)
     tell(
-        f'{corpus}: {data.train.tokens:,} tokens to learn from, {data.validation.tokens:,} to validate on,'
-        f' {data.types:,} types'
+        f'{corpus}: {data.train.num_tokens:,} tokens to learn from, {data.validation.num_tokens:,} to validate on,'
+        f' {data.vocab_size:,} types'
     )
     for r in itertools.chain(ngram_rungs(data), trained_rungs(corpus, tokenizer, out=out, show=show, **changes)):
         rungs.append(r)

@@ -28,27 +28,27 @@ class ScalingError(LMCourseError):
 
 def forward_flops_per_token(
     c: TransformerConfig,  # the configuration
-    types: int,  # V
+    vocab_size: int,  # V
     length: int | None = None,  # T, tokens of a window; None: the whole context
 ) -> dict:  # {part: floating-point operations}
     """What one token costs on its way forward, by part: the products of matrices, and nothing else ([Hoffmann et al.,
     2022](../docs/bibliography.md#hoffmann2022), appendix F, which counts embeddings and the softmax too; an
     embedding is looked up here, and costs no product)."""
-    D, T, matrices = c.width, length or c.context, 3 if c.activation == 'swiglu' else 2
+    D, T, matrices = c.d_model, length or c.context_length, 3 if c.activation == 'swiglu' else 2
     return {
-        'linear layers': 2 * c.layers * (4 * D * D + matrices * D * c.inner),
-        'scores and mixing': 2 * c.layers * 2 * T * D,
-        'head': 2 * types * D,
+        'linear layers': 2 * c.num_layers * (4 * D * D + matrices * D * c.inner),
+        'scores and mixing': 2 * c.num_layers * 2 * T * D,
+        'head': 2 * vocab_size * D,
     }
 
 
 def training_flops_per_token(
     c: TransformerConfig,  # the configuration
-    types: int,  # V
+    vocab_size: int,  # V
     length: int | None = None,  # T, tokens of a window; None: the whole context
 ) -> int:  # floating-point operations for one token
     "Forward once, and backward twice as much: each product has two factors, and each wants its gradient."
-    return 3 * sum(forward_flops_per_token(c, types, length).values())
+    return 3 * sum(forward_flops_per_token(c, vocab_size, length).values())
 
 # %% ../../nbs/22_scaling.ipynb #b12bc800
 @recipe
@@ -69,14 +69,14 @@ def scaling_small():
         activation='relu2',
         qk_norm=True,
         bias=False,
-        head_bias=False,
-        start='still',
+        lm_head_bias=False,
+        init='zero_residual',
     )
     return Recipe(
         'scaling-small',
         model,
-        Data(corpus='stdlib', tokenizer='bpe:512', batches='windows', length=128, batch=8),
-        Optim('muon', lr=3.5e-2, weight_decay=0.05, betas=(0.9, 0.95), warmup=20, schedule='cosine'),
+        Data(corpus='stdlib', tokenizer='bpe:512', batching='windows', seq_len=128, batch_size=8),
+        Optim('muon', lr=3.5e-2, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=20, lr_schedule='cosine'),
         Train(epochs=1, precision='fp32'),
     )
 
@@ -88,10 +88,10 @@ def size_overrides(
     """The settings of a decoder of this width and depth: heads of 16, feed-forward layers four times as wide; a
     learning rate that falls as the root of the width, as Muon's steps grow with it."""
     return {
-        'model.width': width,
-        'model.heads': width // 16,
-        'model.hidden': 4 * width,
-        'model.layers': layers,
+        'model.d_model': width,
+        'model.num_heads': width // 16,
+        'model.d_ff': 4 * width,
+        'model.num_layers': layers,
         'optim.lr': 0.2 / math.sqrt(width),
     }
 
@@ -106,25 +106,25 @@ def train_and_measure(
     c, d = recipe.model, recipe.data
     with tempfile.TemporaryDirectory() as folder:
         t = Trainer(recipe, Path(folder) / 'run', show=False)
-        ids, first = t.data.train.ids[:unique], t.data.tokenizer.first_id
+        ids, first = t.data.train.ids[:unique], t.data.tokenizer.bos_id
         t.batches, tic = (
-            WindowBatches(ids, d.length, d.batch, first, d.stride, seed=recipe.train.seed),
+            WindowBatches(ids, d.seq_len, d.batch_size, first, d.stride, seed=recipe.train.seed),
             time.perf_counter(),
         )
         for group in itertools.islice(steps(t), stop or t.total):
             nats = float(train_step(t, group)[0])
             if not math.isfinite(nats):
                 break
-        seconds, found = time.perf_counter() - tic, evaluate(t.model, t.data.validation, first, length=d.length)
+        seconds, found = time.perf_counter() - tic, evaluate(t.model, t.data.validation, first, seq_len=d.seq_len)
     if not math.isfinite(nats + found.nats):
         raise Diverged(f'the loss stopped being a number at step {t.step} of {t.total}')
-    p = parameter_breakdown(c, t.data.types)
+    p = parameter_breakdown(c, t.data.vocab_size)
     return dict(
-        parameters=sum(p.values()),
+        num_parameters=sum(p.values()),
         blocks=sum(p.values()) - p['embedding'] - p['head bias'],
-        tokens=t.tokens,
-        unique=min(t.tokens, len(ids)),
-        flops=training_flops_per_token(c, t.data.types, d.length) * t.tokens,
+        num_tokens=t.num_tokens,
+        unique=min(t.num_tokens, len(ids)),
+        flops=training_flops_per_token(c, t.data.vocab_size, d.seq_len) * t.num_tokens,
         steps=t.step,
         nats=found.nats_per_token,
         bits_per_byte=found.bits_per_byte,
@@ -143,12 +143,16 @@ def isoflop_plan(
     d, text, plan = base.data, tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count), {}
     for budget, (width, layers) in itertools.product(budgets, sizes):
         change = size_overrides(width, layers)
-        one = training_flops_per_token(override(base, change).model, text.types, d.length) * d.batch * d.length
+        one = (
+            training_flops_per_token(override(base, change).model, text.vocab_size, d.seq_len)
+            * d.batch_size
+            * d.seq_len
+        )
         n = round(budget / one)
-        if n >= least and n * d.batch * d.length <= text.train.tokens:
+        if n >= least and n * d.batch_size * d.seq_len <= text.train.num_tokens:
             plan[f'{budget:.3g} FLOPs, width {width}, {layers} deep'] = change | {
                 'train.max_steps': n,
-                'optim.warmup': n // 20,
+                'optim.warmup_steps': n // 20,
             }
     return plan
 
@@ -252,7 +256,7 @@ def completed(rows: list[dict]) -> list[dict]:  # of `run_grid`
 def fit_isoflop(
     rows: list[dict],  # runs of a grid
     budgets: list,  # FLOPs
-    size: str = 'parameters',  # or blocks: without the table
+    size: str = 'num_parameters',  # or blocks: without the table
 ) -> list[
     dict
 ]:  # budget, rows by size, curve (in ln of the size), inside: whether it has its valley between the runs; and then its place: the size, tokens, nats
@@ -263,14 +267,14 @@ def fit_isoflop(
         mine = sorted((r for r in completed(rows) if abs(r['flops'] / budget - 1) < 0.1), key=lambda r: r[size])
         if len(mine) < 3:
             continue
-        n, y, cost = np.log([(r[size], math.exp(r['nats']), r['flops'] / r['tokens']) for r in mine]).T
+        n, y, cost = np.log([(r[size], math.exp(r['nats']), r['flops'] / r['num_tokens']) for r in mine]).T
         curve = np.polyfit(n, y, 2)
         low = -curve[1] / (2 * curve[0])
         inside = bool(curve[0] > 0 and n[0] < low < n[-1])
         place = (
             {
                 size: math.exp(low),
-                'tokens': budget / math.exp(np.interp(low, n, cost)),
+                'num_tokens': budget / math.exp(np.interp(low, n, cost)),
                 'nats': float(np.polyval(curve, low)),
             }
             if inside
@@ -354,7 +358,7 @@ def fit_many(
 # %% ../../nbs/22_scaling.ipynb #cfb34ac9
 def fit_law(
     rows: list[dict],  # runs: parameters (or blocks), tokens, nats
-    size: str = 'parameters',  # or blocks: without the table
+    size: str = 'num_parameters',  # or blocks: without the table
     resamples: int = 0,  # how many times the runs are drawn anew and fitted again
     seed: int = 0,  # of the draws
 ) -> tuple:  # (the law, the laws of the resamples, the loss from each start, lowest first)
@@ -365,15 +369,17 @@ def fit_law(
     if bad := [
         r.get('run', n)
         for n, r in enumerate(rows)
-        if not all(math.isfinite(r[k]) and r[k] > 0 for k in (size, 'tokens', 'nats'))
+        if not all(math.isfinite(r[k]) and r[k] > 0 for k in (size, 'num_tokens', 'nats'))
     ]:
         raise ScalingError(
             f'{bad[0]} has a size, a length or nats that are no finite number above 0: leave such runs out'
         )
-    for k in (size, 'tokens'):
+    for k in (size, 'num_tokens'):
         if len({r[k] for r in rows}) < 2 <= len(rows):
-            raise ScalingError(f'all runs have the same {k}, and one alone does not tell an exponent: vary it')
-    n_R, d_R, y_R = np.log([[r[k] for r in rows] for k in (size, 'tokens', 'nats')]).reshape(3, -1)
+            raise ScalingError(
+                f'all runs have the same {k.replace("num_", "")}, and one alone does not tell an exponent: vary it'
+            )
+    n_R, d_R, y_R = np.log([[r[k] for r in rows] for k in (size, 'num_tokens', 'nats')]).reshape(3, -1)
     if len(n_R) < 6:
         raise ScalingError(f'a law has five unknowns: {len(n_R)} runs do not determine it, make at least six')
     n, d, y = n_R.mean(), d_R.mean(), y_R.mean()
@@ -405,7 +411,7 @@ def predict_loss(
     the runs, widened for the five numbers that were fitted to them."""
     rows = completed(rows)
     law, again, _ = fit_law(rows, resamples=resamples, seed=seed)
-    misses = np.array([math.log(r['nats'] / law(r['parameters'], r['tokens'])) for r in rows]) * math.sqrt(
+    misses = np.array([math.log(r['nats'] / law(r['num_parameters'], r['num_tokens'])) for r in rows]) * math.sqrt(
         len(rows) / (len(rows) - 5)
     )
     draws = np.log([l(parameters, tokens) for l in again]) + np.random.default_rng(seed + 1).choice(misses, resamples)
@@ -430,19 +436,20 @@ def predict_then_run(
             raise ScalingError(
                 f'{Path(out).name} has the run {made[0]!r} already: what is said of it now is no prediction'
             )
-        rows, types = (
+        rows, vocab_size = (
             [r for r in log if r['kind'] == 'grid'],
-            tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count).types,
+            tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count).vocab_size,
         )
         law = fit_law(rows)[0]
         size = lambda change: (
-            sum(parameter_breakdown(override(base, change).model, types).values()),
-            change['train.max_steps'] * base.data.batch * base.data.length,
+            sum(parameter_breakdown(override(base, change).model, vocab_size).values()),
+            change['train.max_steps'] * base.data.batch_size * base.data.seq_len,
         )
         name = min(plan, key=lambda name: law(*size(plan[name])))
         n, d = size(plan[name])
         said = to_jsonable(
-            dict(kind='prediction', run=name, changes=plan[name], parameters=n, tokens=d) | predict_loss(rows, n, d)
+            dict(kind='prediction', run=name, changes=plan[name], num_parameters=n, num_tokens=d)
+            | predict_loss(rows, n, d)
         )
         write_json(out, log + [said])
     return said, run_grid(base, {said['run']: said['changes']}, out, 'larger', **how)[0]

@@ -39,11 +39,11 @@ class StreamingEvaluator:
 
     def __init__(
         self,
-        model: nn.Module,  # a language model with `head`, `carries`, `context`
-        length: int = 128,  # tokens read at once; a model that carries no state reads its whole context at once
+        model: nn.Module,  # a language model with `lm_head`, `stateful`, `context_length`
+        seq_len: int = 128,  # tokens read at once; a model that carries no state reads its whole context at once
     ):
         self.model, self.state = model, None
-        self.length = length if model.carries else model.context or length
+        self.seq_len = seq_len if model.stateful else model.context_length or seq_len
 
     def __enter__(self):
         self.was, self.state = self.model.training, None
@@ -56,13 +56,13 @@ class StreamingEvaluator:
 
     def hidden(self, x_BT: torch.Tensor) -> torch.Tensor:  # h_BTD
         "Hidden states of a batch; the state is handed on, and no gradient goes through it."
-        h_BTD, state = self.model(x_BT.to(self.model.head.weight.device), self.state)
-        self.state = detach_state(state) if self.model.carries else None
+        h_BTD, state = self.model(x_BT.to(self.model.lm_head.weight.device), self.state)
+        self.state = detach_state(state) if self.model.stateful else None
         return h_BTD.float()
 
     def logits(self, h_BTD: torch.Tensor) -> torch.Tensor:  # logits_BTV
         "The head's scores."
-        return F.linear(h_BTD, self.model.head.weight, self.model.head.bias)
+        return F.linear(h_BTD, self.model.lm_head.weight, self.model.lm_head.bias)
 
     @torch.no_grad()
     def read(
@@ -77,19 +77,19 @@ class StreamingEvaluator:
 def score_stream(
     reader: StreamingEvaluator,
     ids,  # (N,) the text
-    first_id: int,  # context of the very first token
-    lanes: int = 1,  # parallel streams that the text is cut into, each with a memory of its own
+    bos_id: int,  # context of the very first token
+    eval_batch_size: int = 1,  # parallel streams that the text is cut into, each with a memory of its own
 ) -> tuple:  # (nats_N, how many first guesses were right)
     """Read a text to its end, every token scored once. Raises `AdaptError` for lanes that would learn from each other's
     future."""
-    if lanes > 1 and not reader.many_lanes:
+    if eval_batch_size > 1 and not reader.many_lanes:
         raise AdaptError(
-            f'dynamic evaluation reads in one lane, not in {lanes}: side by side, one would learn from what comes later'
+            f'dynamic evaluation reads in one lane, not in {eval_batch_size}: side by side, one would learn from what comes later'
             ' in another'
         )
     nats, scored, hits = [], [], 0
     with reader:
-        for x_BT, y_BT in StatefulBatches(ids, lanes, reader.length, first_id):
+        for x_BT, y_BT in StatefulBatches(ids, eval_batch_size, reader.seq_len, bos_id):
             nats_BT, hit = reader.read(x_BT, y_BT)
             nats.append(nats_BT.cpu())
             scored.append(y_BT != -100)
@@ -100,21 +100,21 @@ def score_stream(
 def evaluate_stream(
     reader: StreamingEvaluator,
     split: TokenSplit,  # what to score
-    first_id: int,  # context of the very first token
-    lanes: int = 1,  # parallel streams
+    bos_id: int,  # context of the very first token
+    eval_batch_size: int = 1,  # parallel streams
     interval: bool = False,  # compute a 95 % interval too
 ) -> Measurement:
     "A reader's measurement; its passport says how the model adapted."
-    nats_N, hits = score_stream(reader, split.ids, first_id, lanes)
-    window = None if reader.model.carries else reader.length
+    nats_N, hits = score_stream(reader, split.ids, bos_id, eval_batch_size)
+    window = None if reader.model.stateful else reader.seq_len
     return split.measurement(
         float(nats_N.sum()),
-        context=window,
+        context_length=window,
         stride=window,
-        carried=reader.model.carries,
-        lanes=lanes,
-        accuracy=hits / split.tokens,
-        interval=block_bootstrap_ci(nats_N) if interval else None,
+        state_carried=reader.model.stateful,
+        eval_batch_size=eval_batch_size,
+        accuracy=hits / split.num_tokens,
+        ci95=block_bootstrap_ci(nats_N) if interval else None,
         adaptation=reader.adaptation,
     )
 
@@ -142,9 +142,9 @@ class NeuralCache(StreamingEvaluator):
         size: int = 2000,  # states remembered, in each lane
         theta: float = 0.3,  # how much likeness counts
         share: float = 0.1,  # of the cache in each guess, in [0, 1)
-        length: int = 128,  # tokens read at once
+        seq_len: int = 128,  # tokens read at once
     ):
-        super().__init__(model, length)
+        super().__init__(model, seq_len)
         if size < 1 or not 0 <= share < 1:
             raise AdaptError(
                 f'a cache remembers at least one state, and its share lies in [0, 1): got size {size}, share {share}'
@@ -153,11 +153,11 @@ class NeuralCache(StreamingEvaluator):
         self.adaptation = f'neural cache of {size:,} tokens, theta {theta:g}, share {share:g}'
 
     def __enter__(self):
-        self.keys = self.words = None
+        self.keys = self.num_words = None
         return super().__enter__()
 
     def __exit__(self, *error):
-        self.keys = self.words = None
+        self.keys = self.num_words = None
         super().__exit__(*error)
 
     def remember(
@@ -165,9 +165,11 @@ class NeuralCache(StreamingEvaluator):
     ) -> tuple:  # (keys_BND, words_BN), those of this batch at their end
         "Add a batch to the memory, and forget what is too old."
         keys, words = (
-            (h_BTD, y_BT) if self.keys is None else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.words, y_BT], 1))
+            (h_BTD, y_BT)
+            if self.keys is None
+            else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.num_words, y_BT], 1))
         )
-        self.keys, self.words = keys[:, -self.size :], words[:, -self.size :]
+        self.keys, self.num_words = keys[:, -self.size :], words[:, -self.size :]
         return keys, words
 
     @torch.no_grad()
@@ -187,21 +189,23 @@ class NeuralCache(StreamingEvaluator):
 def cache_guesses(
     cache: NeuralCache,
     ids,  # (N,) the text, in one lane
-    first_id: int,  # context of the very first token
+    bos_id: int,  # context of the very first token
     thetas,  # K ways of weighing likeness
 ) -> tuple:  # (log_N, p_KN)
     """The logarithm of what the model alone gave to each token, and what the cache alone would have given for each
     theta."""
     own, theirs = [], []
     with cache:
-        for x_BT, y_BT in StatefulBatches(ids, 1, cache.length, first_id):
+        for x_BT, y_BT in StatefulBatches(ids, 1, cache.seq_len, bos_id):
             h_BTD = cache.hidden(x_BT)
             y_BT = y_BT.to(h_BTD.device)
             keys, words = cache.remember(h_BTD, y_BT)
             own.append(-_nats(cache.logits(h_BTD).log_softmax(-1), y_BT)[0][0].cpu())
             same_BTN = words[:, None] == y_BT.unsqueeze(-1)
             theirs.append(
-                torch.stack([(cache_attention(h_BTD, keys, theta, cache.size) * same_BTN).sum(-1)[0] for theta in thetas]).cpu()
+                torch.stack(
+                    [(cache_attention(h_BTD, keys, theta, cache.size) * same_BTN).sum(-1)[0] for theta in thetas]
+                ).cpu()
             )
     return torch.cat(own).double().numpy(), torch.cat(theirs, 1).double().numpy()
 
@@ -209,7 +213,7 @@ def cache_guesses(
 def tune_cache(
     model: nn.Module,
     ids,  # (N,) text that is not the one to be reported
-    first_id: int,  # context of its first token
+    bos_id: int,  # context of its first token
     sizes=(500, 2000),  # to be tried
     thetas=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
     shares=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
@@ -217,7 +221,7 @@ def tune_cache(
     "Every combination, in one reading for each size."
     rows = []
     for size in sizes:
-        own_N, their_KN = cache_guesses(NeuralCache(model, size), ids, first_id, thetas)
+        own_N, their_KN = cache_guesses(NeuralCache(model, size), ids, bos_id, thetas)
         for theta, p_N in zip(thetas, their_KN):
             for share in shares:
                 with np.errstate(divide='ignore'):
@@ -253,10 +257,10 @@ class DynamicEvaluation(StreamingEvaluator):
         rms: (
             list | None
         ) = None,  # for each parameter, the root mean square of its gradients in training: rate and pull are scaled with it; None: plain descent
-        length: int = 20,  # tokens of a segment
+        seq_len: int = 20,  # tokens of a segment
         eps: float = 0.1,  # keeps the scaled rate finite, relative to the mean of `rms`
     ):
-        super().__init__(model, length)
+        super().__init__(model, seq_len)
         if rate < 0 or not 0 <= pull <= 1:
             raise AdaptError(f'a rate is at least 0, and a pull lies in [0, 1]: got {rate} and {pull}')
         self.rate, self.pull, self.rates, self.pulls = rate, pull, None, None
@@ -268,7 +272,7 @@ class DynamicEvaluation(StreamingEvaluator):
             self.rates = [rate / (r / mean + eps) for r in rms]
             self.pulls = [(pull * r / mean).clamp(max=1.0) for r in rms]
         self.adaptation = (
-            f'dynamic evaluation in segments of {self.length}, {"plain" if rms is None else "RMS-scaled"} rate'
+            f'dynamic evaluation in segments of {self.seq_len}, {"plain" if rms is None else "RMS-scaled"} rate'
             f' {rate:g}, pull {pull:g}'
         )
 
@@ -311,19 +315,19 @@ class DynamicEvaluation(StreamingEvaluator):
 def gradient_rms(
     model: nn.Module,
     ids,  # (N,) the training text
-    first_id: int,  # context of its first token
-    length: int = 20,  # tokens of a segment
-    lanes: int = 16,  # rows of a batch
+    bos_id: int,  # context of its first token
+    seq_len: int = 20,  # tokens of a segment
+    eval_batch_size: int = 16,  # rows of a batch
     batches: int = 100,  # from the beginning of each lane
 ) -> list:  # for each parameter that is learnt, a tensor of its shape
     """The root mean square of each weight's gradient on text that the model was trained on ([Krause et al.,
     2018](../docs/bibliography.md#krause2018))."""
-    reader, n = StreamingEvaluator(model, length), 0
+    reader, n = StreamingEvaluator(model, seq_len), 0
     weights = [p for p in model.parameters() if p.requires_grad]
     squares = [torch.zeros_like(p) for p in weights]
     with reader:
-        for x_BT, y_BT in StatefulBatches(ids, lanes, reader.length, first_id):
-            if n == batches or y_BT.shape[1] < reader.length:
+        for x_BT, y_BT in StatefulBatches(ids, eval_batch_size, reader.seq_len, bos_id):
+            if n == batches or y_BT.shape[1] < reader.seq_len:
                 break
             with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 logits_BTV = reader.logits(reader.hidden(x_BT))
@@ -336,26 +340,28 @@ def gradient_rms(
                 total.addcmul_(slope, slope)
             n += 1
     if not n:
-        raise AdaptError(f'the training text is too short for {lanes} lanes of {reader.length} tokens')
+        raise AdaptError(f'the training text is too short for {eval_batch_size} streams of {reader.seq_len} tokens')
     return [(total / n).sqrt_() for total in squares]
 
 
 def tune_dynamic(
     model: nn.Module,
     ids,  # (N,) text that is not the one to be reported
-    first_id: int,  # context of its first token
+    bos_id: int,  # context of its first token
     rms: list | None = None,  # what `gradient_rms` gave; None: plain descent
     rates=(0.03, 0.1, 0.3, 1.0),  # to be tried
     pulls=(0.001, 0.01),  # to be tried with the best of them
-    length: int = 20,  # tokens of a segment
+    seq_len: int = 20,  # tokens of a segment
     tell=None,  # called with a line for each
-) -> list[dict]:  # rows: rate, pull, length, perplexity
+) -> list[dict]:  # rows: rate, pull, seq_len, perplexity
     "First the rate without a pull, then the pull with the best rate."
     rows = []
 
     def go(rate, pull):
-        nats_N, _ = score_stream(DynamicEvaluation(model, rate, pull, rms, length), ids, first_id)
-        rows.append(dict(rate=rate, pull=pull, length=length, perplexity=perplexity(float(nats_N.sum()), len(nats_N))))
+        nats_N, _ = score_stream(DynamicEvaluation(model, rate, pull, rms, seq_len), ids, bos_id)
+        rows.append(
+            dict(rate=rate, pull=pull, seq_len=seq_len, perplexity=perplexity(float(nats_N.sum()), len(nats_N)))
+        )
         if tell:
             tell(f"rate {rate:g}, pull {pull:g}: {rows[-1]['perplexity']:.2f}")
 
@@ -374,13 +380,13 @@ def tune(
     data: TokenizedCorpus,
     kind: str,  # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
     tokens: int = 20_000,  # of the beginning of validation
-    length: int = 20,  # tokens of a segment of dynamic evaluation
+    seq_len: int = 20,  # tokens of a segment of dynamic evaluation
     tell=None,  # called with a line for each setting of dynamic evaluation
 ) -> dict:  # kind, settings, tokens, grid
     "Choose settings on validation. Raises `AdaptError` for a kind that does not exist."
     if kind not in KINDS:
         raise AdaptError(f'an adaptation is {", ".join(KINDS[:-1])} or {KINDS[-1]}, got {kind!r}')
-    ids, first = data.validation.ids[:tokens], data.tokenizer.first_id
+    ids, first = data.validation.ids[:tokens], data.tokenizer.bos_id
     if kind == 'cache':
         grid = tune_cache(model, ids, first)
     else:
@@ -388,11 +394,11 @@ def tune(
             model,
             ids,
             first,
-            gradient_rms(model, data.train.ids, first, length) if kind == 'rms' else None,
-            length=length,
+            gradient_rms(model, data.train.ids, first, seq_len) if kind == 'rms' else None,
+            seq_len=seq_len,
             tell=tell,
         )
-    return dict(kind=kind, settings=best(grid), tokens=len(ids), grid=grid)
+    return dict(kind=kind, settings=best(grid), num_tokens=len(ids), grid=grid)
 
 
 def build_evaluator(
@@ -404,16 +410,16 @@ def build_evaluator(
     "The reader with those settings."
     if kind == 'cache':
         return NeuralCache(model, **settings)
-    rms = gradient_rms(model, data.train.ids, data.tokenizer.first_id, settings['length']) if kind == 'rms' else None
+    rms = gradient_rms(model, data.train.ids, data.tokenizer.bos_id, settings['seq_len']) if kind == 'rms' else None
     return DynamicEvaluation(model, rms=rms, **settings)
 
 # %% ../../nbs/18_adaptation.ipynb #f745dc1e
-def _tuned(run, model, data, kind, tokens, tell, length=20):
+def _tuned(run, model, data, kind, tokens, tell, seq_len=20):
     "Settings that were chosen for this run before, or chosen now and kept in its folder."
     path = run.path / 'adaptation.json'
     kept = read_json(path) if path.exists() else {}
     if kind not in kept:
-        kept[kind] = tune(model, data, kind, tokens, length, tell)
+        kept[kind] = tune(model, data, kind, tokens, seq_len, tell)
         write_json(path, kept)
     return kept[kind]
 
@@ -429,7 +435,7 @@ def evaluate_run_adapted(
     "Score a run's best weights on a split while they adapt, in one lane, with settings tuned on validation."
     model, data, _ = load_run(path, device)
     reader = build_evaluator(model, data, kind, _tuned(Run.open(path), model, data, kind, tokens, tell)['settings'])
-    return evaluate_stream(reader, getattr(data, split), data.tokenizer.first_id, interval=True)
+    return evaluate_stream(reader, getattr(data, split), data.tokenizer.bos_id, interval=True)
 
 # %% ../../nbs/18_adaptation.ipynb #e8833376
 def adapt_run(
@@ -437,7 +443,7 @@ def adapt_run(
     out: str | Path,  # a JSON file of rows; those already there are not measured again
     kinds: tuple = KINDS,  # what to measure, beside the weights as they are
     tokens: int = 40_000,  # of validation, to tune on
-    length: int = 20,  # tokens of a segment of dynamic evaluation
+    seq_len: int = 20,  # tokens of a segment of dynamic evaluation
     device: str = 'auto',
     tell=None,  # called with a line of progress
 ) -> list[dict]:  # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
@@ -450,20 +456,20 @@ def adapt_run(
         if any((r['run'], r['kind']) == (run.name, kind) for r in rows):
             continue
         chosen = (
-            dict(kind=None, settings=None, tokens=0, grid=[])
+            dict(kind=None, settings=None, num_tokens=0, grid=[])
             if kind is None
-            else _tuned(run, model, data, kind, tokens, tell, length)
+            else _tuned(run, model, data, kind, tokens, tell, seq_len)
         )
         reader = StreamingEvaluator(model) if kind is None else build_evaluator(model, data, kind, chosen['settings'])
         both = {
-            s.name: evaluate_stream(reader, s, data.tokenizer.first_id, interval=True).to_dict()
+            s.name: evaluate_stream(reader, s, data.tokenizer.bos_id, interval=True).to_dict()
             for s in (data.validation, data.test)
         }
         rows.append(
             dict(
                 run=run.name,
                 recipe=recipe.name,
-                parameters=sum(p.numel() for p in model.parameters()),
+                num_parameters=sum(p.numel() for p in model.parameters()),
                 epochs=(run.summary or {}).get('epochs'),
                 **chosen,
                 **both,

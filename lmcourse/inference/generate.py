@@ -192,24 +192,24 @@ def _generators(seed, rows):
 def generate_ids(
     model: nn.Module,  # returns (h_BTD, state) for (x_BT, state); has `head` and `context`
     prompts: Sequence,  # for each row ids; none: the text begins here
-    first_id: int,  # what stands before a text
+    bos_id: int,  # what stands before a text
     sampling: SamplingConfig = SamplingConfig(),
     seed: int | Sequence = 0,  # of every row, or one for each
 ) -> Iterator[list]:  # without end: for each row (id, nats under the model itself), or None while its prompt is read
     """Write on, all rows one token at a time; whoever asks decides when it is enough. A context that is full is handled
     as `window_start` says."""
     _refuse(not len(prompts), 'there is no prompt: to begin a text, give one that is empty')
-    texts, throwers = [[first_id, *ids] for ids in prompts], _generators(seed, len(prompts))
+    texts, throwers = [[bos_id, *ids] for ids in prompts], _generators(seed, len(prompts))
     at, start, state = min(map(len, texts)), 0, None
     with evaluating(model):
         while True:
-            new = window_start(at, model.context)
+            new = window_start(at, model.context_length)
             if new != start or state is None:
                 read, start, state = new, new, None  # read anew
             h_BTD, state = model(
-                torch.tensor([text[read:at] for text in texts], device=model.head.weight.device), state
+                torch.tensor([text[read:at] for text in texts], device=model.lm_head.weight.device), state
             )
-            logits_BV, read = model.head(h_BTD[:, -1]).float().cpu(), at
+            logits_BV, read = model.lm_head(h_BTD[:, -1]).float().cpu(), at
             free = [len(text) == at for text in texts]  # whose prompt is at its end
             u_B = torch.tensor(
                 [torch.rand((), generator=g, dtype=torch.float64).item() if f else 0.0 for g, f in zip(throwers, free)]
@@ -226,7 +226,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:  # ids
     "A prompt as its tokenizer cuts a corpus, row by row; the end of its last row is left open."
     ids = []
     for row in re.findall('[^\n]*\n|[^\n]+', prompt):
-        ids += tokenizer.encode(row) + [tokenizer.first_id] * bool(tokenizer.eos and row[-1] == '\n')
+        ids += tokenizer.encode(row) + [tokenizer.bos_id] * bool(tokenizer.eos and row[-1] == '\n')
     return ids
 
 
@@ -240,16 +240,16 @@ class Generation:
     nats: list = field(default_factory=list)  # the surprise of each to the model itself, before any rule
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         return len(self.ids)
 
     @property
     def perplexity(self) -> float:
         "Of what was written, after the prompt, under the model that wrote it."
-        return perplexity(sum(self.nats), self.tokens)
+        return perplexity(sum(self.nats), self.num_tokens)
 
     @property
-    def unknown(self) -> list[str]:
+    def unknown_words(self) -> list[str]:
         "The prompt's words that are not in the vocabulary."
         t = self.tokenizer
         return [] if t.unk_id is None else [w for w in self.prompt.split() if w != '<unk>' and t.unk_id in t.encode(w)]
@@ -279,9 +279,9 @@ def generate_stream(
     "Texts as they grow. Raises `GenerateError` where nothing could be written."
     _refuse(tokens < 1, f'at least one token is written, got {tokens}')
     rows = [Generation(tokenizer, p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
-    over = lambda row: row.tokens >= tokens or row.ids[-1:] == [end]
+    over = lambda row: row.num_tokens >= tokens or row.ids[-1:] == [end]
     with closing(
-        generate_ids(model, [prompt_ids(tokenizer, row.prompt) for row in rows], tokenizer.first_id, sampling, seed)
+        generate_ids(model, [prompt_ids(tokenizer, row.prompt) for row in rows], tokenizer.bos_id, sampling, seed)
     ) as steps:
         for step in steps:
             for row, one in zip(rows, step):
@@ -326,17 +326,17 @@ def distinct_1(tokens: Sequence) -> float:  # ids or words, not empty  # in (0, 
 def token_nats(
     model: nn.Module,
     ids: Sequence,  # a text, short enough to be read at once
-    first_id: int,  # what stands before it
+    bos_id: int,  # what stands before it
 ) -> list[float]:  # nats of each token
     "What each token of a text costs a model that looks at as much as it does while it writes."
-    text, at, nats = [first_id, *map(int, ids)], 1, []
+    text, at, nats = [bos_id, *map(int, ids)], 1, []
     with evaluating(model):
         while at < len(text):
-            start = window_start(at, model.context)
+            start = window_start(at, model.context_length)
             stop = min(
-                len(text), start + (model.context or len(text)) + 1
+                len(text), start + (model.context_length or len(text)) + 1
             )  # the last token that is guessed from this window, and one
-            h_BTD, _ = model(torch.tensor([text[start : stop - 1]], device=model.head.weight.device), None)
-            nats += _nats(model.head(h_BTD[0, at - start - 1 :]).float().cpu(), torch.tensor(text[at:stop])).tolist()
+            h_BTD, _ = model(torch.tensor([text[start : stop - 1]], device=model.lm_head.weight.device), None)
+            nats += _nats(model.lm_head(h_BTD[0, at - start - 1 :]).float().cpu(), torch.tensor(text[at:stop])).tolist()
             at = stop
     return nats

@@ -63,12 +63,12 @@ class ScoredText:
     nats_N: np.ndarray  # surprise of each token
     rank_N: np.ndarray  # its place among the guesser's guesses, from 1
     top: list  # for each token, the likeliest: [(piece, probability), …]; empty where all are alike
-    types: int  # V, how many there were to choose from
-    unknown: int  # tokens that are <unk>
+    vocab_size: int  # V, how many there were to choose from
+    num_unk: int  # tokens that are <unk>
     keeps_text: bool = True  # whether the tokens give the text back, and so pay for all of it
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         return len(self.pieces)
 
     @property
@@ -79,12 +79,12 @@ class ScoredText:
     @property
     def perplexity(self) -> float:
         "Of this text; compares only with readings that cut it alike."
-        return perplexity(self.nats, self.tokens)
+        return perplexity(self.nats, self.num_tokens)
 
     @property
     def bits_per_byte(self) -> float | None:
         "Of this text; None where a token is <unk>, which hides what was written, and where the tokenizer loses text."
-        return None if self.unknown or not self.keeps_text else bits_per_byte(self.nats, len(self.text.encode()))
+        return None if self.num_unk or not self.keeps_text else bits_per_byte(self.nats, len(self.text.encode()))
 
 # %% ../../nbs/29_predictors.ipynb #fd4cd4df
 def _likeliest(log_V, k):
@@ -97,9 +97,9 @@ def conditions_line(m: Measurement | None) -> str:
     "Where a number comes from, in a line."
     if m is None:
         return 'never measured'
-    bits = f', {m.bits_per_byte:.3f} bits per byte' if m.bits_per_byte is not None and not m.unknown else ''
+    bits = f', {m.bits_per_byte:.3f} bits per byte' if m.bits_per_byte is not None and not m.num_unk else ''
     more = f'; adapted by {m.adaptation}' if m.adaptation else ''
-    return f'{m.corpus} {m.split}: perplexity {m.perplexity:,.1f}{bits} ({m.tokens:,} {m.tokenizer} tokens{more})'
+    return f'{m.corpus} {m.split}: perplexity {m.perplexity:,.1f}{bits} ({m.num_tokens:,} {m.tokenizer} tokens{more})'
 
 # %% ../../nbs/29_predictors.ipynb #12acf8d5
 MAX_TOKENS = 4000  # tokens that are read at once
@@ -123,7 +123,7 @@ class Predictor(ABC):
         self.name, self.tokenizer, self.measured, self.parameters = name, tokenizer, measured, parameters
         self.spaced = bool(measured and measured.corpus.startswith('wikitext') and not tokenizer.eos)
         ends = encode_with_offsets(tokenizer, ' \n' if self.spaced else '\n')[0]
-        self.before = ends[0] if len(ends) == 1 else tokenizer.first_id
+        self.before = ends[0] if len(ends) == 1 else tokenizer.bos_id
 
     def __repr__(self):
         return f'{type(self).__name__} {self.name!r}: {conditions_line(self.measured)}'
@@ -173,7 +173,7 @@ class Predictor(ABC):
         ids, spans = self._cut(text)
         nats_N, rank_N, tops = self._costs(ids, top)
         seen = sorted({i for t in tops for i, _ in t} | set(ids))
-        piece = dict(zip(seen, self.tokenizer.tokens(seen)))
+        piece = dict(zip(seen, self.tokenizer.convert_ids_to_tokens(seen)))
         return ScoredText(
             text,
             [piece[i] for i in ids],
@@ -181,7 +181,7 @@ class Predictor(ABC):
             nats_N,
             rank_N,
             [[(piece[i], p) for i, p in t] for t in tops],
-            self.tokenizer.types,
+            self.tokenizer.vocab_size,
             ids.count(self.tokenizer.unk_id),
             _keeps_text(self.tokenizer),
         )
@@ -257,11 +257,11 @@ class NeuralPredictor(Predictor):
     def log_probs(self, ids):
         x, at, start, state = [self.before, *ids[:-1]], 0, 0, None
         while at < len(x):
-            new = window_start(at + 1, self.model.context)
+            new = window_start(at + 1, self.model.context_length)
             first, state = (
                 (at, state) if new == start else (new, None)
             )  # a context that is full: its newest half is read anew
-            start, stop = new, min(len(x), at + 128, new + (self.model.context or len(x)))
+            start, stop = new, min(len(x), at + 128, new + (self.model.context_length or len(x)))
             log_TV, state = self._log(x[first:stop], state)
             yield log_TV[at - first :]
             at = stop
@@ -272,7 +272,7 @@ class NeuralPredictor(Predictor):
         def hear(i):
             nonlocal start, state
             heard.append(i)
-            new = window_start(len(heard), self.model.context)
+            new = window_start(len(heard), self.model.context_length)
             log_TV, state = self._log([i], state) if new == start else self._log(heard[new:], None)
             start = new
             return log_TV[-1]
@@ -288,9 +288,26 @@ def playground_lstm():
     `lmcourse run playground-lstm`."""
     return Recipe(
         'playground-lstm',
-        TiedRNNConfig(embedding=144, hidden=256, inputs=0.1, between=0.1, outputs=0.1, others=0, zipf=False),
-        Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='lanes', length=70, batch=32, shift=True),
-        Optim(lr=4e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)),
+        TiedRNNConfig(
+            embedding_dim=144,
+            hidden_size=256,
+            input_dropout=0.1,
+            hidden_dropout=0.1,
+            output_dropout=0.1,
+            num_sampled=0,
+            zipf_bias_init=False,
+        ),
+        Data(
+            corpus='wikitext-2-raw',
+            tokenizer='bpe:2048',
+            batching='stateful',
+            seq_len=70,
+            batch_size=32,
+            random_offset=True,
+        ),
+        Optim(
+            lr=4e-3, weight_decay=0.02, max_grad_norm=0.25, lr_schedule='cosine', warmup_steps=200, betas=(0.9, 0.99)
+        ),
         Train(epochs=8),
     )
 
@@ -312,7 +329,9 @@ _CHECK = 20_000  # tokens of the validation text whose nats are kept by themselv
 
 def _first(split, n):
     "The first n tokens of a split; what else is known of the text no longer holds for them."
-    return replace(split, ids=split.ids[:n], words=n, bytes=None, fingerprint=f'first {n} of {split.fingerprint}')
+    return replace(
+        split, ids=split.ids[:n], num_words=n, num_bytes=None, fingerprint=f'first {n} of {split.fingerprint}'
+    )
 
 
 def _size(guesser):
@@ -332,9 +351,9 @@ def _scored(guesser, split, interval=False):
     return evaluate(
         guesser.model,
         split,
-        guesser.tokenizer.first_id,
-        lanes=10,
-        length=guesser.model.context or 70,
+        guesser.tokenizer.bos_id,
+        eval_batch_size=10,
+        seq_len=guesser.model.context_length or 70,
         interval=interval,
     )
 
@@ -346,10 +365,10 @@ def _measured(guesser, data):
         return _scored(guesser, split, interval=True)
 
     return dict(
-        parameters=guesser.parameters,
+        num_parameters=guesser.parameters,
         size=_size(guesser),
         **{s: on(getattr(data, s)).to_dict() for s in ('validation', 'test')},
-        check=dict(tokens=_CHECK, nats=on(_first(data.validation, _CHECK)).nats),
+        check=dict(num_tokens=_CHECK, nats=on(_first(data.validation, _CHECK)).nats),
     )
 
 
@@ -363,7 +382,7 @@ def _counted(data):
         '5-gram': KneserNey(5),
     }
     return {
-        name: NgramPredictor(name, data.tokenizer, m.fit(data.train.ids, data.types, data.tokenizer.first_id))
+        name: NgramPredictor(name, data.tokenizer, m.fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id))
         for name, m in make.items()
     }
 
@@ -455,7 +474,7 @@ def _card(found, folder):
     rows = [
         dict(
             rung=name,
-            parameters=f['parameters'],
+            num_parameters=f['num_parameters'],
             shipped='no' if name in _TOO_LARGE else 'yes',
             **{s: f[s]['perplexity'] for s in ('validation', 'test')},
             bits=f['validation']['bits_per_byte'],
@@ -465,7 +484,7 @@ def _card(found, folder):
     ]
     columns = dict(
         rung='rung',
-        parameters='parameters or counts',
+        num_parameters='parameters or counts',
         validation='validation perplexity',
         test='test perplexity',
         bits='bits per byte, validation',
@@ -476,21 +495,23 @@ def _card(found, folder):
 
     def seen(f):
         return (
-            f'with its state carried in {f["lanes"]} lanes' if f['carried'] else f'in windows of {f["context"]} tokens'
+            f'with its state carried in {f["eval_batch_size"]} lanes'
+            if f['state_carried']
+            else f'in windows of {f["context_length"]} tokens'
         )
 
     each = '\n'.join(
-        f'- `{n}`, {found[n]["parameters"]:,} parameters, recipe `{a["recipe"]["name"]}`: {a["recipe"]["summary"]}'
+        f'- `{n}`, {found[n]["num_parameters"]:,} parameters, recipe `{a["recipe"]["name"]}`: {a["recipe"]["summary"]}'
         f' Measured {seen(found[n]["validation"])}.'
         for n, a in networks.items()
     )
     again = '; '.join(
-        f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.inference.predictors.ship(folder, {n!r})`, record `{a["record"]}`'
+        f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.inference.predictors.export_model(folder, {n!r})`, record `{a["record"]}`'
         for n, a in networks.items()
     )
     return f'''# The models that travel with the course
 
-**What they are.** Networks over {v["types"]:,} byte-level BPE pieces, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
+**What they are.** Networks over {v["vocab_size"]:,} byte-level BPE pieces, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
 uniform, unigram, bigram (modified Kneser-Ney).
 
 {each}
@@ -504,8 +525,8 @@ but short phrases can be written by the models as they stand there.
 
 {markdown_table(rows, columns)}
 
-Passport: {v["corpus"]}, validation {v["tokens"]:,} tokens of {v["tokenizer"]} with {v["types"]:,} types, {v["bytes"]:,} bytes, fingerprint {v["fingerprint"]}; test {t["tokens"]:,} tokens,
-{t["bytes"]:,} bytes, fingerprint {t["fingerprint"]}. All of it is in `measurements.json`. Trigram and 5-gram are too large to travel; `load_pretrained` counts them where the corpus is at hand.
+Passport: {v["corpus"]}, validation {v["num_tokens"]:,} tokens of {v["tokenizer"]} with {v["vocab_size"]:,} types, {v["num_bytes"]:,} bytes, fingerprint {v["fingerprint"]}; test {t["num_tokens"]:,} tokens,
+{t["num_bytes"]:,} bytes, fingerprint {t["fingerprint"]}. All of it is in `measurements.json`. Trigram and 5-gram are too large to travel; `load_pretrained` counts them where the corpus is at hand.
 
 **What they are good for.** Looking at what surprises a model, at the scale where a laptop answers at once. **What they are not good for:** facts, advice, text that anybody
 should read as true, languages other than English, code. They know the Wikipedia of a few hundred articles, with its habits (a space before each comma) and its leanings, and nothing later.
@@ -540,7 +561,7 @@ def _counts(name):
 def _network(name):
     "A shipped network, its weights widened again."
     tensors, about = load_safetensors(_MODELS / f'{name}.safetensors')
-    model = recipe_from_dict(about['recipe']).model.build(_tokenizer().types)
+    model = recipe_from_dict(about['recipe']).model.build(_tokenizer().vocab_size)
     load_named_weights(model, {k: w.float() for k, w in tensors.items()}, f'{name}.safetensors')
     return model
 
@@ -553,7 +574,7 @@ def _count_here(name, corpus):
             ' 4 says how to fetch it'
         )
     train, t = tokenize_corpus(corpus, _tokenizer()).train, _tokenizer()
-    return KneserNey(_TOO_LARGE[name]).fit(train.ids, t.types, t.first_id)
+    return KneserNey(_TOO_LARGE[name]).fit(train.ids, t.vocab_size, t.bos_id)
 
 # %% ../../nbs/29_predictors.ipynb #17893c01
 @functools.cache
@@ -570,7 +591,11 @@ def load_pretrained(
     if name in _NETWORKS:
         return NeuralPredictor(name, t, _network(name), m)
     model = (
-        Uniform(t.types) if name == 'uniform' else _count_here(name, m.corpus) if name in _TOO_LARGE else _counts(name)
+        Uniform(t.vocab_size)
+        if name == 'uniform'
+        else _count_here(name, m.corpus)
+        if name in _TOO_LARGE
+        else _counts(name)
     )
     return NgramPredictor(name, t, model, m)
 
@@ -591,9 +616,9 @@ def predictor_from_run(
     model, tokenizer, _ = load_model(path, 'cpu')
     measured = (run.summary or {}).get('validation')
     measured = Measurement.from_dict(measured) if measured else None
-    if measured and (measured.tokenizer, measured.types) != (tokenizer.name, tokenizer.types):
+    if measured and (measured.tokenizer, measured.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
         raise PredictorError(
-            f'the score in {path} was made with {measured.tokenizer} ({measured.types:,} types), and its tokenizer is'
-            f' {tokenizer.name} ({tokenizer.types:,}): these files are not of one run'
+            f'the score in {path} was made with {measured.tokenizer} ({measured.vocab_size:,} types), and its tokenizer is'
+            f' {tokenizer.name} ({tokenizer.vocab_size:,}): these files are not of one run'
         )
     return NeuralPredictor(name or run.name, tokenizer, model, measured)

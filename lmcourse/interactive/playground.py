@@ -103,8 +103,8 @@ def _reader(ax, y, guesser, r, alike):
         f'perplexity {r.perplexity:,.1f}' + f', {bits}' * bool(bits)
         if alike
         else bits
-        or 'no bits per byte, for its tokens do not give the text back' * (not r.unknown)
-        or f'{r.unknown} token{"s" * (r.unknown > 1)} unknown to it'
+        or 'no bits per byte, for its tokens do not give the text back' * (not r.num_unk)
+        or f'{r.num_unk} token{"s" * (r.num_unk > 1)} unknown to it'
     )
     _say(ax, _EDGE, y + 9, f'{guesser.name}: {own}', weight='bold')
     _say(ax, _WIDE - _EDGE, y + 9, conditions_line(guesser.measured), ha='right', fontsize=7.5, color='#777777')
@@ -199,9 +199,9 @@ def _payload(r: ScoredText) -> dict:
         nats=[float(x) if math.isfinite(x) else None for x in r.nats_N],
         ranks=r.rank_N.tolist(),
         top=[[[visible(p), float(f'{q:.4g}')] for p, q in t] for t in r.top],
-        types=r.types,
-        bytes=None if r.bits_per_byte is None else len(r.text.encode()),
-        unknown=r.unknown,
+        vocab_size=r.vocab_size,
+        num_bytes=None if r.bits_per_byte is None else len(r.text.encode()),
+        num_unk=r.num_unk,
     )
 
 
@@ -263,8 +263,8 @@ def _numbers(r, i, suffix='', perplexities=True):
     found = dict(surprise=nats[i], nats=sum(nats))
     if perplexities:
         found |= dict(perplexity=perplexity(sum(nats), len(nats)), so_far=perplexity(sum(nats[: i + 1]), i + 1))
-    if r['bytes']:
-        found |= dict(bits_per_byte=bits_per_byte(sum(nats), r['bytes']))
+    if r['num_bytes']:
+        found |= dict(bits_per_byte=bits_per_byte(sum(nats), r['num_bytes']))
     return {k + suffix: v for k, v in found.items()}
 
 # %% ../../nbs/30_playground.ipynb #a6a0d492
@@ -302,7 +302,7 @@ class Surprise(ScoringWidget):
         read = self._meet(guessers, texts)
         names = ['', *self.guessers]
         about = {
-            n: dict(passport=conditions_line(g.measured), cuts=_cuts(g.tokenizer), parameters=g.parameters)
+            n: dict(passport=conditions_line(g.measured), cuts=_cuts(g.tokenizer), num_parameters=g.parameters)
             for n, g in self.guessers.items()
         }
         super().__init__(
@@ -379,10 +379,10 @@ class Rungs(ScoringWidget):
         ladder = {
             g.name: dict(
                 nats=g.measured.nats,
-                tokens=g.measured.tokens,
-                bytes=g.measured.bytes,
+                num_tokens=g.measured.num_tokens,
+                num_bytes=g.measured.num_bytes,
                 passport=conditions_line(g.measured),
-                parameters=g.parameters,
+                num_parameters=g.parameters,
                 counted=isinstance(g, NgramPredictor),
             )
             for g in rungs
@@ -430,11 +430,11 @@ class Rungs(ScoringWidget):
         found, r = {}, self.readings[self.text][self.rung]
         nats = sum(_nats(r))
         for n, m in self.ladder.items():
-            found[f'perplexity-{n}'] = perplexity(m['nats'], m['tokens'])
-            if m['bytes']:
-                found[f'bits_per_byte-{n}'] = bits_per_byte(m['nats'], m['bytes'])
-        if r['bytes']:
-            found['here_bits'] = bits_per_byte(nats, r['bytes'])
+            found[f'perplexity-{n}'] = perplexity(m['nats'], m['num_tokens'])
+            if m['num_bytes']:
+                found[f'bits_per_byte-{n}'] = bits_per_byte(m['nats'], m['num_bytes'])
+        if r['num_bytes']:
+            found['here_bits'] = bits_per_byte(nats, r['num_bytes'])
         return found | dict(here=perplexity(nats, len(r['nats'])))
 
 # %% ../../nbs/30_playground.ipynb #5218e3af
@@ -445,11 +445,13 @@ def _floors(corpus):
     data = tokenize_corpus(corpus)
     found = dict(
         unigram=evaluate_ngram(
-            KneserNey(1).fit(data.train.ids, data.types, data.tokenizer.first_id), data.validation
+            KneserNey(1).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id), data.validation
         ).nats_per_token
     )
     if corpus == 'markov':
-        found['source'] = float(MarkovSource().nats(load_corpus('markov')['validation']).sum()) / data.validation.tokens
+        found['source'] = (
+            float(MarkovSource().nats(load_corpus('markov')['validation']).sum()) / data.validation.num_tokens
+        )
     return found
 
 
@@ -464,9 +466,17 @@ def live_recipe(
     "What a live run trains: one LSTM layer, tied, the state carried, AdamW at a rate that a hand may change."
     return Recipe(
         'live',
-        TiedRNNConfig(embedding=width, layers=1, inputs=0.0, between=0.0, outputs=0.0, others=0, zipf=False),
-        Data(corpus=corpus, batches='lanes', length=35, batch=16),
-        Optim(lr=lr, clip=1.0),
+        TiedRNNConfig(
+            embedding_dim=width,
+            num_layers=1,
+            input_dropout=0.0,
+            hidden_dropout=0.0,
+            output_dropout=0.0,
+            num_sampled=0,
+            zipf_bias_init=False,
+        ),
+        Data(corpus=corpus, batching='stateful', seq_len=35, batch_size=16),
+        Optim(lr=lr, max_grad_norm=1.0),
         Train(epochs=10**6, max_steps=LONGEST_RUN, device='cpu', precision='fp32'),
     )
 
@@ -498,7 +508,7 @@ class InteractiveRun:
     def turn(self, lr: float):
         "Another learning rate, from the next step on."
         self.trainer.recipe = override(self.trainer.recipe, {'optim.lr': lr})
-        now = self.trainer.tokens
+        now = self.trainer.num_tokens
         self._made['turns'] = [t for t in self._made['turns'] if t[0] < now] + [[now, lr]]
 
     def step(self):
@@ -513,16 +523,16 @@ class InteractiveRun:
         self._count += count
         self._made['step'] = t.step
         if t.step % self.each == 0:
-            self._made['train'].append([t.tokens, self._nats / self._count])
+            self._made['train'].append([t.num_tokens, self._nats / self._count])
             self._nats, self._count = 0.0, 0
         if t.step % self.every == 0:
             self._look()
 
     def _look(self):
         t = self.trainer
-        m = evaluate(t.model, t.data.validation, t.data.tokenizer.first_id)
+        m = evaluate(t.model, t.data.validation, t.data.tokenizer.bos_id)
         if math.isfinite(m.nats):
-            self._made['validation'].append([t.tokens, m.nats_per_token])
+            self._made['validation'].append([t.num_tokens, m.nats_per_token])
         else:
             self.lost = True
 
@@ -658,7 +668,10 @@ class LiveRun(KernelWidget):
     def numbers(self):
         c = self.curve
         found = dict(
-            perplexity=perplexity(c['validation'][-1][1], 1), step=c['step'], tokens=c['validation'][-1][0], lr=self.lr
+            perplexity=perplexity(c['validation'][-1][1], 1),
+            step=c['step'],
+            num_tokens=c['validation'][-1][0],
+            lr=self.lr,
         )
         if c['train']:
             found['train'] = perplexity(c['train'][-1][1], 1)

@@ -93,13 +93,13 @@ def _matmul_dtype(precision, hidden_ND, weight_VD):
 # %% ../../nbs/08_fused_loss.ipynb #c824a3e6
 def chunk_size(
     tokens: int,  # how many there are in all
-    types: int,  # logits per token
+    vocab_size: int,  # logits per token
     itemsize: int = 4,  # bytes of a logit
     device: torch.device | str = 'cpu',
 ) -> int:  # tokens per chunk
     "As many tokens as 30 MB of logits hold (on a GPU 256 MB), at least 64, in parts of about equal size."
     megabytes = 30 if torch.device(device).type == 'cpu' else 256
-    fit = max(64, megabytes * 2**20 // (types * itemsize))
+    fit = max(64, megabytes * 2**20 // (vocab_size * itemsize))
     return max(1, math.ceil(tokens / max(1, math.ceil(tokens / fit))))
 
 # %% ../../nbs/08_fused_loss.ipynb #4cecb12b

@@ -43,9 +43,9 @@ def bits_per_byte(
     bytes: int,  # UTF-8 bytes of that text
 ) -> float:
     "Yes-or-no questions per byte of text: the same for every way of cutting it into tokens."
-    if bytes < 1:
-        raise LMCourseError(f'bits per byte need at least one byte of text, got {bytes}')
-    return bits_per_token(nats, bytes)
+    if bytes <= 0:
+        raise LMCourseError(f'bits per byte need some bytes of text, got {bytes}')
+    return nats / bytes / math.log(2)
 
 
 def word_perplexity(
@@ -131,55 +131,55 @@ class Measurement:
     nats_per_token: float  # summed nats / tokens
     bits_per_byte: float | None  # summed bits / bytes of the text; None where bytes mean nothing
     word_perplexity: float  # exp(nats / words)
-    tokens: int  # tokens scored
-    words: int  # white-space words plus one per row
-    bytes: int | None  # UTF-8 bytes of the text scored; None where they mean nothing, and where tokens are unknown
-    types: int  # size of the vocabulary
-    unknown: int  # scored tokens that are <unk>
+    num_tokens: int  # tokens scored
+    num_words: int  # white-space words plus one per row
+    num_bytes: int | None  # UTF-8 bytes of the text scored; None where they mean nothing, and where tokens are unknown
+    vocab_size: int  # size of the vocabulary
+    num_unk: int  # scored tokens that are <unk>
     tokenizer: str  # its name: word, gpt2, bpe:N, ...
     eos: str | None  # what is put at the end of each row, if anything
     corpus: str  # the text's name
     split: str  # train, validation or test
     fingerprint: str  # of the text scored
-    context: int | None  # most tokens that the model could look back on; None: no limit
+    context_length: int | None  # most tokens that the model could look back on; None: no limit
     stride: int | None  # tokens scored per window; None: no windows
-    carried: bool  # whether a state went on from batch to batch
-    lanes: int  # parallel streams that the text was cut into
+    state_carried: bool  # whether a state went on from batch to batch
+    eval_batch_size: int  # parallel streams that the text was cut into
     accuracy: float | None = None  # share of tokens that were the model's first guess
-    interval: tuple | None = None  # 95 % interval of the perplexity, by block bootstrap
+    ci95: tuple | None = None  # 95 % interval of the perplexity, by block bootstrap
     adaptation: str | None = None  # how the model went on learning from the text while it was scored; None: not at all
 
     @classmethod
-    def of(
+    def from_nats(
         cls,
         nats: float,
         *,
-        tokens: int,
-        words: int,
-        bytes: int | None,
+        num_tokens: int,
+        num_words: int,
+        num_bytes: int | None,
         **rest,  # summed surprise of all the tokens
     ) -> 'Measurement':
         "From summed nats and counts; every quotient is made here, once."
         return cls(
-            perplexity=perplexity(nats, tokens),
-            nats_per_token=nats / tokens,
-            bits_per_byte=bits_per_byte(nats, bytes) if bytes else None,
-            word_perplexity=word_perplexity(nats, words),
-            tokens=tokens,
-            words=words,
-            bytes=bytes,
+            perplexity=perplexity(nats, num_tokens),
+            nats_per_token=nats / num_tokens,
+            bits_per_byte=bits_per_byte(nats, num_bytes) if num_bytes else None,
+            word_perplexity=word_perplexity(nats, num_words),
+            num_tokens=num_tokens,
+            num_words=num_words,
+            num_bytes=num_bytes,
             **rest,
         )
 
     def __post_init__(self):
-        if self.unknown or not self.bytes:  # what is written under an <unk> was never predicted
-            object.__setattr__(self, 'bytes', None)
+        if self.num_unk or not self.num_bytes:  # what is written under an <unk> was never predicted
+            object.__setattr__(self, 'num_bytes', None)
             object.__setattr__(self, 'bits_per_byte', None)
 
     @property
     def nats(self) -> float:  # the sum that everything came from
         "Summed nats of all tokens."
-        return self.nats_per_token * self.tokens
+        return self.nats_per_token * self.num_tokens
 
     def to_dict(self) -> dict:  # `adaptation` only where there was any
         "As plain values."
@@ -194,16 +194,16 @@ class Measurement:
         if not isinstance(d, dict):
             raise LMCourseError(f'this is no measurement: a table of its fields is wanted, got {type(d).__name__}')
         names = {f.name for f in fields(cls)}
-        needed = names - {'accuracy', 'interval', 'adaptation'}
+        needed = names - {'accuracy', 'ci95', 'adaptation'}
         if wrong := (needed - d.keys()) | (d.keys() - names):
             raise LMCourseError(f'this is no measurement: missing or unknown {", ".join(sorted(wrong))}')
         if wrong := [
             f'{f.name} is {d[f.name]!r:.50}' for f in fields(cls) if f.name in d and not _fits(d[f.name], f.type)
         ]:
             raise LMCourseError(f'this is no measurement: {"; ".join(wrong)}')
-        if d['tokens'] < 1:
-            raise LMCourseError(f'this is no measurement: it has {d["tokens"]} tokens, and at least one is scored')
-        return cls(**{**d, 'interval': tuple(d['interval']) if d.get('interval') else None})
+        if d['num_tokens'] < 1:
+            raise LMCourseError(f'this is no measurement: it has {d["num_tokens"]} tokens, and at least one is scored')
+        return cls(**{**d, 'ci95': tuple(d['ci95']) if d.get('ci95') else None})
 
 # %% ../../nbs/02_perplexity.ipynb #9be4cde6
 class NotComparable(LMCourseError):
@@ -248,16 +248,16 @@ def incompatibilities(
 ) -> list[str]:  # empty where they compare
     "Why two measurements do not compare in a unit."
     if unit == 'perplexity':
-        return _differing(a, b, ('corpus', 'split', 'fingerprint', 'tokenizer', 'types', 'eos'))
+        return _differing(a, b, ('corpus', 'split', 'fingerprint', 'tokenizer', 'vocab_size', 'eos'))
     if unit != 'bits_per_byte':
         raise LMCourseError(f"compare in 'perplexity' or 'bits_per_byte', not in {unit!r}")
     told = _differing(a, b, ('split', 'fingerprint'))
-    if any(m.bytes is None and not m.unknown for m in (a, b)):
+    if any(m.num_bytes is None and not m.num_unk for m in (a, b)):
         told.append('bytes mean nothing in that text')
     return told + [
-        f'unknown: {m.unknown:,} tokens of {m.tokenizer} are <unk>, which hides what was written'
+        f'unknown: {m.num_unk:,} tokens of {m.tokenizer} are <unk>, which hides what was written'
         for m in (a, b)
-        if m.unknown
+        if m.num_unk
     ]
 
 # %% ../../nbs/02_perplexity.ipynb #f96f8416
@@ -268,7 +268,7 @@ def compare(
 ) -> Comparison:
     """The two numbers side by side, or `NotComparable` with the reasons and, where a conversion is honest, the offer of
     it."""
-    notes = tuple(_differing(a, b, ('context', 'stride', 'carried', 'lanes', 'adaptation')))
+    notes = tuple(_differing(a, b, ('context_length', 'stride', 'state_carried', 'eval_batch_size', 'adaptation')))
     if not (why := incompatibilities(a, b, unit)):
         difference = a.nats_per_token - b.nats_per_token if unit == 'perplexity' else None
         return Comparison(unit, getattr(a, unit), getattr(b, unit), notes, difference)

@@ -15,17 +15,17 @@ from .fused_loss import fused_cross_entropy
 # %% ../../nbs/15_speed.ipynb #595dbdf1
 def sample_candidates(
     targets: torch.Tensor,  # ids of the tokens that came; -100 is not scored
-    types: int,  # V
-    often: int,  # the first ids, always asked: a vocabulary sorted by frequency has its commonest words there
-    others: int,  # how many of the rest are drawn, each as likely as the next
-) -> tuple:  # (ids_K: sorted, who is asked; weight_K: for how many each of them stands)
+    vocab_size: int,  # V
+    num_frequent: int,  # the first ids, always asked: a vocabulary sorted by frequency has its commonest words there
+    num_sampled: int,  # how many of the rest are drawn, each as likely as the next
+) -> tuple:  # (ids_K: sorted, who is asked; importance_weight_K: for how many each of them stands)
     """Who competes with the right words of a batch: the right words themselves, the commonest, and a sample of all
     others. Made where the targets are; on the processor, where batches come from, nothing waits."""
-    weight_V = torch.zeros(types, device=targets.device)
-    weight_V[:often] = 1
+    weight_V = torch.zeros(vocab_size, device=targets.device)
+    weight_V[:num_frequent] = 1
     weight_V[targets[targets != -100]] = 1
     rest = (weight_V == 0).nonzero()[:, 0]
-    drawn = rest[torch.randperm(len(rest), device=rest.device)[:others]]
+    drawn = rest[torch.randperm(len(rest), device=rest.device)[:num_sampled]]
     weight_V[drawn] = len(rest) / max(1, len(drawn))
     ids_K = weight_V.nonzero()[:, 0]
     return ids_K, weight_V[ids_K]
@@ -36,23 +36,23 @@ def sampled_cross_entropy(
     weight_VD: torch.Tensor,  # the head
     bias_V: torch.Tensor,  # its bias
     targets: torch.Tensor,  # ids (...); -100 is not scored
-    often: int = 2048,  # the first ids, always asked
-    others: int = 2048,  # how many of the rest are drawn
+    num_frequent: int = 2048,  # the first ids, always asked
+    num_sampled: int = 2048,  # how many of the rest are drawn
     precision: str | None = None,  # of the products: 'fp32', 'bf16', or None: choose
 ) -> LossSum:  # summed nats, estimated, and the number of tokens scored
     """Cross-entropy with the softmax's sum estimated from a sample of the types; for training only. Raises
     `LMCourseError` if nobody is drawn."""
-    if others < 1:
-        raise LMCourseError(f'at least one of the other types is drawn, got {others}')
+    if num_sampled < 1:
+        raise LMCourseError(f'at least one of the other types is drawn, got {num_sampled}')
     if targets.shape != hidden.shape[:-1]:
         raise LMCourseError(
             f'one target for each hidden state is wanted: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}'
         )
-    if often + others >= len(weight_VD):
+    if num_frequent + num_sampled >= len(weight_VD):
         return fused_cross_entropy(hidden, weight_VD, bias_V, targets, precision=precision)
-    ids_K, weight_K = sample_candidates(targets, len(weight_VD), often, others)
+    ids_K, importance_weight_K = sample_candidates(targets, len(weight_VD), num_frequent, num_sampled)
     place_V = torch.full((len(weight_VD),), -100, device=targets.device)
     place_V[ids_K] = torch.arange(len(ids_K), device=targets.device)
     y = torch.where(targets == -100, targets, place_V[targets.clamp(min=0)])
-    ids_K, log_K = ids_K.to(weight_VD.device), weight_K.log().to(weight_VD.device)
+    ids_K, log_K = ids_K.to(weight_VD.device), importance_weight_K.log().to(weight_VD.device)
     return fused_cross_entropy(hidden, weight_VD[ids_K], bias_V[ids_K] + log_K, y, precision=precision)

@@ -15,7 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import nn
-from ..training.recipes import SEQ_LEN_SCHEDULES, OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe
+from lmcourse.training.recipes import (
+    SEQ_LEN_SCHEDULES,
+    OPTIMIZERS,
+    Data,
+    Optim,
+    Recipe,
+    RecipeError,
+    Train,
+    get_recipe,
+    override,
+    recipe,
+)
 from .recurrent import RecurrentConfig
 from ..experiments.ablation import subset_corpus
 from .tied_rnn import TiedRNNConfig, TiedRNNLM
@@ -141,34 +152,34 @@ class Watched(nn.Module):
 class AWDLSTMConfig(TiedRNNConfig):
     "The configuration of an AWD-LSTM; the defaults are those of the paper for WikiText-2."
 
-    embedding: int = 400  # width of a token's vector, and of the last layer
-    hidden: int = 1150  # width of the layers before the last
-    layers: int = 3  # recurrent layers
-    inputs: float = 0.65  # locked dropout on the embedded tokens
-    between: float = 0.2  # locked dropout between layers
-    outputs: float = 0.4  # locked dropout on the last hidden states
-    others: int = 0  # training: types drawn for the softmax's sum beside the commonest; 0: the exact sum
-    zipf: bool = False  # the head's bias starts from Zipf's law
-    scaled: bool = False  # embedded tokens are multiplied by the root of their width
-    words: float = 0.1  # share of the types whose vectors are missing in a batch
-    weights: float = 0.5  # share of the recurrent weights that are missing in a batch
-    locked: bool = True  # False: ordinary dropout, new coins at each step
-    tied: bool = True  # False: a head of its own
-    ar: float = 2.0  # strength of activation regularisation
-    tar: float = 1.0  # strength of temporal activation regularisation
-    grow: float = 0.0  # share of the run in which all of these grow, from a quarter to their full strength; 0: full from the start
+    embedding_dim: int = 400  # width of a token's vector, and of the last layer
+    hidden_size: int = 1150  # width of the layers before the last
+    num_layers: int = 3  # recurrent layers
+    input_dropout: float = 0.65  # locked dropout on the embedded tokens
+    hidden_dropout: float = 0.2  # locked dropout between layers
+    output_dropout: float = 0.4  # locked dropout on the last hidden states
+    num_sampled: int = 0  # training: types drawn for the softmax's sum beside the commonest; 0: the exact sum
+    zipf_bias_init: bool = False  # the head's bias starts from Zipf's law
+    scale_embedding: bool = False  # embedded tokens are multiplied by the root of their width
+    embedding_dropout: float = 0.1  # share of the types whose vectors are missing in a batch
+    weight_dropout: float = 0.5  # share of the recurrent weights that are missing in a batch
+    locked_dropout: bool = True  # False: ordinary dropout, new coins at each step
+    tie_weights: bool = True  # False: a head of its own
+    alpha: float = 2.0  # strength of activation regularisation
+    beta: float = 1.0  # strength of temporal activation regularisation
+    ramp_fraction: float = 0.0  # share of the run in which all of these grow, from a quarter to their full strength; 0: full from the start
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ('words', 'weights', 'grow'):
+        for name in ('embedding_dropout', 'weight_dropout', 'ramp_fraction'):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
-        for name in ('ar', 'tar'):
+        for name in ('alpha', 'beta'):
             if getattr(self, name) < 0:
                 raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
 
-    def build(self, types: int) -> 'AWDLSTM':
-        return AWDLSTM(types, self)
+    def build(self, vocab_size: int) -> 'AWDLSTM':
+        return AWDLSTM(vocab_size, self)
 
 # %% ../../nbs/17_awd_lstm.ipynb #ced1d1de
 class AWDLSTM(TiedRNNLM):
@@ -176,16 +187,20 @@ class AWDLSTM(TiedRNNLM):
 
     def __init__(
         self,
-        types: int,  # V, size of the vocabulary
+        vocab_size: int,  # V, size of the vocabulary
         config: AWDLSTMConfig,  # widths, dropouts and penalties
     ):
-        super().__init__(types, config)
-        c, dropout = config, LockedDropout if config.locked else nn.Dropout
-        self.embedding = EmbeddingDropout(self.head.weight, c.words)
-        if not c.tied:
-            self.head.weight = nn.Parameter(self.head.weight.detach().clone())
-        self.layers = nn.ModuleList(WeightDrop(layer, c.weights) for layer in self.layers)
-        self.inputs, self.between, self.outputs = dropout(c.inputs), dropout(c.between), Watched(dropout(c.outputs))
+        super().__init__(vocab_size, config)
+        c, dropout = config, LockedDropout if config.locked_dropout else nn.Dropout
+        self.embedding = EmbeddingDropout(self.lm_head.weight, c.embedding_dropout)
+        if not c.tie_weights:
+            self.lm_head.weight = nn.Parameter(self.lm_head.weight.detach().clone())
+        self.layers = nn.ModuleList(WeightDrop(layer, c.weight_dropout) for layer in self.layers)
+        self.input_dropout, self.hidden_dropout, self.output_dropout = (
+            dropout(c.input_dropout),
+            dropout(c.hidden_dropout),
+            Watched(dropout(c.output_dropout)),
+        )
         self.strength = 1.0
 
     def come_to(
@@ -195,20 +210,25 @@ class AWDLSTM(TiedRNNLM):
         """Set every part to its strength at that point of a run: k quarters in the k-th quarter of the time in which
         they grow."""
         c = self.config
-        self.strength = s = min(4, 1 + int(4 * done / c.grow)) / 4 if c.grow else 1.0
-        self.embedding.drop = s * c.words
+        self.strength = s = min(4, 1 + int(4 * done / c.ramp_fraction)) / 4 if c.ramp_fraction else 1.0
+        self.embedding.drop = s * c.embedding_dropout
         for layer in self.layers:
-            layer.drop = s * c.weights
-        for part, full in ((self.inputs, c.inputs), (self.between, c.between), (self.outputs.dropout, c.outputs)):
-            setattr(part, 'drop' if c.locked else 'p', s * full)
+            layer.drop = s * c.weight_dropout
+        for part, full in (
+            (self.input_dropout, c.input_dropout),
+            (self.hidden_dropout, c.hidden_dropout),
+            (self.output_dropout.dropout, c.output_dropout),
+        ):
+            setattr(part, 'drop' if c.locked_dropout else 'p', s * full)
 
     def penalty(self) -> torch.Tensor:  # in nats per token, as it were; asked for once after each call in training
         "AR and TAR of the last call."
-        if self.outputs.seen is None:
-            return self.head.bias.new_zeros(())
-        (raw_BTD, out_BTD), self.outputs.seen = self.outputs.seen, None
+        if self.output_dropout.seen is None:
+            return self.lm_head.bias.new_zeros(())
+        (raw_BTD, out_BTD), self.output_dropout.seen = self.output_dropout.seen, None
         return self.strength * (
-            self.config.ar * activation_regularization(out_BTD) + self.config.tar * temporal_activation_regularization(raw_BTD)
+            self.config.alpha * activation_regularization(out_BTD)
+            + self.config.beta * temporal_activation_regularization(raw_BTD)
         )
 
 # %% ../../nbs/17_awd_lstm.ipynb #3ad83733
@@ -293,11 +313,11 @@ class NTASGD(torch.optim.SGD):
 OPTIMIZERS['nt-asgd'] = lambda model, optim: NTASGD(model.parameters(), optim.lr, optim.weight_decay)
 
 # %% ../../nbs/17_awd_lstm.ipynb #6ddc9079
-_varied = dict(batches='lanes', lengths='varied')
-_cosine = dict(weight_decay=0.02, clip=0.25, schedule='cosine', betas=(0.9, 0.99))
+_varied = dict(batching='stateful', seq_len_schedule='varied')
+_cosine = dict(weight_decay=0.02, max_grad_norm=0.25, lr_schedule='cosine', betas=(0.9, 0.99))
 
 
-@recipe(claimed=128.3)
+@recipe(reported_perplexity=128.3)
 def lstm_base():
     """Two LSTM layers of 256 and a linear head, ordinary dropout, the state carried: the note's base, at settings of
     ours.
@@ -305,14 +325,14 @@ def lstm_base():
     `lmcourse run lstm-base`. Claimed: validation perplexity 128.3, test 121.7."""
     return Recipe(
         'lstm-base',
-        RecurrentConfig(cell='lstm', embedding=256, hidden=256, layers=2, dropout=0.3, around=0.3),
-        Data(batches='lanes', length=70, batch=32, shift=True),
-        Optim(lr=3e-3, warmup=200, **_cosine),
+        RecurrentConfig(cell='lstm', embedding_dim=256, hidden_size=256, num_layers=2, dropout=0.3, io_dropout=0.3),
+        Data(batching='stateful', seq_len=70, batch_size=32, random_offset=True),
+        Optim(lr=3e-3, warmup_steps=200, **_cosine),
         Train(epochs=12),
     )
 
 
-@recipe(claimed=80.27)
+@recipe(reported_perplexity=80.27)
 def awd_lstm():
     """AWD-LSTM at the settings of its paper: 400 and 1150 wide, three layers, plain gradient descent, then its average,
     750 passes.
@@ -322,8 +342,8 @@ def awd_lstm():
     return Recipe(
         'awd-lstm',
         AWDLSTMConfig(),
-        Data(length=70, batch=80, **_varied),
-        Optim(optimizer='nt-asgd', lr=30.0, weight_decay=1.2e-6, clip=0.25),
+        Data(seq_len=70, batch_size=80, **_varied),
+        Optim(optimizer='nt-asgd', lr=30.0, weight_decay=1.2e-6, max_grad_norm=0.25),
         Train(epochs=750),
     )
 
@@ -335,9 +355,9 @@ def awd_lstm_fast():
     `lmcourse run awd-lstm-fast`, for a GPU."""
     return Recipe(
         'awd-lstm-fast',
-        AWDLSTMConfig(zipf=True, scaled=True),
-        Data(length=70, batch=80, **_varied),
-        Optim(lr=2e-3, warmup=500, **_cosine),
+        AWDLSTMConfig(zipf_bias_init=True, scale_embedding=True),
+        Data(seq_len=70, batch_size=80, **_varied),
+        Optim(lr=2e-3, warmup_steps=500, **_cosine),
         Train(epochs=75),
     )
 
@@ -349,28 +369,28 @@ def awd_lstm_small():
 
     `lmcourse run awd-lstm-small`."""
     model = AWDLSTMConfig(
-        embedding=232,
-        hidden=512,
-        layers=2,
-        inputs=0.25,
-        between=0.2,
-        outputs=0.3,
-        weights=0.15,
-        words=0.02,
-        ar=0.25,
-        tar=0.25,
-        grow=0.5,
-        often=1536,
-        others=1024,
-        zipf=True,
-        scaled=True,
+        embedding_dim=232,
+        hidden_size=512,
+        num_layers=2,
+        input_dropout=0.25,
+        hidden_dropout=0.2,
+        output_dropout=0.3,
+        weight_dropout=0.15,
+        embedding_dropout=0.02,
+        alpha=0.25,
+        beta=0.25,
+        ramp_fraction=0.5,
+        num_frequent=1536,
+        num_sampled=1024,
+        zipf_bias_init=True,
+        scale_embedding=True,
     )
     return Recipe(
         'awd-lstm-small',
         model,
-        Data(length=70, batch=32, **_varied),
-        Optim(lr=3e-3, warmup=200, **(_cosine | dict(weight_decay=0.04))),
-        Train(epochs=16, evaluate_every=3840),
+        Data(seq_len=70, batch_size=32, **_varied),
+        Optim(lr=3e-3, warmup_steps=200, **(_cosine | dict(weight_decay=0.04))),
+        Train(epochs=16, eval_every=3840),
     )
 
 # %% ../../nbs/17_awd_lstm.ipynb #2866c95a
@@ -382,9 +402,16 @@ def awd_tiny():
     `lmcourse run awd-tiny`."""
     return Recipe(
         'awd-tiny',
-        AWDLSTMConfig(embedding=64, hidden=128, layers=2, inputs=0.4, zipf=True, scaled=True),
-        Data(corpus='stdlib', length=35, batch=16, **_varied),
-        Optim(optimizer='nt-asgd', lr=10.0, weight_decay=1.2e-6, clip=0.25),
+        AWDLSTMConfig(
+            embedding_dim=64,
+            hidden_size=128,
+            num_layers=2,
+            input_dropout=0.4,
+            zipf_bias_init=True,
+            scale_embedding=True,
+        ),
+        Data(corpus='stdlib', seq_len=35, batch_size=16, **_varied),
+        Optim(optimizer='nt-asgd', lr=10.0, weight_decay=1.2e-6, max_grad_norm=0.25),
         Train(epochs=48, log_every=47),
     )
 
@@ -394,28 +421,39 @@ def awd_overfit_recipe(folder: str | Path) -> Recipe:  # where the text goes
     return override(get_recipe('awd-tiny'), {'data.corpus': subset_corpus(folder)})
 
 
-_quiet = {f'model.{k}': 0 for k in ('words', 'inputs', 'between', 'outputs', 'weights', 'ar', 'tar')}
-_plain = {'model.tied': False, 'data.lengths': 'equal', 'optim.optimizer': 'sgd'}
+_quiet = {
+    f'model.{k}': 0
+    for k in (
+        'embedding_dropout',
+        'input_dropout',
+        'hidden_dropout',
+        'output_dropout',
+        'weight_dropout',
+        'alpha',
+        'beta',
+    )
+}
+_plain = {'model.tie_weights': False, 'data.seq_len_schedule': 'equal', 'optim.optimizer': 'sgd'}
 
 ABLATIONS = {
     'as it is': {},
-    'no weight drop': {'model.weights': 0},
-    'no word drop': {'model.words': 0},
-    'no dropout on what is read': {'model.inputs': 0},
-    'no dropout between layers': {'model.between': 0},
-    'no dropout before the head': {'model.outputs': 0},
-    'ordinary dropout, not locked': {'model.locked': False},
-    'no AR': {'model.ar': 0},
-    'no TAR': {'model.tar': 0},
-    'a head of its own': {'model.tied': False},
-    'batches all alike': {'data.lengths': 'equal'},
+    'no weight drop': {'model.weight_dropout': 0},
+    'no word drop': {'model.embedding_dropout': 0},
+    'no dropout on what is read': {'model.input_dropout': 0},
+    'no dropout between layers': {'model.hidden_dropout': 0},
+    'no dropout before the head': {'model.output_dropout': 0},
+    'ordinary dropout, not locked': {'model.locked_dropout': False},
+    'no AR': {'model.alpha': 0},
+    'no TAR': {'model.beta': 0},
+    'a head of its own': {'model.tie_weights': False},
+    'batches all alike': {'data.seq_len_schedule': 'equal'},
     'no average': {'optim.optimizer': 'sgd'},
-    'parts that grow': {'model.grow': 0.5},
+    'parts that grow': {'model.ramp_fraction': 0.5},
     'AdamW, half a cosine': {
         'optim.optimizer': 'adamw',
         'optim.lr': 6e-3,
-        'optim.schedule': 'cosine',
-        'optim.warmup': 50,
+        'optim.lr_schedule': 'cosine',
+        'optim.warmup_steps': 50,
         'optim.weight_decay': 0.02,
     },
     'none of it': _quiet | _plain,

@@ -18,7 +18,7 @@ class NgramError(LMCourseError):
     "Ids or settings that a counting model cannot work with."
 
 # %% ../../nbs/07_ngrams.ipynb #3473a222
-def _checked(ids, types, what):
+def _checked(ids, vocab_size, what):
     "`ids` as a flat integer array, each in 0 … types-1; NgramError says which one is not."
     ids_N = np.asarray(ids)
     if not ids_N.size:
@@ -27,11 +27,11 @@ def _checked(ids, types, what):
         raise NgramError(
             f'{what}: token ids are a flat array of whole numbers, this is {ids_N.dtype} of shape {ids_N.shape}'
         )
-    if ids_N.min() < 0 or ids_N.max() >= types:
-        at = int(((ids_N < 0) | (ids_N >= types)).argmax())
+    if ids_N.min() < 0 or ids_N.max() >= vocab_size:
+        at = int(((ids_N < 0) | (ids_N >= vocab_size)).argmax())
         raise NgramError(
-            f'{what}: the id at position {at} is {ids_N[at]}, but a vocabulary of {types} types has ids 0 to'
-            f' {types - 1}; were text and vocabulary made by the same tokenizer?'
+            f'{what}: the id at position {at} is {ids_N[at]}, but a vocabulary of {vocab_size} types has ids 0 to'
+            f' {vocab_size - 1}; were text and vocabulary made by the same tokenizer?'
         )
     return ids_N
 
@@ -39,40 +39,40 @@ def _checked(ids, types, what):
 class NgramModel:
     "What all rungs share: checked ids, the first id before the text, and drawing text a token at a time."
 
-    order, types, first_id, parameters = 1, None, None, 0
+    order, vocab_size, bos_id, parameters = 1, None, None, 0
 
     def fit(
         self,
         ids,  # (N,) training token ids, each in 0 … types-1
-        types: int,  # V, the size of the vocabulary
-        first_id: int,  # the id that stands before the text, as often as the order needs
+        vocab_size: int,  # V, the size of the vocabulary
+        bos_id: int,  # the id that stands before the text, as often as the order needs
     ) -> 'NgramModel':  # the model itself, so that calls chain
         "Count the training text. Raises NgramError where there is no text, or an id outside the vocabulary."
-        if types < 1:
-            raise NgramError(f'a vocabulary has at least one type, got types={types}')
-        _checked([first_id], types, 'first_id')
-        ids_N = _checked(ids, types, 'the training text')
+        if vocab_size < 1:
+            raise NgramError(f'a vocabulary has at least one type, got types={vocab_size}')
+        _checked([bos_id], vocab_size, 'bos_id')
+        ids_N = _checked(ids, vocab_size, 'the training text')
         if not len(ids_N):
             raise NgramError('the training text is empty: there is nothing to count')
-        self.types, self.first_id = int(types), int(first_id)
+        self.vocab_size, self.bos_id = int(vocab_size), int(bos_id)
         self._count(ids_N)
         return self
 
     def _count(self, ids_N):
         "Nothing to count."
 
-    def _after_first(self, ids, first_id, what):
+    def _after_first(self, ids, bos_id, what):
         "The checked ids with the first id put before them: (N + 1,), int64."
-        if self.types is None:
-            raise NgramError(f'{type(self).__name__} has counted nothing yet: call fit(ids, types, first_id) first')
-        first_id = self.first_id if first_id is None else first_id
-        return np.concatenate([_checked([first_id], self.types, 'first_id'), _checked(ids, self.types, what)]).astype(
-            np.int64
-        )
+        if self.vocab_size is None:
+            raise NgramError(f'{type(self).__name__} has counted nothing yet: call fit(ids, vocab_size, bos_id) first')
+        bos_id = self.bos_id if bos_id is None else bos_id
+        return np.concatenate(
+            [_checked([bos_id], self.vocab_size, 'bos_id'), _checked(ids, self.vocab_size, what)]
+        ).astype(np.int64)
 
-    def _to_score(self, ids, first_id):
+    def _to_score(self, ids, bos_id):
         "As `_after_first`, but a text to score holds at least one token."
-        word_N = self._after_first(ids, first_id, 'the text to score')
+        word_N = self._after_first(ids, bos_id, 'the text to score')
         if len(word_N) == 1:
             raise NgramError('the text to score is empty: it has no perplexity')
         return word_N
@@ -96,20 +96,20 @@ class Uniform(NgramModel):
 
     def __init__(
         self,
-        types: int | None = None,  # V; `fit` may set it instead
+        vocab_size: int | None = None,  # V; `fit` may set it instead
     ):
-        if types is not None and types < 1:
-            raise NgramError(f'a vocabulary has at least one type, got types={types}')
-        self.types, self.first_id = types, 0
+        if vocab_size is not None and vocab_size < 1:
+            raise NgramError(f'a vocabulary has at least one type, got types={vocab_size}')
+        self.vocab_size, self.bos_id = vocab_size, 0
 
-    def nats(self, ids, first_id=None) -> np.ndarray:  # (N,) float64
+    def nats(self, ids, bos_id=None) -> np.ndarray:  # (N,) float64
         "ln V for every token. Raises NgramError as all rungs do: no tokens, or an id outside the vocabulary."
-        return np.full(len(self._to_score(ids, first_id)) - 1, np.log(self.types))
+        return np.full(len(self._to_score(ids, bos_id)) - 1, np.log(self.vocab_size))
 
     def next_probs(self, context_ids=()) -> np.ndarray:  # (V,) float64, sums to one
         "1/V for every type."
         self._after_first(context_ids, None, 'the context')
-        return np.full(self.types, 1 / self.types)
+        return np.full(self.vocab_size, 1 / self.vocab_size)
 
 # %% ../../nbs/07_ngrams.ipynb #a0783e7b
 def _compact(array, limit):
@@ -126,10 +126,10 @@ class NgramTable:
         keys,  # (G,) ascending keys
         counts,  # (G,) how often each gram was seen
         contexts: int,  # C, how many grams one token shorter there are: the possible contexts
-        types: int,  # V
+        vocab_size: int,  # V
     ):
-        self.keys, self.counts = _compact(keys, contexts * types), _compact(counts, 2**32)
-        self.contexts, self.types = contexts, types
+        self.keys, self.counts = _compact(keys, contexts * vocab_size), _compact(counts, 2**32)
+        self.contexts, self.vocab_size = contexts, vocab_size
 
     def __len__(self):
         return len(self.keys)
@@ -137,12 +137,12 @@ class NgramTable:
     @property
     def context_G(self) -> np.ndarray:  # (G,) int64, ascending
         "The row of each gram's context."
-        return (self.keys // self.types).astype(np.int64)
+        return (self.keys // self.vocab_size).astype(np.int64)
 
     @property
     def word_G(self) -> np.ndarray:  # (G,) int64
         "The id of each gram's last token."
-        return (self.keys % self.types).astype(np.int64)
+        return (self.keys % self.vocab_size).astype(np.int64)
 
     def find(
         self,
@@ -150,7 +150,7 @@ class NgramTable:
         word_N,  # (N,) ids
     ) -> np.ndarray:  # (N,) rows of the grams, -1 for one that was never seen
         "Look up many grams at once, by binary search."
-        key_N = (np.maximum(context_N, 0) * self.types + word_N).astype(self.keys.dtype)
+        key_N = (np.maximum(context_N, 0) * self.vocab_size + word_N).astype(self.keys.dtype)
         row_N = np.minimum(np.searchsorted(self.keys, key_N), len(self) - 1)
         return np.where((self.keys[row_N] == key_N) & (context_N >= 0), row_N, -1)
 
@@ -159,7 +159,7 @@ class NgramTable:
         context: int,  # row of a context
     ) -> np.ndarray:  # (any,) rows of the grams that begin with it: they stand side by side
         "Everything that was seen after one context."
-        first, last = (np.array([0, self.types - 1]) + context * self.types).astype(self.keys.dtype)
+        first, last = (np.array([0, self.vocab_size - 1]) + context * self.vocab_size).astype(self.keys.dtype)
         return np.arange(np.searchsorted(self.keys, first), np.searchsorted(self.keys, last, side='right'))
 
     def per_context(self, value_G) -> np.ndarray:  # (C,) float64
@@ -169,21 +169,21 @@ class NgramTable:
 # %% ../../nbs/07_ngrams.ipynb #49e0c4ff
 def grams_by_length(
     ids,  # (N,) token ids
-    types: int,  # V
-    first_id: int,  # the id that stands before the text, as often as needed
+    vocab_size: int,  # V
+    bos_id: int,  # the id that stands before the text, as often as needed
     order: int,  # the greatest length wanted
 ):
     """For length 1, 2, … order, yield its Grams, the row of the gram that ends at each token (N + 1,), and one such
     place per gram (G,)."""
-    word_N = np.concatenate([[first_id], ids]).astype(np.int64)
+    word_N = np.concatenate([[bos_id], ids]).astype(np.int64)
     row_N, contexts = np.zeros_like(word_N), 1
     for length in range(1, order + 1):
-        key_N = _compact(np.concatenate([row_N[:1], row_N[:-1]]) * types + word_N, contexts * types)
+        key_N = _compact(np.concatenate([row_N[:1], row_N[:-1]]) * vocab_size + word_N, contexts * vocab_size)
         if length == 1:
-            keys, at_G, row_N = np.arange(types), np.zeros(types, np.int64), word_N
+            keys, at_G, row_N = np.arange(vocab_size), np.zeros(vocab_size, np.int64), word_N
         else:
             keys, at_G, row_N = np.unique(key_N, return_index=True, return_inverse=True)
-        yield NgramTable(keys, np.bincount(row_N[1:], minlength=len(keys)), contexts, types), row_N, at_G
+        yield NgramTable(keys, np.bincount(row_N[1:], minlength=len(keys)), contexts, vocab_size), row_N, at_G
         contexts = len(keys)
 
 # %% ../../nbs/07_ngrams.ipynb #63357b2d
@@ -199,7 +199,7 @@ def _lookup_levels(levels, word_N):
 def _contexts(model, context_ids):
     "For each level the row of the context that these ids end in, -1 where it was never seen."
     word_N = model._after_first(context_ids, None, 'the context')
-    word_N = np.concatenate([np.full(model.order, model.first_id), word_N])[-model.order :]
+    word_N = np.concatenate([np.full(model.order, model.bos_id), word_N])[-model.order :]
     return [0] + [int(row_N[-1]) for *_, row_N in _lookup_levels(model.levels[:-1], word_N)]
 
 # %% ../../nbs/07_ngrams.ipynb #a36a051c
@@ -219,22 +219,22 @@ class AdditiveNgram(NgramModel):
         self.order, self.alpha = order, alpha
 
     def _count(self, ids_N):
-        self.levels = [grams for grams, _, _ in grams_by_length(ids_N, self.types, self.first_id, self.order)]
+        self.levels = [grams for grams, _, _ in grams_by_length(ids_N, self.vocab_size, self.bos_id, self.order)]
         self.total_C = self.levels[-1].per_context(self.levels[-1].counts)
         self.parameters = int((self.levels[-1].counts > 0).sum())
 
     def _share(self, count, total):
         "(c + alpha) / (total + alpha V); after a context that was never seen all types are equal."
-        over = total + self.alpha * self.types
-        return np.where(over > 0, (count + self.alpha) / np.where(over > 0, over, 1), 1 / self.types)
+        over = total + self.alpha * self.vocab_size
+        return np.where(over > 0, (count + self.alpha) / np.where(over > 0, over, 1), 1 / self.vocab_size)
 
     def nats(
         self,
         ids,  # (N,) the text to score
-        first_id=None,  # the id that stands before it; that of `fit` where not given
+        bos_id=None,  # the id that stands before it; that of `fit` where not given
     ) -> np.ndarray:  # (N,) float64, infinite where the probability is zero
         "Surprise of each token given the order - 1 tokens before it."
-        word_N = self._to_score(ids, first_id)
+        word_N = self._to_score(ids, bos_id)
         *_, (grams, context_N, row_N) = _lookup_levels(self.levels, word_N)
         count_N = np.where(row_N >= 0, grams.counts[row_N], 0)
         total_N = np.where(context_N >= 0, self.total_C[context_N], 0)
@@ -246,7 +246,7 @@ class AdditiveNgram(NgramModel):
         context_ids=(),  # (any,) ids of what stands before, the latest last
     ) -> np.ndarray:  # (V,) float64, sums to one
         "The probability of every type as the next token."
-        context, grams, count_V = _contexts(self, context_ids)[-1], self.levels[-1], np.zeros(self.types)
+        context, grams, count_V = _contexts(self, context_ids)[-1], self.levels[-1], np.zeros(self.vocab_size)
         if context < 0:
             return self._share(count_V, 0.0)
         rows = grams.after(context)
@@ -287,7 +287,7 @@ class DiscountedTable(NgramTable):
         self,
         grams: NgramTable,  # with plain or continuation counts
     ):
-        super().__init__(grams.keys, grams.counts, grams.contexts, grams.types)
+        super().__init__(grams.keys, grams.counts, grams.contexts, grams.vocab_size)
         self.discount_4 = discounts(self.counts)
         total_C, freed_C = self.per_context(self.counts), self.per_context(self.discount_4[np.minimum(self.counts, 3)])
         self.total_C = _compact(np.maximum(total_C, 1), 2**32)
@@ -326,7 +326,7 @@ class KneserNey(NgramModel):
 
     def _count(self, ids_N):
         self.levels, self._favourite = [], None
-        for grams, row_N, at_G in grams_by_length(ids_N, self.types, self.first_id, self.order):
+        for grams, row_N, at_G in grams_by_length(ids_N, self.vocab_size, self.bos_id, self.order):
             if self.levels:
                 self._continue(grams, at_G, before_N)  # noqa: F821
             self.levels.append(grams)
@@ -343,11 +343,11 @@ class KneserNey(NgramModel):
     def nats(
         self,
         ids,  # (N,) the text to score
-        first_id=None,  # the id that stands before it; that of `fit` where not given
+        bos_id=None,  # the id that stands before it; that of `fit` where not given
     ) -> np.ndarray:  # (N,) float64
         "Surprise of each token, finite for every type of the vocabulary."
-        word_N = self._to_score(ids, first_id)
-        p_N = np.full(len(word_N), 1 / self.types)
+        word_N = self._to_score(ids, bos_id)
+        p_N = np.full(len(word_N), 1 / self.vocab_size)
         for level, context_N, row_N in _lookup_levels(self.levels, word_N):
             p_N = level.mix(p_N, row_N, context_N)
         return -np.log(p_N[1:])
@@ -357,14 +357,14 @@ class KneserNey(NgramModel):
         context_ids=(),  # (any,) ids of what stands before, the latest last
     ) -> np.ndarray:  # (order + 1, V) float64: the part of 1/V, then of order 1, 2, …; all of it sums to one
         "How much of each next token's probability comes from each order."
-        part_LV = np.zeros((self.order + 1, self.types))
-        part_LV[0] = 1 / self.types
+        part_LV = np.zeros((self.order + 1, self.vocab_size))
+        part_LV[0] = 1 / self.vocab_size
         for k, (level, context) in enumerate(zip(self.levels, _contexts(self, context_ids)), 1):
             if context < 0:
                 break
             rows = level.after(context)
             part_LV[:k] *= level.spare_C[context]
-            part_LV[k, level.keys[rows] % self.types] = level.kept(rows, context)
+            part_LV[k, level.keys[rows] % self.vocab_size] = level.kept(rows, context)
         return part_LV
 
     def next_probs(
@@ -377,13 +377,13 @@ class KneserNey(NgramModel):
     def guesses(
         self,
         ids,  # (N,) a text
-        first_id=None,  # the id that stands before it; that of `fit` where not given
+        bos_id=None,  # the id that stands before it; that of `fit` where not given
     ) -> np.ndarray:  # (N,) ids
         """The likeliest token at each place, given what stands before it: the favourite of the longest context that was
         seen."""
-        word_N = self._to_score(ids, first_id)
+        word_N = self._to_score(ids, bos_id)
         if self._favourite is None:
-            self._favourite = [_compact(favourite_C, self.types) for favourite_C in _argmax_tables(self.levels)]
+            self._favourite = [_compact(favourite_C, self.vocab_size) for favourite_C in _argmax_tables(self.levels)]
         guess_N = np.zeros_like(word_N)
         for favourite_C, (_, context_N, _) in zip(self._favourite, _lookup_levels(self.levels, word_N)):
             guess_N = np.where(context_N >= 0, favourite_C[context_N], guess_N)
@@ -403,7 +403,7 @@ def _best(grams, value_G):
 def _argmax_tables(levels):
     """For each level the likeliest next token of each context: one seen after it, or the favourite of the context
     without its first token."""
-    drop_G, p_G = np.zeros(levels[0].types, np.int64), np.array([1 / levels[0].types])
+    drop_G, p_G = np.zeros(levels[0].vocab_size, np.int64), np.array([1 / levels[0].vocab_size])
     drop_C, favourite_C, p_C = np.zeros(1, np.int64), np.zeros(1, np.int64), p_G
     for k, level in enumerate(levels):
         context_G, word_G = level.context_G, level.word_G
@@ -421,9 +421,9 @@ def evaluate_ngram(
     split,  # a TokenSplit: ids, and what is known of their text
 ) -> Measurement:
     "Score a split as one stream, every token once, and give the number its passport."
-    if model.types != split.tokenizer.types:
+    if model.vocab_size != split.tokenizer.vocab_size:
         raise NgramError(
-            f'the model has {model.types} types and the tokens of {split.corpus} have {split.tokenizer.types}: '
+            f'the model has {model.vocab_size} types and the tokens of {split.corpus} have {split.tokenizer.vocab_size}: '
             'fit it on that corpus'
         )
     nats_N = model.nats(split.ids)
@@ -431,12 +431,12 @@ def evaluate_ngram(
     interval = block_bootstrap_ci(nats_N) if np.isfinite(nats_N).all() else None
     return split.measurement(
         float(nats_N.sum()),
-        context=model.order - 1,
+        context_length=model.order - 1,
         stride=None,
-        carried=True,
-        lanes=1,
+        state_carried=True,
+        eval_batch_size=1,
         accuracy=accuracy,
-        interval=interval,
+        ci95=interval,
     )
 
 # %% ../../nbs/07_ngrams.ipynb #1f21b087
@@ -444,9 +444,9 @@ def state_dict(
     model: 'KneserNey',  # fitted, of any order
 ) -> dict:  # {name: integer array}, for numpy.savez_compressed
     "What a model has counted, level by level: the steps between the sorted keys, and the counts."
-    if model.types is None:
-        raise NgramError('this model has counted nothing yet: call fit(ids, types, first_id) first')
-    arrays = {'about': np.array([model.order, model.types, model.first_id])}
+    if model.vocab_size is None:
+        raise NgramError('this model has counted nothing yet: call fit(ids, vocab_size, bos_id) first')
+    arrays = {'about': np.array([model.order, model.vocab_size, model.bos_id])}
     for k, level in enumerate(model.levels, 1):
         arrays[f'steps{k}'], arrays[f'counts{k}'] = np.diff(level.keys, prepend=level.keys[:1] * 0), level.counts
     return arrays
@@ -457,24 +457,24 @@ def from_state_dict(
 ) -> 'KneserNey':  # the same model: the same nats, to the last bit
     "A model as it was when its counts were kept. Raises NgramError where a part is missing or does not belong."
     try:
-        order, types, first_id = (int(x) for x in arrays['about'])
+        order, vocab_size, bos_id = (int(x) for x in arrays['about'])
     except (KeyError, TypeError, ValueError):
         raise NgramError(
             'these are no counts of a Kneser-Ney model: there is no `about` with order, types and first id'
         ) from None
     model, contexts = KneserNey(order), 1
-    model.types, model.first_id, model.levels, model._favourite = types, first_id, [], None
+    model.vocab_size, model.bos_id, model.levels, model._favourite = vocab_size, bos_id, [], None
     for k in range(1, order + 1):
         try:
             keys, counts = np.cumsum(arrays[f'steps{k}'], dtype=np.int64), arrays[f'counts{k}']
         except KeyError:
             raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
-        if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * types:
+        if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * vocab_size:
             raise NgramError(
                 f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `state_dict`, all'
                 ' of one model?'
             )
-        model.levels.append(DiscountedTable(NgramTable(keys, counts, contexts, types)))
+        model.levels.append(DiscountedTable(NgramTable(keys, counts, contexts, vocab_size)))
         contexts = len(keys)
     model.parameters = sum(int((level.counts > 0).sum()) for level in model.levels)
     return model

@@ -104,49 +104,51 @@ def num_cell_parameters(
 _RNN_CLASSES = dict(elman=nn.RNN, gru=nn.GRU, lstm=nn.LSTM)
 
 
-def _check_model(cell, embedding, hidden, layers, dropout, around, tied):
+def _check_model(cell, embedding_dim, hidden_size, num_layers, dropout, io_dropout, tie_weights):
     "Refuse a recurrent model that cannot be built, with a sentence."
     if cell not in _RNN_CLASSES:
         raise RecipeError(f"model.cell is 'lstm', 'gru' or 'elman', got {cell!r}")
-    for name, value in (('embedding', embedding), ('hidden', hidden), ('layers', layers)):
+    for name, value in (('embedding_dim', embedding_dim), ('hidden_size', hidden_size), ('num_layers', num_layers)):
         if value < 1:
             raise RecipeError(f'model.{name} is at least 1, got {value}')
-    for name, value in (('dropout', dropout), ('around', around)):
+    for name, value in (('dropout', dropout), ('io_dropout', io_dropout)):
         if not 0 <= value < 1:
             raise RecipeError(f'model.{name} lies in [0, 1), got {value}')
-    if tied and embedding != hidden:
-        raise RecipeError(f'tied weights need equal widths: embedding {embedding} is not hidden {hidden}')
+    if tie_weights and embedding_dim != hidden_size:
+        raise RecipeError(
+            f'tied weights need equal widths: embedding_dim {embedding_dim} is not hidden_size {hidden_size}'
+        )
 
 # %% ../../nbs/11_recurrent.ipynb #6b873236
 class RecurrentLM(nn.Module):
     """Embedding, recurrent layers, linear head: ids to hidden states, the head applied by whoever needs logits or their
     loss."""
 
-    carries, context = True, None
+    stateful, context_length = True, None
 
     def __init__(
         self,
-        types: int,  # V, size of the vocabulary
+        vocab_size: int,  # V, size of the vocabulary
         cell: str = 'lstm',  # lstm, gru or elman
-        embedding: int = 256,  # width of a token's vector
-        hidden: int = 256,  # width of the hidden state, D
-        layers: int = 2,  # recurrent layers
+        embedding_dim: int = 256,  # width of a token's vector
+        hidden_size: int = 256,  # width of the hidden state, D
+        num_layers: int = 2,  # recurrent layers
         dropout: float = 0.0,  # between layers, while training
-        around: float = 0.0,  # on the embedded inputs and on the last hidden states, while training
-        tied: bool = False,  # one matrix for embedding and head
+        io_dropout: float = 0.0,  # on the embedded inputs and on the last hidden states, while training
+        tie_weights: bool = False,  # one matrix for embedding and head
     ):
         super().__init__()
-        _check_model(cell, embedding, hidden, layers, dropout, around, tied)
-        self.types = types
-        self.embedding = nn.Embedding(types, embedding)
-        self.layers = _RNN_CLASSES[cell](
-            embedding, hidden, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0
+        _check_model(cell, embedding_dim, hidden_size, num_layers, dropout, io_dropout, tie_weights)
+        self.vocab_size = vocab_size
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.rnn = _RNN_CLASSES[cell](
+            embedding_dim, hidden_size, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0
         )
-        self.head, self.around = nn.Linear(hidden, types), nn.Dropout(around)
-        if tied:
-            self.head.weight = self.embedding.weight
-            nn.init.uniform_(self.head.weight, -0.1, 0.1)
-            nn.init.zeros_(self.head.bias)
+        self.lm_head, self.io_dropout = nn.Linear(hidden_size, vocab_size), nn.Dropout(io_dropout)
+        if tie_weights:
+            self.lm_head.weight = self.embedding.weight
+            nn.init.uniform_(self.lm_head.weight, -0.1, 0.1)
+            nn.init.zeros_(self.lm_head.bias)
 
     def forward(
         self,
@@ -154,8 +156,8 @@ class RecurrentLM(nn.Module):
         state=None,  # what the call before returned; None: start from zeros
     ):  # (h_BTD, state)
         "Hidden states, and the state to hand on."
-        h_BTD, state = self.layers(self.around(self.embedding(x_BT)), state)
-        return self.around(h_BTD), state
+        h_BTD, state = self.rnn(self.io_dropout(self.embedding(x_BT)), state)
+        return self.io_dropout(h_BTD), state
 
     def logits(
         self,
@@ -165,7 +167,7 @@ class RecurrentLM(nn.Module):
         """Scores of the next token and the state to hand on: for a look at predictions; training goes through the fused
         loss."""
         h_BTD, state = self(x_BT, state)
-        return self.head(h_BTD), state
+        return self.lm_head(h_BTD), state
 
 # %% ../../nbs/11_recurrent.ipynb #af092e5e
 @dataclass(frozen=True)
@@ -173,51 +175,56 @@ class RecurrentConfig:
     "The configuration of a recurrent language model."
 
     cell: str = 'lstm'  # lstm, gru or elman
-    embedding: int = 256  # width of a token's vector
-    hidden: int = 256  # width of the hidden state
-    layers: int = 2  # recurrent layers
+    embedding_dim: int = 256  # width of a token's vector
+    hidden_size: int = 256  # width of the hidden state
+    num_layers: int = 2  # recurrent layers
     dropout: float = 0.3  # between layers
-    around: float = 0.0  # on the embedded inputs and on the last hidden states
-    tied: bool = False  # one matrix for embedding and head
+    io_dropout: float = 0.0  # on the embedded inputs and on the last hidden states
+    tie_weights: bool = False  # one matrix for embedding and head
 
     def __post_init__(self):
         _check_model(**asdict(self))
 
-    def build(self, types: int) -> RecurrentLM:
-        return RecurrentLM(types, **asdict(self))
+    def build(self, vocab_size: int) -> RecurrentLM:
+        return RecurrentLM(vocab_size, **asdict(self))
 
     def tiny(self) -> 'RecurrentConfig':
         "At most two layers, width 32."
-        return replace(self, embedding=min(self.embedding, 32), hidden=min(self.hidden, 32), layers=min(self.layers, 2))
+        return replace(
+            self,
+            embedding_dim=min(self.embedding_dim, 32),
+            hidden_size=min(self.hidden_size, 32),
+            num_layers=min(self.num_layers, 2),
+        )
 
 # %% ../../nbs/11_recurrent.ipynb #73aae7db
 def parameter_breakdown(
     config: RecurrentConfig,  # the widths
-    types: int,  # V, size of the vocabulary
+    vocab_size: int,  # V, size of the vocabulary
 ) -> dict:  # {'embedding', 'recurrent', 'head'}: how many parameters sit where
     "The parameters of a recurrent language model by closed form; a tied head has only its bias left."
-    inputs = [config.embedding] + [config.hidden] * (config.layers - 1)
+    inputs = [config.embedding_dim] + [config.hidden_size] * (config.num_layers - 1)
     return dict(
-        embedding=types * config.embedding,
-        recurrent=sum(num_cell_parameters(config.cell, i, config.hidden) for i in inputs),
-        head=types * (0 if config.tied else config.hidden) + types,
+        embedding=vocab_size * config.embedding_dim,
+        recurrent=sum(num_cell_parameters(config.cell, i, config.hidden_size) for i in inputs),
+        head=vocab_size * (0 if config.tie_weights else config.hidden_size) + vocab_size,
     )
 
 # %% ../../nbs/11_recurrent.ipynb #d7121af9
 def _note_000(name: str, cell: str, **changes) -> Recipe:
     "The notes' settings: windows side by side, state reset at every batch, AdamW at 3e-4."
-    model = dict(cell=cell, embedding=256, hidden=256, layers=2, dropout=0.3)
-    length = changes.pop('length', 35)
+    model = dict(cell=cell, embedding_dim=256, hidden_size=256, num_layers=2, dropout=0.3)
+    seq_len = changes.pop('seq_len', 35)
     return Recipe(
         name,
         RecurrentConfig(**(model | changes)),
-        Data(batches='windows', length=length, batch=64),
-        Optim(lr=3e-4, weight_decay=1e-4, clip=1.0),
+        Data(batching='windows', seq_len=seq_len, batch_size=64),
+        Optim(lr=3e-4, weight_decay=1e-4, max_grad_norm=1.0),
         Train(epochs=20),
     )
 
 # %% ../../nbs/11_recurrent.ipynb #86103ec4
-@recipe(claimed=152)
+@recipe(reported_perplexity=152)
 def lstm_a():
     """Two LSTM layers of 256, windows of 35, the state reset at each.
 
@@ -225,7 +232,7 @@ def lstm_a():
     return _note_000('lstm-a', 'lstm')
 
 
-@recipe(claimed=155)
+@recipe(reported_perplexity=155)
 def gru_a():
     """Two GRU layers of 256, windows of 35, the state reset at each.
 
@@ -233,17 +240,17 @@ def gru_a():
     return _note_000('gru-a', 'gru')
 
 # %% ../../nbs/11_recurrent.ipynb #99e0244c
-@recipe(claimed=205)
+@recipe(reported_perplexity=205)
 def lstm_b():
     """One LSTM layer of 128, windows of 60, the state reset at each.
 
     `lmcourse run lstm-b`. Claimed: validation perplexity 205, and elsewhere 196.13 at epoch 13."""
-    return _note_000('lstm-b', 'lstm', hidden=128, layers=1, length=60)
+    return _note_000('lstm-b', 'lstm', hidden_size=128, num_layers=1, seq_len=60)
 
 
-@recipe(claimed=195)
+@recipe(reported_perplexity=195)
 def gru_b():
     """One GRU layer of 128, windows of 60, the state reset at each.
 
     `lmcourse run gru-b`. Claimed: validation perplexity 195, and elsewhere 181.73 at epoch 13 and 179 at epoch 20."""
-    return _note_000('gru-b', 'gru', hidden=128, layers=1, length=60)
+    return _note_000('gru-b', 'gru', hidden_size=128, num_layers=1, seq_len=60)

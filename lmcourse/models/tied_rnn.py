@@ -17,10 +17,12 @@ from ..experiments.ablation import subset_corpus
 from ..measure.sampled_softmax import sampled_cross_entropy
 
 # %% ../../nbs/16_tied_rnn.ipynb #b50739b9
-def zipf_bias_init(types: int) -> torch.Tensor:  # V; the commonest type comes first  # (V,) unnormalised log-probabilities
+def zipf_bias_init(
+    vocab_size: int,
+) -> torch.Tensor:  # V; the commonest type comes first  # (V,) unnormalised log-probabilities
     """How often the word of rank r comes: as $(r + 2.7)^{-1.05}$, counted from 0 ([Mandelbrot,
     1953](../docs/bibliography.md#mandelbrot1953))."""
-    return -1.05 * torch.log(torch.arange(types) + 2.7)
+    return -1.05 * torch.log(torch.arange(vocab_size) + 2.7)
 
 # %% ../../nbs/16_tied_rnn.ipynb #4886ca73
 _LAYER = dict(lstm=nn.LSTM, gru=nn.GRU)
@@ -31,77 +33,81 @@ class TiedRNNConfig:
     "The configuration of a recurrent language model with tied weights, and dropout wherever it helps."
 
     cell: str = 'lstm'  # lstm or gru
-    embedding: int = 256  # width of a token's vector, and of the last layer
-    hidden: int = 512  # width of the layers before the last
-    layers: int = 2  # recurrent layers
-    inputs: float = 0.3  # dropout on the embedded tokens
-    between: float = 0.3  # dropout between layers
-    outputs: float = 0.3  # dropout on the last hidden states
-    often: int = 1536  # training: the commonest types, always in the softmax's sum
-    others: int = 1024  # training: how many of the rest are drawn for it; 0: the exact sum
-    zipf: bool = True  # the head's bias starts from Zipf's law; False: from zero
-    scaled: bool = True  # embedded tokens are multiplied by the root of their width
+    embedding_dim: int = 256  # width of a token's vector, and of the last layer
+    hidden_size: int = 512  # width of the layers before the last
+    num_layers: int = 2  # recurrent layers
+    input_dropout: float = 0.3  # dropout on the embedded tokens
+    hidden_dropout: float = 0.3  # dropout between layers
+    output_dropout: float = 0.3  # dropout on the last hidden states
+    num_frequent: int = 1536  # training: the commonest types, always in the softmax's sum
+    num_sampled: int = 1024  # training: how many of the rest are drawn for it; 0: the exact sum
+    zipf_bias_init: bool = True  # the head's bias starts from Zipf's law; False: from zero
+    scale_embedding: bool = True  # embedded tokens are multiplied by the root of their width
 
     def __post_init__(self):
         if self.cell not in _LAYER:
             raise RecipeError(f"model.cell is 'lstm' or 'gru', got {self.cell!r}")
-        for name in ('embedding', 'hidden', 'layers'):
+        for name in ('embedding_dim', 'hidden_size', 'num_layers'):
             if getattr(self, name) < 1:
                 raise RecipeError(f'model.{name} is at least 1, got {getattr(self, name)}')
-        for name in ('inputs', 'between', 'outputs'):
+        for name in ('input_dropout', 'hidden_dropout', 'output_dropout'):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f'model.{name} lies in [0, 1), got {getattr(self, name)}')
-        for name in ('often', 'others'):
+        for name in ('num_frequent', 'num_sampled'):
             if getattr(self, name) < 0:
                 raise RecipeError(f'model.{name} is at least 0, got {getattr(self, name)}')
 
     def check_data(self, data: Data):
         """Raises `RecipeError` where the first ids are not the commonest words: the bias and the sampled softmax take
         them for that."""
-        if (self.zipf or self.others) and data.tokenizer not in ('word', 'whitespace'):
+        if (self.zipf_bias_init or self.num_sampled) and data.tokenizer not in ('word', 'whitespace'):
             raise RecipeError(
-                f'model.zipf and model.others are for vocabularies sorted by frequency, and the ids of {data.tokenizer}'
-                ' are not: set model.zipf to false and model.others to 0'
+                f'model.zipf_bias_init and model.num_sampled are for vocabularies sorted by frequency, and the ids of {data.tokenizer}'
+                ' are not: set model.zipf_bias_init to false and model.num_sampled to 0'
             )
 
-    def build(self, types: int) -> 'TiedRNNLM':
-        return TiedRNNLM(types, self)
+    def build(self, vocab_size: int) -> 'TiedRNNLM':
+        return TiedRNNLM(vocab_size, self)
 
     def tiny(self) -> 'TiedRNNConfig':
         "At most two layers, width 32."
         return replace(
             self,
-            embedding=min(self.embedding, 32),
-            hidden=min(self.hidden, 32),
-            layers=min(self.layers, 2),
-            often=min(self.often, 256),
-            others=min(self.others, 256),
+            embedding_dim=min(self.embedding_dim, 32),
+            hidden_size=min(self.hidden_size, 32),
+            num_layers=min(self.num_layers, 2),
+            num_frequent=min(self.num_frequent, 256),
+            num_sampled=min(self.num_sampled, 256),
         )
 
 # %% ../../nbs/16_tied_rnn.ipynb #ac623256
 class TiedRNNLM(nn.Module):
     "Embedding, recurrent layers of which the last is as wide as the embedding, and the embedding again as the head."
 
-    carries, context = True, None
+    stateful, context_length = True, None
 
     def __init__(
         self,
-        types: int,  # V, size of the vocabulary
+        vocab_size: int,  # V, size of the vocabulary
         config: TiedRNNConfig,  # widths and dropouts
     ):
         super().__init__()
         c = self.config = config
-        self.types = types
-        widths = [c.embedding] + [c.hidden] * (c.layers - 1) + [c.embedding]
-        self.embedding, self.head = nn.Embedding(types, c.embedding), nn.Linear(c.embedding, types)
+        self.vocab_size = vocab_size
+        widths = [c.embedding_dim] + [c.hidden_size] * (c.num_layers - 1) + [c.embedding_dim]
+        self.embedding, self.lm_head = nn.Embedding(vocab_size, c.embedding_dim), nn.Linear(c.embedding_dim, vocab_size)
         self.layers = nn.ModuleList(_LAYER[c.cell](i, o, batch_first=True) for i, o in zip(widths, widths[1:]))
-        self.head.weight = self.embedding.weight
-        nn.init.uniform_(self.head.weight, -0.1, 0.1)
-        nn.init.zeros_(self.head.bias)
-        if c.zipf:
-            self.head.bias.data = zipf_bias_init(types)
-        self.scale = math.sqrt(c.embedding) if c.scaled else 1.0
-        self.inputs, self.between, self.outputs = nn.Dropout(c.inputs), nn.Dropout(c.between), nn.Dropout(c.outputs)
+        self.lm_head.weight = self.embedding.weight
+        nn.init.uniform_(self.lm_head.weight, -0.1, 0.1)
+        nn.init.zeros_(self.lm_head.bias)
+        if c.zipf_bias_init:
+            self.lm_head.bias.data = zipf_bias_init(vocab_size)
+        self.scale = math.sqrt(c.embedding_dim) if c.scale_embedding else 1.0
+        self.input_dropout, self.hidden_dropout, self.output_dropout = (
+            nn.Dropout(c.input_dropout),
+            nn.Dropout(c.hidden_dropout),
+            nn.Dropout(c.output_dropout),
+        )
 
     def forward(
         self,
@@ -109,12 +115,16 @@ class TiedRNNLM(nn.Module):
         state=None,  # what the call before returned; None: start from zeros
     ):  # (h_BTD, state)
         "Hidden states, and the state to hand on: a flat tuple, layer after layer."
-        h_BTI, news, n = self.inputs(self.embedding(x_BT) * self.scale), (), 2 if self.config.cell == 'lstm' else 1
+        h_BTI, new_states, n = (
+            self.input_dropout(self.embedding(x_BT) * self.scale),
+            (),
+            2 if self.config.cell == 'lstm' else 1,
+        )
         for i, layer in enumerate(self.layers):
             old = None if state is None else state[n * i : n * (i + 1)]
-            h_BTI, new = layer(self.between(h_BTI) if i else h_BTI, old if old is None or n == 2 else old[0])
-            news += new if n == 2 else (new,)
-        return self.outputs(h_BTI), news
+            h_BTI, new = layer(self.hidden_dropout(h_BTI) if i else h_BTI, old if old is None or n == 2 else old[0])
+            new_states += new if n == 2 else (new,)
+        return self.output_dropout(h_BTI), new_states
 
     def logits(
         self,
@@ -123,18 +133,24 @@ class TiedRNNLM(nn.Module):
     ):  # (logits_BTV, state)
         "Scores of the next token and the state to hand on: for a look at predictions."
         h_BTD, state = self(x_BT, state)
-        return self.head(h_BTD), state
+        return self.lm_head(h_BTD), state
 
     def training_loss(
         self,
         h_BTD: torch.Tensor,  # hidden states
         y_BT: torch.Tensor,  # targets
         precision: str | None = None,  # of the products: 'fp32', 'bf16', or None: choose
-    ):  # Tally
+    ):  # LossSum
         "What training asks for instead of the exact loss: nats with the softmax's sum estimated."
         c = self.config
         return sampled_cross_entropy(
-            h_BTD, self.head.weight, self.head.bias, y_BT, c.often, c.others or self.types, precision
+            h_BTD,
+            self.lm_head.weight,
+            self.lm_head.bias,
+            y_BT,
+            c.num_frequent,
+            c.num_sampled or self.vocab_size,
+            precision,
         )
 
 # %% ../../nbs/16_tied_rnn.ipynb #500ccfb8
@@ -143,9 +159,11 @@ def _tuned(name: str, cell: str, epochs: int) -> Recipe:
     return Recipe(
         name,
         TiedRNNConfig(cell=cell),
-        Data(batches='lanes', length=70, batch=32, shift=True),
-        Optim(lr=3e-3, weight_decay=0.04, clip=0.25, schedule='cosine', warmup=200, betas=(0.9, 0.99)),
-        Train(epochs=epochs, evaluate_every=1866),
+        Data(batching='stateful', seq_len=70, batch_size=32, random_offset=True),
+        Optim(
+            lr=3e-3, weight_decay=0.04, max_grad_norm=0.25, lr_schedule='cosine', warmup_steps=200, betas=(0.9, 0.99)
+        ),
+        Train(epochs=epochs, eval_every=1866),
     )
 
 
@@ -174,25 +192,33 @@ def tuned_small():
     `lmcourse run tuned-small`, half a minute on two cores."""
     return Recipe(
         'tuned-small',
-        TiedRNNConfig(embedding=64, hidden=128, inputs=0.15, between=0.15, outputs=0.15, often=512, others=512),
-        Data(corpus='stdlib', batches='lanes', length=35, batch=32, shift=True),
-        Optim(lr=6e-3, weight_decay=0.02, clip=0.25, schedule='cosine', warmup=40, betas=(0.9, 0.99)),
+        TiedRNNConfig(
+            embedding_dim=64,
+            hidden_size=128,
+            input_dropout=0.15,
+            hidden_dropout=0.15,
+            output_dropout=0.15,
+            num_frequent=512,
+            num_sampled=512,
+        ),
+        Data(corpus='stdlib', batching='stateful', seq_len=35, batch_size=32, random_offset=True),
+        Optim(lr=6e-3, weight_decay=0.02, max_grad_norm=0.25, lr_schedule='cosine', warmup_steps=40, betas=(0.9, 0.99)),
         Train(epochs=2, log_every=20),
     )
 
 
 ABLATIONS = {
     'as it is': {},
-    'bias from zero': {'model.zipf': False},
-    'quiet input': {'model.scaled': False},
-    'exact softmax': {'model.others': 0},
-    'constant learning rate': {'optim.schedule': 'constant'},
-    'no dropout': {'model.inputs': 0, 'model.between': 0, 'model.outputs': 0},
-    'no clipping': {'optim.clip': 0},
-    'clip 1': {'optim.clip': 1.0},
+    'bias from zero': {'model.zipf_bias_init': False},
+    'quiet input': {'model.scale_embedding': False},
+    'exact softmax': {'model.num_sampled': 0},
+    'constant learning rate': {'optim.lr_schedule': 'constant'},
+    'no dropout': {'model.input_dropout': 0, 'model.hidden_dropout': 0, 'model.output_dropout': 0},
+    'no clipping': {'optim.max_grad_norm': 0},
+    'clip 1': {'optim.max_grad_norm': 1.0},
     'betas 0.9, 0.999': {'optim.betas': (0.9, 0.999)},
-    'no warmup': {'optim.warmup': 0},
-    'widths 96 and 96': {'model.embedding': 96, 'model.hidden': 96},
+    'no warmup': {'optim.warmup_steps': 0},
+    'widths 96 and 96': {'model.embedding_dim': 96, 'model.hidden_size': 96},
     'weight decay 0': {'optim.weight_decay': 0.0},
 }
 
@@ -203,25 +229,25 @@ def many_epochs_recipe(folder: str | Path) -> Recipe:  # where the text goes
     return override(
         get_recipe('lstm-tuned'),
         {
-            'model.embedding': 96,
-            'model.hidden': 192,
-            'model.often': 1024,
+            'model.embedding_dim': 96,
+            'model.hidden_size': 192,
+            'model.num_frequent': 1024,
             'data.corpus': subset_corpus(folder, 209_000, 'wikitext-2'),
-            'data.length': 35,
-            'data.batch': 16,
+            'data.seq_len': 35,
+            'data.batch_size': 16,
             'optim.lr': 4e-3,
             'optim.weight_decay': 0.02,
-            'optim.warmup': 100,
+            'optim.warmup_steps': 100,
             'train.epochs': 16,
-            'train.evaluate_every': 1500,
+            'train.eval_every': 1500,
         },
     )
 
 
 LONG_RUN_ABLATIONS = {
     'as it is': {},
-    'dropout 0.2': {f'model.{where}': 0.2 for where in ('inputs', 'between', 'outputs')},
-    'dropout 0.45': {f'model.{where}': 0.45 for where in ('inputs', 'between', 'outputs')},
+    'dropout 0.2': {f'model.{where}': 0.2 for where in ('input_dropout', 'hidden_dropout', 'output_dropout')},
+    'dropout 0.45': {f'model.{where}': 0.45 for where in ('input_dropout', 'hidden_dropout', 'output_dropout')},
     'weight decay 0.1': {'optim.weight_decay': 0.1},
     'weight decay 0.3': {'optim.weight_decay': 0.3},
     'learning rate 2e-3': {'optim.lr': 2e-3},

@@ -23,13 +23,13 @@ def attention(
     k_BHSK: torch.Tensor,  # keys
     v_BHSK: torch.Tensor,  # values
     mask_TS: torch.Tensor | None = None,  # True where place t may look at place s; None: everywhere
-) -> tuple:  # (y_BHTK: what each place receives, share_BHTS: how much from where)
+) -> tuple:  # (y_BHTK: what each place receives, attn_weights_BHTS: how much from where)
     "Scaled dot-product attention, by hand ([Vaswani et al., 2017](../docs/bibliography.md#vaswani2017), equation 1)."
     score_BHTS = q_BHTK @ k_BHSK.mT / math.sqrt(q_BHTK.shape[-1])
     if mask_TS is not None:
         score_BHTS = score_BHTS.masked_fill(~mask_TS, -math.inf)
-    share_BHTS = score_BHTS.softmax(-1)
-    return share_BHTS @ v_BHSK, share_BHTS
+    attn_weights_BHTS = score_BHTS.softmax(-1)
+    return attn_weights_BHTS @ v_BHSK, attn_weights_BHTS
 
 # %% ../../nbs/20_transformer.ipynb #4a2230c5
 def rope_cache(
@@ -52,7 +52,7 @@ def apply_rotary_emb(
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x_BHTK.dtype)
 
 # %% ../../nbs/20_transformer.ipynb #4d5edbe3
-_NORMS = dict(layer=lambda c: nn.LayerNorm(c.width, bias=c.bias), rms=lambda c: nn.RMSNorm(c.width))
+_NORMS = dict(layer=lambda c: nn.LayerNorm(c.d_model, bias=c.bias), rms=lambda c: nn.RMSNorm(c.d_model))
 _ACTIVATIONS = dict(gelu=F.gelu, relu2=lambda x: F.relu(x).square(), swiglu=F.silu)
 
 
@@ -60,57 +60,61 @@ _ACTIVATIONS = dict(gelu=F.gelu, relu2=lambda x: F.relu(x).square(), swiglu=F.si
 class TransformerConfig:
     "The configuration of a decoder; the defaults are the choices of the notes."
 
-    width: int = 128  # of a token's vector, D
-    heads: int = 8  # attentions side by side, H
-    hidden: int = 512  # width inside a feed-forward layer; swiglu, which has three matrices, takes two thirds of it
-    layers: int = 4  # blocks
-    context: int = 512  # tokens that can be looked at, its own included
+    d_model: int = 128  # of a token's vector, D
+    num_heads: int = 8  # attentions side by side, H
+    d_ff: int = 512  # width inside a feed-forward layer; swiglu, which has three matrices, takes two thirds of it
+    num_layers: int = 4  # blocks
+    context_length: int = 512  # tokens that can be looked at, its own included
     dropout: float = 0.1  # on what enters the first block, and on what each attention and each feed-forward layer adds
     positions: str = 'learned'  # learned: a vector for each place; rotary: queries and keys are turned
     norm: str = 'layer'  # layer: mean and size; rms: size alone
     activation: str = 'gelu'  # gelu, relu2 (ReLU, squared) or swiglu
     qk_norm: bool = False  # queries and keys are brought to one size
     bias: bool = True  # of the linear layers and norms in the blocks
-    head_bias: bool = True  # of the head, which shares its matrix with the embedding
-    start: str = (  # normal: all small; still: blocks begin by adding nothing, and the rest in proportion to its width; or one of its three parts by name
-        'normal'
+    lm_head_bias: bool = True  # of the head, which shares its matrix with the embedding
+    init: str = (  # gpt2: all small; zero_residual: blocks begin by adding nothing, and the rest in proportion to its width; or one of its three parts by name
+        'gpt2'
     )
 
     def __post_init__(self):
-        for name in ('width', 'heads', 'hidden', 'layers', 'context'):
+        for name in ('d_model', 'num_heads', 'd_ff', 'num_layers', 'context_length'):
             if getattr(self, name) < 1:
                 raise RecipeError(f'model.{name} is at least 1, got {getattr(self, name)}')
-        if self.width % self.heads:
-            raise RecipeError(f'model.width is divided among the heads: {self.width} among {self.heads} does not go')
-        if self.positions == 'rotary' and self.width // self.heads % 2:
-            raise RecipeError(f'rotary positions turn pairs: a head of {self.width // self.heads} has an odd width')
+        if self.d_model % self.num_heads:
+            raise RecipeError(
+                f'model.d_model is divided among the heads: {self.d_model} among {self.num_heads} does not go'
+            )
+        if self.positions == 'rotary' and self.d_model // self.num_heads % 2:
+            raise RecipeError(
+                f'rotary positions turn pairs: a head of {self.d_model // self.num_heads} has an odd width'
+            )
         if not 0 <= self.dropout < 1:
             raise RecipeError(f'model.dropout lies in [0, 1), got {self.dropout}')
         for name, all in dict(
             positions=('learned', 'rotary'),
             norm=_NORMS,
             activation=_ACTIVATIONS,
-            start=('normal', 'still', 'zero outputs', 'fan-in spread', 'scaled embedding'),
+            init=('gpt2', 'zero_residual', 'zero outputs', 'fan-in spread', 'scaled embedding'),
         ).items():
             if getattr(self, name) not in all:
                 raise RecipeError(f'model.{name} is {" or ".join(all)}, got {getattr(self, name)!r}')
 
     @property
     def inner(self) -> int:
-        return self.hidden * 2 // 3 if self.activation == 'swiglu' else self.hidden
+        return self.d_ff * 2 // 3 if self.activation == 'swiglu' else self.d_ff
 
-    def build(self, types: int) -> 'TransformerLM':
-        return TransformerLM(types, self)
+    def build(self, vocab_size: int) -> 'TransformerLM':
+        return TransformerLM(vocab_size, self)
 
     def tiny(self) -> 'TransformerConfig':
         "At most two layers, width 32."
         return replace(
             self,
-            width=min(self.width, 32),
-            heads=min(self.heads, 4),
-            hidden=min(self.hidden, 64),
-            layers=min(self.layers, 2),
-            context=min(self.context, 64),
+            d_model=min(self.d_model, 32),
+            num_heads=min(self.num_heads, 4),
+            d_ff=min(self.d_ff, 64),
+            num_layers=min(self.num_layers, 2),
+            context_length=min(self.context_length, 64),
         )
 
 # %% ../../nbs/20_transformer.ipynb #a0a2c779
@@ -122,12 +126,16 @@ class CausalSelfAttention(nn.Module):
         c: TransformerConfig,  # width, heads, positions
     ):
         super().__init__()
-        self.heads, K = c.heads, c.width // c.heads
-        self.query, self.key, self.value, self.out = (nn.Linear(c.width, c.width, bias=c.bias) for _ in range(4))
-        self.size = nn.RMSNorm(K, elementwise_affine=False) if c.qk_norm else nn.Identity()
-        self.register_buffer('turn', rope_cache(c.context, K) if c.positions == 'rotary' else None, persistent=False)
+        self.num_heads, K = c.num_heads, c.d_model // c.num_heads
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(c.d_model, c.d_model, bias=c.bias) for _ in range(4)
+        )
+        self.qk_norm = nn.RMSNorm(K, elementwise_affine=False) if c.qk_norm else nn.Identity()
+        self.register_buffer(
+            'rope_cache', rope_cache(c.context_length, K) if c.positions == 'rotary' else None, persistent=False
+        )
 
-    def mix(self, q_BHTK, k_BHSK, v_BHSK):
+    def attend(self, q_BHTK, k_BHSK, v_BHSK):
         "Torch's attention; the places that ask are the last T of the S."
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
         mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T) if 1 < T < S else None
@@ -136,21 +144,23 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self,
         x_BTD: torch.Tensor,  # tokens' vectors
-        old=None,  # keys and values of the tokens before them
+        past_kv=None,  # keys and values of the tokens before them
     ):  # (what is added to them, keys and values of all)
         "Ask, look back, mix."
         B, T, D = x_BTD.shape
-        at = 0 if old is None else old[0].shape[2]
+        at = 0 if past_kv is None else past_kv[0].shape[2]
         q_BHTK, k_BHTK, v_BHTK = (
-            f(x_BTD).view(B, T, self.heads, -1).transpose(1, 2) for f in (self.query, self.key, self.value)
+            f(x_BTD).view(B, T, self.num_heads, -1).transpose(1, 2) for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q_BHTK, k_BHTK = self.size(q_BHTK), self.size(k_BHTK)
-        if self.turn is not None:
-            q_BHTK, k_BHTK = (apply_rotary_emb(x, self.turn[:, at : at + T]) for x in (q_BHTK, k_BHTK))
+        q_BHTK, k_BHTK = self.qk_norm(q_BHTK), self.qk_norm(k_BHTK)
+        if self.rope_cache is not None:
+            q_BHTK, k_BHTK = (apply_rotary_emb(x, self.rope_cache[:, at : at + T]) for x in (q_BHTK, k_BHTK))
         k_BHSK, v_BHSK = (
-            (k_BHTK, v_BHTK) if old is None else (torch.cat([old[0], k_BHTK], 2), torch.cat([old[1], v_BHTK], 2))
+            (k_BHTK, v_BHTK)
+            if past_kv is None
+            else (torch.cat([past_kv[0], k_BHTK], 2), torch.cat([past_kv[1], v_BHTK], 2))
         )
-        return self.out(self.mix(q_BHTK, k_BHSK, v_BHSK).transpose(1, 2).reshape(B, T, D)), (k_BHSK, v_BHSK)
+        return self.o_proj(self.attend(q_BHTK, k_BHSK, v_BHSK).transpose(1, 2).reshape(B, T, D)), (k_BHSK, v_BHSK)
 
 # %% ../../nbs/20_transformer.ipynb #cd70cd34
 class FeedForward(nn.Module):
@@ -161,19 +171,21 @@ class FeedForward(nn.Module):
         c: TransformerConfig,  # widths and activation
     ):
         super().__init__()
-        wider = lambda: nn.Linear(c.width, c.inner, bias=c.bias)
-        self.gate = wider() if c.activation == 'swiglu' else None
-        if self.gate is None:
-            self.up = wider()
-        self.down, self.bend = nn.Linear(c.inner, c.width, bias=c.bias), _ACTIVATIONS[c.activation]
-        if self.gate is not None:
-            self.up = wider()
+        wider = lambda: nn.Linear(c.d_model, c.inner, bias=c.bias)
+        self.gate_proj = wider() if c.activation == 'swiglu' else None
+        if self.gate_proj is None:
+            self.up_proj = wider()
+        self.down_proj, self.activation = nn.Linear(c.inner, c.d_model, bias=c.bias), _ACTIVATIONS[c.activation]
+        if self.gate_proj is not None:
+            self.up_proj = wider()
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:  # x_BTD
         """Where there is a gate, the activation function is on it, as in LLaMA, and what it lets through is multiplied
         by `up`."""
-        return self.down(
-            self.bend(self.up(x_BTD)) if self.gate is None else self.bend(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down_proj(
+            self.activation(self.up_proj(x_BTD))
+            if self.gate_proj is None
+            else self.activation(self.gate_proj(x_BTD)) * self.up_proj(x_BTD)
         )
 
 
@@ -186,34 +198,37 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.attention, self.feed_forward, self.dropout = CausalSelfAttention(c), FeedForward(c), nn.Dropout(c.dropout)
-        self.before, self.between = _NORMS[c.norm](c), _NORMS[c.norm](c)
+        self.attn_norm, self.ffn_norm = _NORMS[c.norm](c), _NORMS[c.norm](c)
 
     def forward(
         self,
         x_BTD: torch.Tensor,  # tokens' vectors
-        old=None,  # keys and values of the tokens before them
+        past_kv=None,  # keys and values of the tokens before them
     ):  # (x_BTD, keys and values of all)
         "Normalised before, added after."
-        looked_BTD, new = self.attention(self.before(x_BTD), old)
-        x_BTD = x_BTD + self.dropout(looked_BTD)
-        return x_BTD + self.dropout(self.feed_forward(self.between(x_BTD))), new
+        attended_BTD, new = self.attention(self.attn_norm(x_BTD), past_kv)
+        x_BTD = x_BTD + self.dropout(attended_BTD)
+        return x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD))), new
 
 # %% ../../nbs/20_transformer.ipynb #1c1080ba
 class TransformerLM(nn.Module):
     "A decoder: table, positions, blocks, and the table again as the head."
 
-    carries = False  # evaluation gives it windows, and no state from one to the next
+    stateful = False  # evaluation gives it windows, and no state from one to the next
 
-    def __init__(self, types: int, config: TransformerConfig):  # V, size of the vocabulary
+    def __init__(self, vocab_size: int, config: TransformerConfig):  # V, size of the vocabulary
         super().__init__()
         c = self.config = config
-        self.types, self.context = types, c.context
-        self.embedding, self.head = nn.Embedding(types, c.width), nn.Linear(c.width, types, bias=c.head_bias)
-        self.head.weight = self.embedding.weight
-        self.positions = nn.Parameter(torch.empty(c.context, c.width)) if c.positions == 'learned' else None
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.vocab_size, self.context_length = vocab_size, c.context_length
+        self.embedding, self.lm_head = (
+            nn.Embedding(vocab_size, c.d_model),
+            nn.Linear(c.d_model, vocab_size, bias=c.lm_head_bias),
+        )
+        self.lm_head.weight = self.embedding.weight
+        self.positions = nn.Parameter(torch.empty(c.context_length, c.d_model)) if c.positions == 'learned' else None
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.num_layers))
         self.norm, self.dropout = _NORMS[c.norm](c), nn.Dropout(c.dropout)
-        self.scale = math.sqrt(c.width) if c.start in ('still', 'scaled embedding') else 1.0
+        self.scale = math.sqrt(c.d_model) if c.init in ('zero_residual', 'scaled embedding') else 1.0
         initialise(self)
 
     def forward(
@@ -224,19 +239,19 @@ class TransformerLM(nn.Module):
         """Hidden states, and the keys and values of all tokens so far: a flat tuple, layer after layer. Raises
         `LMCourseError` where the context is too short."""
         T, at = x_BT.shape[1], state[0].shape[2] if state else 0
-        if at + T > self.context:
+        if at + T > self.context_length:
             raise LMCourseError(
-                f'{at + T:,} tokens do not fit into a context of {self.context:,}: read them in windows (data.length),'
-                ' or make model.context larger'
+                f'{at + T:,} tokens do not fit into a context of {self.context_length:,}: read them in windows (data.seq_len),'
+                ' or make model.context_length larger'
             )
-        x_BTD, news = self.embedding(x_BT) * self.scale, ()
+        x_BTD, new_kv = self.embedding(x_BT) * self.scale, ()
         if self.positions is not None:
             x_BTD = x_BTD + self.positions[at : at + T]
         x_BTD = self.dropout(x_BTD)
         for i, block in enumerate(self.blocks):
             x_BTD, new = block(x_BTD, state[2 * i : 2 * i + 2] if state else None)
-            news += new
-        return self.norm(x_BTD), news
+            new_kv += new
+        return self.norm(x_BTD), new_kv
 
     def logits(
         self,
@@ -245,16 +260,16 @@ class TransformerLM(nn.Module):
     ):  # (logits_BTV, state)
         "Scores of the next token and the state to hand on."
         h_BTD, state = self(x_BT, state)
-        return self.head(h_BTD), state
+        return self.lm_head(h_BTD), state
 
 
 def initialise(model: TransformerLM):
-    """`normal`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al.,
-    2019](../docs/bibliography.md#radford2019)). `still`: matrices by their width, and nothing is added at first."""
+    """`gpt2`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al.,
+    2019](../docs/bibliography.md#radford2019)). `zero_residual`: matrices by their width, and nothing is added at first."""
     c = model.config
-    zero, spread = c.start in ('still', 'zero outputs'), c.start in ('still', 'fan-in spread')
+    zero, spread = c.init in ('zero_residual', 'zero outputs'), c.init in ('zero_residual', 'fan-in spread')
     for name, p in model.named_parameters():
-        last = name.endswith(('out.weight', 'down.weight'))
+        last = name.endswith(('o_proj.weight', 'down_proj.weight'))
         if name.endswith('bias'):
             nn.init.zeros_(p)
         elif p.ndim == 2 and name.startswith('blocks'):
@@ -262,7 +277,7 @@ def initialise(model: TransformerLM):
                 nn.init.zeros_(p)
             else:
                 nn.init.normal_(
-                    p, std=(p.shape[1] ** -0.5 if spread else 0.02) / (math.sqrt(2 * c.layers) if last else 1)
+                    p, std=(p.shape[1] ** -0.5 if spread else 0.02) / (math.sqrt(2 * c.num_layers) if last else 1)
                 )
         elif p.ndim == 2:
             nn.init.normal_(p, std=0.02)
@@ -270,21 +285,21 @@ def initialise(model: TransformerLM):
 # %% ../../nbs/20_transformer.ipynb #177acf20
 def parameter_breakdown(
     c: TransformerConfig,  # the configuration
-    types: int,  # V
+    vocab_size: int,  # V
 ) -> dict:  # {part: how many numbers are learnt in it}
     "The parameters of a decoder by part, in closed form."
-    D, biases = c.width, lambda n: n if c.bias else 0
+    D, biases = c.d_model, lambda n: n if c.bias else 0
     norm = D + (biases(D) if c.norm == 'layer' else 0)
     feed = (3 if c.activation == 'swiglu' else 2) * D * c.inner + biases(
         (2 if c.activation == 'swiglu' else 1) * c.inner + D
     )
     return {
-        'embedding': types * D,
-        'head bias': types if c.head_bias else 0,
-        'positions': c.context * D if c.positions == 'learned' else 0,
-        'attention': c.layers * (4 * D * D + biases(4 * D)),
-        'feed-forward': c.layers * feed,
-        'norms': (2 * c.layers + 1) * norm,
+        'embedding': vocab_size * D,
+        'head bias': vocab_size if c.lm_head_bias else 0,
+        'positions': c.context_length * D if c.positions == 'learned' else 0,
+        'attention': c.num_layers * (4 * D * D + biases(4 * D)),
+        'feed-forward': c.num_layers * feed,
+        'norms': (2 * c.num_layers + 1) * norm,
     }
 
 # %% ../../nbs/20_transformer.ipynb #788eb92c
@@ -296,9 +311,9 @@ def positions_affected(
 ) -> list[bool]:  # for each place: whether its guess is another one now
     "Which guesses feel a change of one token. In a causal model, none before it."
     other_BT = x_BT.clone()
-    other_BT[:, place] = (x_BT[:, place] + 1) % model.head.weight.shape[0]
+    other_BT[:, place] = (x_BT[:, place] + 1) % model.lm_head.weight.shape[0]
     with evaluating(model):
-        h, g = (model(x.to(model.head.weight.device))[0] for x in (x_BT, other_BT))
+        h, g = (model(x.to(model.lm_head.weight.device))[0] for x in (x_BT, other_BT))
     return (h != g).flatten(2).any(-1).any(0).tolist()
 
 # %% ../../nbs/20_transformer.ipynb #b49cb67f
@@ -306,13 +321,13 @@ def _chinchilla(number, model, epochs, lr=3e-4, batch=32, corpus='wikitext-103-r
     return Recipe(
         f'chinchilla-{number}',
         model,
-        Data(corpus=corpus, tokenizer='gpt2-note', batches='windows', length=512, batch=batch),
-        Optim(lr=lr, weight_decay=0.1, clip=1.0),
+        Data(corpus=corpus, tokenizer='gpt2-note', batching='windows', seq_len=512, batch_size=batch),
+        Optim(lr=lr, weight_decay=0.1, max_grad_norm=1.0),
         Train(epochs=epochs, patience=patience),
     )
 
 
-@recipe(claimed=464.64)
+@recipe(reported_perplexity=464.64)
 def chinchilla_1():
     """The fourth note's first experiment: a decoder of width 16 on WikiText-2, 300 passes.
 
@@ -320,7 +335,7 @@ def chinchilla_1():
     return _chinchilla(1, TransformerConfig(16, 2, 64, 2, dropout=0.3), 300, batch=8, corpus='wikitext-2-raw')
 
 
-@recipe(claimed=364.71)
+@recipe(reported_perplexity=364.71)
 def chinchilla_2():
     """The same decoder on WikiText-103, ten passes.
 
@@ -328,7 +343,7 @@ def chinchilla_2():
     return _chinchilla(2, TransformerConfig(16, 2, 64, 2, dropout=0.3), 10)
 
 
-@recipe(claimed=65.71)
+@recipe(reported_perplexity=65.71)
 def chinchilla_3():
     """Width 128, four blocks, on WikiText-103, twenty passes.
 
@@ -336,7 +351,7 @@ def chinchilla_3():
     return _chinchilla(3, TransformerConfig(128, 8, 512, 4), 20, lr=6e-4)
 
 
-@recipe(claimed=46.33)
+@recipe(reported_perplexity=46.33)
 def chinchilla_4():
     """Width 256, four blocks, on WikiText-103, fifteen passes; two processes in the note.
 
@@ -436,8 +451,8 @@ def transformer_small():
     return Recipe(
         'transformer-small',
         TransformerConfig(64, 4, 256, 2, 64, dropout=0.0),
-        Data(corpus='stdlib', batches='windows', length=64, batch=16),
-        Optim(lr=3e-3, weight_decay=0.1, warmup=40, betas=(0.9, 0.95), schedule='cosine'),
+        Data(corpus='stdlib', batching='windows', seq_len=64, batch_size=16),
+        Optim(lr=3e-3, weight_decay=0.1, warmup_steps=40, betas=(0.9, 0.95), lr_schedule='cosine'),
         Train(epochs=2, log_every=20),
     )
 
@@ -450,16 +465,20 @@ ABLATIONS = {
     'ReLU squared': {'model.activation': 'relu2'},
     'SwiGLU': {'model.activation': 'swiglu'},
     'no biases in the blocks': {'model.bias': False},
-    'still start': {'model.start': 'still'},
+    'still start': {'model.init': 'zero_residual'},
     'Muon': {'optim.optimizer': 'muon'},
-    'rotary, still start, Muon': {'model.positions': 'rotary', 'model.start': 'still', 'optim.optimizer': 'muon'},
+    'rotary, still start, Muon': {
+        'model.positions': 'rotary',
+        'model.init': 'zero_residual',
+        'optim.optimizer': 'muon',
+    },
     'all but SwiGLU': {
         'model.positions': 'rotary',
         'model.norm': 'rms',
         'model.qk_norm': True,
         'model.activation': 'relu2',
         'model.bias': False,
-        'model.start': 'still',
+        'model.init': 'zero_residual',
         'optim.optimizer': 'muon',
     },
 }
@@ -483,24 +502,24 @@ def chinchilla_1_tuned():
         activation='relu2',
         qk_norm=True,
         bias=False,
-        start='still',
+        init='zero_residual',
     )
     return Recipe(
         'chinchilla-1-tuned',
         model,
-        Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batches='windows', length=256, batch=16),
-        Optim('muon', lr=6e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup=100, schedule='cosine'),
-        Train(epochs=10, evaluate_every=1748),
+        Data(corpus='wikitext-2-raw', tokenizer='bpe:2048', batching='windows', seq_len=256, batch_size=16),
+        Optim('muon', lr=6e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=100, lr_schedule='cosine'),
+        Train(epochs=10, eval_every=1748),
     )
 
 
 def _sibling(number, width, layers, pieces, epochs, lr):
-    model = TransformerConfig(width, width // 32, 4 * width, layers, 512, 0.0, positions='rotary', start='still')
+    model = TransformerConfig(width, width // 32, 4 * width, layers, 512, 0.0, positions='rotary', init='zero_residual')
     return Recipe(
         f'chinchilla-{number}-tuned',
         model,
-        Data(corpus='wikitext-103-raw', tokenizer=f'bpe:{pieces}', batches='windows', length=512, batch=32),
-        Optim('muon', lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup=500, schedule='cosine'),
+        Data(corpus='wikitext-103-raw', tokenizer=f'bpe:{pieces}', batching='windows', seq_len=512, batch_size=32),
+        Optim('muon', lr=lr, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=500, lr_schedule='cosine'),
         Train(epochs=epochs),
     )
 

@@ -45,17 +45,17 @@ function render({ model, el }) {
   const lr = slider('Learning rate, at once', { min: -5, max: 1, step: 0.1, name: 'lr' }, value => edit({ lr: Number((10 ** value).toPrecision(2)) })), at = make('span', { class: 'lmw-share' });
   const row = (label, node, value) => make('div', { class: 'lmw-row' }, make('span', { class: 'lmw-word' }, label), node, value);
   const picture = make('svg', { class: 'lmw-picture', height: HEIGHT, role: 'img' }), trouble = make('p', { class: 'lmw-trouble', role: 'alert' }), made = make('p', { class: 'lmw-passport' });
-  const of = Object.fromEntries(['perplexity', 'train', 'step', 'tokens', 'lr', 'unigram', 'source'].map(n => [n, number(n)])), source = figure('the source', of.source, 'itself');
+  const of = Object.fromEntries(['perplexity', 'train', 'step', 'num_tokens', 'lr', 'unigram', 'source'].map(n => [n, number(n)])), source = figure('the source', of.source, 'itself');
   const why = make('p', { class: 'lmw-why' }, 'Training needs a kernel behind this page, as in JupyterLab; here the run stands where it was left.');
   body.append(picture, made, make('div', { class: 'lmw-controls' }, go, anew), why, trouble, row('learning rate', lr, at), row('width', width, wide), corpus.field,
-    make('div', { class: 'lmw-figures lmw-six' }, figure('validation', of.perplexity, 'perplexity', 'lmw-main'), figure('training', of.train, 'perplexity'), figure('unigram', of.unigram, 'perplexity'), source, figure('steps', of.step, 'made'), figure('tokens', of.tokens, 'at the last look')),
+    make('div', { class: 'lmw-figures lmw-six' }, figure('validation', of.perplexity, 'perplexity', 'lmw-main'), figure('training', of.train, 'perplexity'), figure('unigram', of.unigram, 'perplexity'), source, figure('steps', of.step, 'made'), figure('tokens', of.num_tokens, 'at the last look')),
     make('span', { hidden: true }, of.lr));
 
   return run(() => {
     const curve = model.get('curve'), floors = model.get('floors'), running = model.get('running'), last = curve.validation.at(-1), stuck = model.get('trouble');
     put(of.perplexity, doors(last[1])); offer(of.train, 'train', curve.train.length ? doors(curve.train.at(-1)[1]) : undefined); put(of.unigram, doors(floors.unigram));
     offer(of.source, 'source', 'source' in floors ? doors(floors.source) : undefined); source.hidden = !('source' in floors);
-    put(of.step, curve.step); of.step.textContent = grouped(curve.step); put(of.tokens, last[0]); of.tokens.textContent = grouped(last[0]); put(of.lr, model.get('lr'));
+    put(of.step, curve.step); of.step.textContent = grouped(curve.step); put(of.num_tokens, last[0]); of.num_tokens.textContent = grouped(last[0]); put(of.lr, model.get('lr'));
     place(lr, Number(Math.log10(model.get('lr')).toFixed(1)), rate(model.get('lr'))); at.textContent = rate(model.get('lr'));
     place(width, model.get('width'), `${model.get('width')}`); wide.textContent = model.get('width'); corpus.set(model.get('corpus'));
     const next = model.get('width') !== curve.width || model.get('corpus') !== curve.corpus;

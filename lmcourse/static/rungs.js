@@ -8,7 +8,7 @@ const putBits = (node, nats, bytes) => { if (bytes) put(node, bitsPerByte(nats, 
 const whole = xs => xs.reduce((a, b) => a + b, 0);
 
 function render({ model, el }) {
-  const ladder = model.get('ladder'), live = knocking(model), doorsOf = n => perplexity(ladder[n].nats, ladder[n].tokens), names = Object.keys(ladder).sort((a, b) => doorsOf(b) - doorsOf(a));
+  const ladder = model.get('ladder'), live = knocking(model), doorsOf = n => perplexity(ladder[n].nats, ladder[n].num_tokens), names = Object.keys(ladder).sort((a, b) => doorsOf(b) - doorsOf(a));
   const { body, told, edit, done, run } = frame({ model, el }, { kind: 'rungs', title: 'The ladder', keys: ['rung', 'text', 'seed', 'temperature'],
     notice: 'going up, the dark tokens fade one after another, and what is written begins to hold together: first neighbours, then phrases.' });
   const settle = values => { edit(values); done(); }, group = unique('rung'), most = Math.log(Math.max(...names.map(doorsOf)));
@@ -16,7 +16,7 @@ function render({ model, el }) {
     const radio = make('input', { type: 'radio', name: group, 'aria-label': `${name}, perplexity ${show(doorsOf(name))}`, 'data-name': `rung-${name}`, onchange: () => edit({ rung: name }) });
     const doors = number(`perplexity-${name}`), bits = number(`bits_per_byte-${name}`), row = make('tr', {}, make('th', { scope: 'row' }, make('label', { class: 'lmw-word' }, radio, name)),
       make('td', { class: 'lmw-wide', 'aria-hidden': 'true' }, make('div', { class: 'lmw-bar' }, make('div', { class: 'lmw-fill', style: `width:${100 * Math.log(doorsOf(name)) / most}%` }))), make('td', {}, doors), make('td', {}, bits));
-    put(doors, doorsOf(name)); putBits(bits, ladder[name].nats, ladder[name].bytes);
+    put(doors, doorsOf(name)); putBits(bits, ladder[name].nats, ladder[name].num_bytes);
     return { name, radio, row };
   });
   const heads = ['rung', null, 'perplexity', 'bits per byte'].map(t => t === null ? make('td', { class: 'lmw-wide' }) : make('th', { scope: 'col' }, t)), from = make('p', { class: 'lmw-passport' });
@@ -32,13 +32,13 @@ function render({ model, el }) {
   return run(() => {
     const rung = model.get('rung'), text = model.get('text'), T = model.get('temperature'), reading = model.get('readings')[text]?.[rung], sample = model.get('written')[`${rung}|${text}|${model.get('seed')}|${T.toFixed(1)}`];
     for (const r of rows) { r.radio.checked = r.name === rung; r.row.classList.toggle('lmw-it', r.name === rung); }
-    from.textContent = ladder[rung].passport + (ladder[rung].parameters ? `; ${ladder[rung].parameters.toLocaleString('en-GB')} ${ladder[rung].counted ? 'counts' : 'parameters'}` : '; nothing learnt');
+    from.textContent = ladder[rung].passport + (ladder[rung].num_parameters ? `; ${ladder[rung].num_parameters.toLocaleString('en-GB')} ${ladder[rung].counted ? 'counts' : 'parameters'}` : '; nothing learnt');
     texts.set(text); typed.set(text, live()); heat.disabled = !live();
     place(heat, T, T.toFixed(1)); degree.textContent = T.toFixed(1);
     el.firstElementChild?.classList.toggle('lmw-waiting', !reading || sample === undefined);
     if (!reading) { told.textContent = 'The models are reading…'; return; }
     const nats = priced(reading), doors = perplexity(whole(nats), nats.length);
-    put(here, doors); putBits(hereBits, whole(nats), reading.bytes); tokens.set(reading.pieces, nats);
+    put(here, doors); putBits(hereBits, whole(nats), reading.num_bytes); tokens.set(reading.pieces, nats);
     prompt.textContent = text; written.textContent = sample ?? ' …';
     told.textContent = `${rung} has perplexity ${show(doorsOf(rung))} on the validation text, and ${show(doors)} on this sentence. ` + (sample === undefined ? 'It is writing…' : `It goes on: “${sample.trim().split(/\s+/).slice(0, 12).join(' ')} …”`);
   }, ['readings', 'written', 'heard']);

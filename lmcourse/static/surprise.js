@@ -23,14 +23,14 @@ function part(suffix, kind, chosen) {
     const nats = priced(reading), total = whole(nats), alike = !reading.top[i].length;
     name.textContent = who; from.textContent = about.passport;
     offer(doors, `perplexity${suffix}`, compares ? perplexity(total, nats.length) : undefined); doorsOf.hidden = !compares;
-    offer(bits, `bits_per_byte${suffix}`, reading.bytes ? bitsPerByte(total, reading.bytes) : undefined);
-    bitsOf.lastChild.textContent = reading.unknown ? ` bits per byte: ${reading.unknown} of its tokens ${reading.unknown > 1 ? 'are' : 'is'} unknown to it` : reading.bytes ? ' bits per byte' : ' bits per byte: its tokens do not give the text back';
+    offer(bits, `bits_per_byte${suffix}`, reading.num_bytes ? bitsPerByte(total, reading.num_bytes) : undefined);
+    bitsOf.lastChild.textContent = reading.num_unk ? ` bits per byte: ${reading.num_unk} of its tokens ${reading.num_unk > 1 ? 'are' : 'is'} unknown to it` : reading.num_bytes ? ' bits per byte' : ' bits per byte: its tokens do not give the text back';
     tokens.set(reading.pieces, nats, i);
     offer(cost, `surprise${suffix}`, nats[i]); offer(soFar, `so_far${suffix}`, compares ? running(nats)[i] : undefined); soFarOf.hidden = !compares;
     asked.textContent = `${who} expected`;
     const most = alike ? 1 : Math.max(reading.top[i][0][1], Math.exp(-nats[i])), rows = alike ? [] : reading.top[i].slice(0, SHOWN).map(([p, q], k) => [p, q, k + 1 === reading.ranks[i]]);
     const line = ([p, q, came]) => make('li', { class: came ? 'lmw-came' : '' }, make('span', { class: 'lmw-piece' }, p), make('span', { class: 'lmw-bar', 'aria-hidden': 'true' }, make('span', { class: 'lmw-fill', style: `width:${100 * q / most}%` })), make('span', { class: 'lmw-share' }, share(q)));
-    list.replaceChildren(...(alike ? [make('li', { class: 'lmw-alike' }, `any of ${reading.types.toLocaleString('en-GB')} tokens, all alike`)] : rows.map(line)));
+    list.replaceChildren(...(alike ? [make('li', { class: 'lmw-alike' }, `any of ${reading.vocab_size.toLocaleString('en-GB')} tokens, all alike`)] : rows.map(line)));
     const own = line([reading.pieces[i], Math.exp(-nats[i]), true]); own.classList.add('lmw-own');
     own.firstChild.after(make('small', { class: 'lmw-rank' }, alike ? 'came' : `came, ${ordinal(reading.ranks[i])} guess`)); list.append(own);
     return nats;
@@ -82,8 +82,8 @@ function render({ model, el }) {
       const two = both[b], j = alike ? i : reaching(two, one.ends[i]), theirs = second.set(b, about[b], two, j, alike), cost = whole(theirs);
       if (alike) { curves.push(['lmw-two', running(theirs)]); other = `; ${b}, ${show(perplexity(cost, n))}`; }
       else {
-        note.textContent = `${a} and ${b} cut the text differently, so their perplexities do not compare: compare the bits per byte` + (one.bytes && two.bytes ? '.' : ', which a model with unknown words, or one that loses text, does not have.');
-        other = !one.bytes || !two.bytes ? '' : `, ${show(bitsPerByte(whole(nats), one.bytes))} bits per byte; ${b}, ${show(bitsPerByte(cost, two.bytes))} bits per byte`;
+        note.textContent = `${a} and ${b} cut the text differently, so their perplexities do not compare: compare the bits per byte` + (one.num_bytes && two.num_bytes ? '.' : ', which a model with unknown words, or one that loses text, does not have.');
+        other = !one.num_bytes || !two.num_bytes ? '' : `, ${show(bitsPerByte(whole(nats), one.num_bytes))} bits per byte; ${b}, ${show(bitsPerByte(cost, two.num_bytes))} bits per byte`;
       }
     } else second.clear();
     drawCurve(picture, curves, i, n);

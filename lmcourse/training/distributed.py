@@ -142,10 +142,10 @@ class DDPTrainer(Trainer):
         run: Run | str | Path | None = None,  # as `Trainer` has it; the first process alone writes there
         show: bool | None = None,  # a progress bar, of the first
     ):
-        if recipe.data.batches == 'lanes':
+        if recipe.data.batching == 'stateful':
             raise TrainingError(
-                'data.batches is lanes, whose state each process would have to carry and store: train in one process,'
-                ' or set data.batches to windows'
+                'data.batching is lanes, whose state each process would have to carry and store: train in one process,'
+                ' or set data.batching to windows'
             )
         with together():
             (self.rank, self.size), _ = init_distributed(), local_device(recipe.train.device)

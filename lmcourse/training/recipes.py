@@ -34,7 +34,9 @@ def _short(value) -> str:
     return text if len(text) <= 80 else text[:77] + '...'
 
 # %% ../../nbs/10_recipes.ipynb #b1fd56fa
-SEQ_LEN_SCHEDULES = {'equal': None}  # name: length -> (seed, epoch, step) -> T of that batch; None: as `length` and `shift` say
+SEQ_LEN_SCHEDULES = {
+    'equal': None
+}  # name: length -> (seed, epoch, step) -> T of that batch; None: as `length` and `shift` say
 OPTIMIZERS = {
     'adamw': None,
     'sgd': None,
@@ -68,33 +70,40 @@ class Data:
     corpus: str = 'wikitext-2'  # a corpus by name, or a path
     tokenizer: str = 'word'  # word, whitespace, gpt2, gpt2-note or bpe:N
     min_count: int = 3  # a word seen less often in train becomes <unk>
-    batches: str = 'lanes'  # lanes: state carried from batch to batch; windows: state reset, order shuffled
-    length: int = 35  # tokens in a row of a batch, T
+    batching: str = 'stateful'  # lanes: state carried from batch to batch; windows: state reset, order shuffled
+    seq_len: int = 35  # tokens in a row of a batch, T
     stride: int | None = None  # windows only: tokens from one window to the next; None: length, side by side
-    batch: int = 64  # rows of a batch, B
-    shift: bool = False  # lanes only: each pass begins with a batch of random length, so that the cuts fall elsewhere
-    lengths: str = (  # lanes only: a name in LENGTHS; where batches differ in length, so does the learning rate of their steps
+    batch_size: int = 64  # rows of a batch, B
+    random_offset: bool = (
+        False  # lanes only: each pass begins with a batch of random length, so that the cuts fall elsewhere
+    )
+    seq_len_schedule: str = (  # lanes only: a name in LENGTHS; where batches differ in length, so does the learning rate of their steps
         'equal'
     )
 
     def __post_init__(self):
-        _check(self.batches in ('lanes', 'windows'), f"data.batches is 'lanes' or 'windows', got {self.batches!r}")
-        for k in ('min_count', 'length', 'batch'):
+        _check(
+            self.batching in ('stateful', 'windows'), f"data.batching is 'stateful' or 'windows', got {self.batching!r}"
+        )
+        for k in ('min_count', 'seq_len', 'batch_size'):
             _check(getattr(self, k) >= 1, f'data.{k} is at least 1, got {getattr(self, k)}')
-        _check_sizes('data', self, 10_000_000, ('length', 'stride', 'batch'))
+        _check_sizes('data', self, 10_000_000, ('seq_len', 'stride', 'batch_size'))
         _check(self.stride is None or self.stride >= 1, f'data.stride is at least 1, got {self.stride}')
         _check(
-            self.stride is None or self.batches == 'windows',
-            'data.stride is for windows; lanes follow one another: set data.batches to windows',
+            self.stride is None or self.batching == 'windows',
+            'data.stride is for windows; lanes follow one another: set data.batching to windows',
         )
         _check(
-            not self.shift or self.batches == 'lanes',
-            'data.shift is for lanes; windows are shuffled: set data.batches to lanes',
+            not self.random_offset or self.batching == 'stateful',
+            'data.random_offset is for lanes; windows are shuffled: set data.batching to stateful',
         )
-        _check(_known(self.lengths, SEQ_LEN_SCHEDULES), f"data.lengths is {_either(SEQ_LEN_SCHEDULES)}, got {self.lengths!r}")
         _check(
-            self.lengths == 'equal' or self.batches == 'lanes' and not self.shift,
-            'data.lengths is for lanes, and does what data.shift does: set data.batches to lanes, data.shift to false',
+            _known(self.seq_len_schedule, SEQ_LEN_SCHEDULES),
+            f"data.seq_len_schedule is {_either(SEQ_LEN_SCHEDULES)}, got {self.seq_len_schedule!r}",
+        )
+        _check(
+            self.seq_len_schedule == 'equal' or self.batching == 'stateful' and not self.random_offset,
+            'data.seq_len_schedule is for lanes, and does what data.random_offset does: set data.batching to stateful, data.random_offset to false',
         )
 
 # %% ../../nbs/10_recipes.ipynb #5accb229
@@ -106,22 +115,23 @@ class Optim:
     lr: float = 3e-4  # the largest learning rate of the schedule
     weight_decay: float = 0.01  # decoupled for adamw
     betas: tuple[float, float] = (0.9, 0.999)  # adamw's two averages
-    clip: float = 1.0  # the gradient's norm is cut to this; 0: never
-    schedule: str = 'constant'  # constant or cosine, after the warmup
-    warmup: int = 0  # steps in which the rate climbs from 0 to lr
-    final: float = 0.0  # cosine ends at this share of lr
-    accumulate: int = 1  # batches whose gradients are added before a step
+    max_grad_norm: float = 1.0  # the gradient's norm is cut to this; 0: never
+    lr_schedule: str = 'constant'  # constant or cosine, after the warmup
+    warmup_steps: int = 0  # steps in which the rate climbs from 0 to lr
+    min_lr_ratio: float = 0.0  # cosine ends at this share of lr
+    grad_accum_steps: int = 1  # batches whose gradients are added before a step
 
     def __post_init__(self):
         _check(_known(self.optimizer, OPTIMIZERS), f'optim.optimizer is {_either(OPTIMIZERS)}, got {self.optimizer!r}')
         _check(
-            self.schedule in ('constant', 'cosine'), f"optim.schedule is 'constant' or 'cosine', got {self.schedule!r}"
+            self.lr_schedule in ('constant', 'cosine'),
+            f"optim.lr_schedule is 'constant' or 'cosine', got {self.lr_schedule!r}",
         )
         _check(self.lr > 0, f'optim.lr is above 0, got {self.lr}')
         _check(all(0 <= b < 1 for b in self.betas), f'optim.betas lie in [0, 1), got {self.betas}')
-        _check_sizes('optim', self, 1_000_000, ('accumulate',))
-        _check(self.accumulate >= 1, f'optim.accumulate is at least 1, got {self.accumulate}')
-        for k in ('weight_decay', 'clip', 'warmup', 'final'):
+        _check_sizes('optim', self, 1_000_000, ('grad_accum_steps',))
+        _check(self.grad_accum_steps >= 1, f'optim.grad_accum_steps is at least 1, got {self.grad_accum_steps}')
+        for k in ('weight_decay', 'max_grad_norm', 'warmup_steps', 'min_lr_ratio'):
             _check(getattr(self, k) >= 0, f'optim.{k} is at least 0, got {getattr(self, k)}')
 
 # %% ../../nbs/10_recipes.ipynb #50f370e6
@@ -133,13 +143,13 @@ class Train:
     max_steps: int | None = None  # stop after this many steps
     max_minutes: float | None = None  # stop after this many minutes
     patience: int | None = None  # stop after this many evaluations in a row without a better one
-    evaluate_every: int | None = None  # steps between evaluations; None: at the end of each epoch
+    eval_every: int | None = None  # steps between evaluations; None: at the end of each epoch
     log_every: int = 50  # steps between rows of the training curve
     seed: int = 0  # of the weights, the dropout and the order of batches
     device: str = 'auto'  # auto, cpu, cuda, mps, cuda:1, ...
     precision: str = 'auto'  # auto: bf16 products where a clock finds them faster; fp32; bf16
     compile: bool = False  # let torch.compile rewrite the model
-    lanes: int = 10  # evaluation: streams that a split is cut into when the state is carried, at most 10
+    eval_batch_size: int = 10  # evaluation: streams that a split is cut into when the state is carried, at most 10
 
     def __post_init__(self):
         _check(
@@ -147,8 +157,10 @@ class Train:
             f"train.precision is 'auto', 'fp32' or 'bf16', got {self.precision!r}",
         )
         _check(0 <= self.seed < 2**63, f'train.seed lies between 0 and 2**63 - 1, got {_short(self.seed)}')
-        _check(1 <= self.lanes <= 10, f'train.lanes lies between 1 and 10, got {self.lanes}')
-        for k in ('epochs', 'max_steps', 'max_minutes', 'patience', 'evaluate_every', 'log_every'):
+        _check(
+            1 <= self.eval_batch_size <= 10, f'train.eval_batch_size lies between 1 and 10, got {self.eval_batch_size}'
+        )
+        for k in ('epochs', 'max_steps', 'max_minutes', 'patience', 'eval_every', 'log_every'):
             v = getattr(self, k)
             _check(v is None or v > 0, f'train.{k} is above 0, got {v}')
 
@@ -180,7 +192,7 @@ class Recipe:
     optim: Optim = Optim()
     train: Train = Train()
     summary: str = ''  # one sentence
-    claimed: float | None = None  # the perplexity that its source claims
+    reported_perplexity: float | None = None  # the perplexity that its source claims
     tiny: bool = False  # whether this is the small twin
 
     def __post_init__(self):
@@ -243,7 +255,7 @@ def _is_same_function(new, old) -> bool:
     )
 
 
-def recipe(f=None, *, claimed: float | None = None):
+def recipe(f=None, *, reported_perplexity: float | None = None):
     """Register a function that returns a `Recipe` under its own name, `_` read as `-`; its docstring's first line
     becomes the summary."""
 
@@ -253,7 +265,7 @@ def recipe(f=None, *, claimed: float | None = None):
         _check(old is None or _is_same_function(f, old), f'two recipes are called {name!r}')
         if old and old.__module__ == '__main__' != f.__module__:
             return f  # what stands in a notebook is newer than its module
-        _registry[name] = f, claimed
+        _registry[name] = f, reported_perplexity
         return f
 
     return register if f is None else register(f)
@@ -374,10 +386,11 @@ def get_recipe(
             f'there is no recipe {_short(name)}'
             + (f'; did you mean {near[0]!r}?' if near else f'; the recipes are: {", ".join(recipe_names())}')
         )
-    f, claimed = _registry[name]
+    f, reported_perplexity = _registry[name]
     summary = (f.__doc__ or '').strip().partition('\n')[0]
     return override(
-        replace(f(), name=name, claimed=claimed, summary=summary), {k.replace('__', '.'): v for k, v in changes.items()}
+        replace(f(), name=name, reported_perplexity=reported_perplexity, summary=summary),
+        {k.replace('__', '.'): v for k, v in changes.items()},
     )
 
 # %% ../../nbs/10_recipes.ipynb #5956ec5e
@@ -396,11 +409,11 @@ def tiny(
             recipe.data,
             corpus=corpus,
             tokenizer=cut,
-            batch=min(recipe.data.batch, 16),
-            length=min(recipe.data.length, 35),
+            batch_size=min(recipe.data.batch_size, 16),
+            seq_len=min(recipe.data.seq_len, 35),
         ),
-        optim=replace(recipe.optim, warmup=min(recipe.optim.warmup, 10), lr=max(recipe.optim.lr, 3e-3)),
-        train=replace(recipe.train, epochs=1, max_steps=50, log_every=10, evaluate_every=None),
+        optim=replace(recipe.optim, warmup_steps=min(recipe.optim.warmup_steps, 10), lr=max(recipe.optim.lr, 3e-3)),
+        train=replace(recipe.train, epochs=1, max_steps=50, log_every=10, eval_every=None),
     )
 
 # %% ../../nbs/10_recipes.ipynb #37433ea9
@@ -466,14 +479,16 @@ def recipe_from_dict(d: dict) -> Recipe:  # the recipe that `to_dict` wrote
     try:
         model = _section('model', model_class, values)
         sections = {s: _section(s, kind, d.get(s)) for s, kind in (('data', Data), ('optim', Optim), ('train', Train))}
-        summary, claimed = (base.summary, base.claimed) if base else (d.get('summary', ''), d.get('claimed'))
+        summary, reported_perplexity = (
+            (base.summary, base.reported_perplexity) if base else (d.get('summary', ''), d.get('reported_perplexity'))
+        )
         _check(isinstance(summary, str), f'summary is {_short(summary)}')
         found = Recipe(
             d['name'],
             model,
             **sections,
             summary=summary,
-            claimed=_parse(claimed, float | None, 'claimed'),
+            reported_perplexity=_parse(reported_perplexity, float | None, 'reported_perplexity'),
             tiny=d.get('tiny', False),
         )
     except RecipeError:
@@ -500,15 +515,15 @@ VOCABULARIES = {'wikitext-2 word': 33_278, 'gpt2': 50_257, 'gpt2-note': 50_257} 
 
 def num_parameters(
     recipe: Recipe,  # the experiment
-    types: int | None = None,  # size of the vocabulary; None: the known size of the recipe's own
+    vocab_size: int | None = None,  # size of the vocabulary; None: the known size of the recipe's own
 ) -> int | None:  # None where the size of the vocabulary is known only from the text
     "How many numbers the model learns, counted without making it."
     d = recipe.data
-    if types is None:
-        types = VOCABULARIES.get(f'{d.corpus} {d.tokenizer}') or VOCABULARIES.get(d.tokenizer)
-    if types is None and d.tokenizer.startswith('bpe:'):
-        types = _whole(d.tokenizer[4:])
-    if types is None:
+    if vocab_size is None:
+        vocab_size = VOCABULARIES.get(f'{d.corpus} {d.tokenizer}') or VOCABULARIES.get(d.tokenizer)
+    if vocab_size is None and d.tokenizer.startswith('bpe:'):
+        vocab_size = _whole(d.tokenizer[4:])
+    if vocab_size is None:
         return None
     with torch.device('meta'):
-        return sum(p.numel() for p in recipe.model.build(types).parameters())
+        return sum(p.numel() for p in recipe.model.build(vocab_size).parameters())

@@ -326,7 +326,9 @@ def check_weights(
             )
 
 # %% ../../nbs/09_records.ipynb #60959cf4
-def load_safetensors(path: Path) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
+def load_safetensors(
+    path: Path,
+) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
     "What `save_safetensors` wrote, twins twins again. Raises `RecordError` where it is missing, cut short or altered."
     from safetensors import safe_open, SafetensorError
 
@@ -377,7 +379,9 @@ def environment() -> dict:  # versions, processor, GPU; no names of people, mach
     "What a run runs on: as much as a number may depend on, and nothing about whose machine it is."
     name, bf16 = _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    code = hashlib.sha256(b''.join(p.read_bytes() for p in sorted(Path(str(resources.files('lmcourse'))).rglob('*.py'))))
+    code = hashlib.sha256(
+        b''.join(p.read_bytes() for p in sorted(Path(str(resources.files('lmcourse'))).rglob('*.py')))
+    )
     env = dict(
         lmcourse=__version__,
         code=code.hexdigest()[:16],
@@ -494,24 +498,24 @@ _SUMMARY_KINDS = dict(
     seed=int,
     validation=dict,
     test=dict,
-    as_noted=dict,
+    state_reset_eval=dict,
     finished=bool,
     tiny=bool,
-    parameters=int,
+    num_parameters=int,
     epochs=_NUMBER,
     tokens_seen=int,
     seconds=_NUMBER,
     device=str,
     steps=int,
-    claimed=_NUMBER,
+    reported_perplexity=_NUMBER,
 )
 _MEASUREMENT_KINDS = dict(
     perplexity=_NUMBER,
     nats_per_token=_NUMBER,
     bits_per_byte=_NUMBER,
-    tokens=int,
-    types=int,
-    unknown=int,
+    num_tokens=int,
+    vocab_size=int,
+    num_unk=int,
     corpus=str,
     tokenizer=str,
     split=str,
@@ -538,7 +542,10 @@ class Run:
     ) -> 'Run':
         "A new run's folder. Raises `RecordError` where it holds a run already, or cannot be written."
         own = {'recipe': recipe, 'seed': seed}
-        config, path = to_jsonable(own | config | own | {'record_version': RECORD_VERSION}, finite=True), Path(out or 'runs')
+        config, path = (
+            to_jsonable(own | config | own | {'record_version': RECORD_VERSION}, finite=True),
+            Path(out or 'runs'),
+        )
         if out:
             cls._refuse_used(path)
         with _translate_oserror(path):
@@ -612,7 +619,7 @@ class Run:
         if key is None or self._summary[0] != key:
             value = _object(path)
             _check_fields(path, value, _SUMMARY_KINDS)
-            for split in ('validation', 'test', 'as_noted'):
+            for split in ('validation', 'test', 'state_reset_eval'):
                 _check_fields(path, value.get(split) or {}, _MEASUREMENT_KINDS)
             self._summary = key, value
         return dict(self._summary[1])
@@ -808,7 +815,7 @@ def _facts(run):
 def _bits(m):
     """Bits per byte of a measurement, as a dictionary; None where they mean nothing: unknown words, `<unk>` in the
     text, a text that is not given back."""
-    if m.get('unknown') or m.get('corpus') in ('wikitext-2', 'wikitext-103'):
+    if m.get('num_unk') or m.get('corpus') in ('wikitext-2', 'wikitext-103'):
         return None
     if str(m.get('tokenizer')).startswith(('whitespace', 'bpe-note')):
         return None
@@ -826,12 +833,12 @@ def _result(run):
         'seed': run.seed,
         'corpus': facts.get('corpus'),
         'tokenizer': facts.get('tokenizer'),
-        'parameters': facts.get('parameters'),
+        'num_parameters': facts.get('num_parameters'),
         'epochs': round(epochs, 2) if isinstance(epochs, (int, float)) else None,
         'tokens seen': facts.get('tokens_seen'),
         'validation': validation.get('perplexity'),
         'test': test.get('perplexity'),
-        'claimed': facts.get('claimed'),
+        'reported_perplexity': facts.get('reported_perplexity'),
         'bits/byte': _bits(validation),
         'seconds': facts.get('seconds'),
         'device': facts.get('device'),
@@ -852,7 +859,7 @@ def results_table(
         v = b['validation']
         rows.append(
             {
-                'recipe': f"Kneser-Ney, order {v['context'] + 1}",
+                'recipe': f"Kneser-Ney, order {v['context_length'] + 1}",
                 'corpus': v['corpus'],
                 'tokenizer': v['tokenizer'],
                 'epochs': 1,
@@ -872,7 +879,7 @@ def all_baselines() -> list[dict]:  # {'validation', 'test', 'seconds', 'peak_me
     tokenizer in each row."""
     rows = json.loads((resources.files('lmcourse') / 'records' / 'baselines.json').read_text(encoding='utf-8'))
     return sorted(
-        rows, key=lambda r: (r['validation']['corpus'], r['validation']['tokenizer'], r['validation']['context'])
+        rows, key=lambda r: (r['validation']['corpus'], r['validation']['tokenizer'], r['validation']['context_length'])
     )
 
 
@@ -1013,7 +1020,9 @@ def best_record(
         asked = ', '.join(f'{k}={v!r}' for k, v in where.items()) or 'a measurement'
         raise RecordError(f'no record of {recipe!r} has {asked}; there are: {", ".join(run.name for run in runs)}')
     kinds = {
-        ', '.join(f'{k}={run.summary["validation"].get(k)!r}' for k in ('corpus', 'tokenizer', 'types', 'fingerprint'))
+        ', '.join(
+            f'{k}={run.summary["validation"].get(k)!r}' for k in ('corpus', 'tokenizer', 'vocab_size', 'fingerprint')
+        )
         for run in fit
     }
     if len(kinds) > 1:
@@ -1049,7 +1058,7 @@ def compare_runs(a: Run, b: Run) -> dict:  # configuration and environment {fiel
     changed = [
         k
         for k in configuration
-        if k.rsplit('.', 1)[-1] not in ('recipe', 'seed', 'name', 'summary', 'claimed', 'record_version')
+        if k.rsplit('.', 1)[-1] not in ('recipe', 'seed', 'name', 'summary', 'reported_perplexity', 'record_version')
     ]
     several = f'{len(changed)} settings differ ({", ".join(changed)}): no single one of them is shown to be the cause'
     return dict(

@@ -25,7 +25,15 @@ from ..data.tokens import Tokenizer, TokenizedCorpus, TokenSplit, tokenize_corpu
 from ..data.batches import StatefulBatches, WindowBatches
 from ..measure.fused_loss import fused_cross_entropy, fused_token_nats, has_bf16, resolve_precision
 from .runs import Run, read_json, write_json
-from .recipes import SEQ_LEN_SCHEDULES, OPTIMIZERS, Optim, Recipe, get_recipe, override, recipe_from_dict
+from lmcourse.training.recipes import (
+    SEQ_LEN_SCHEDULES,
+    OPTIMIZERS,
+    Optim,
+    Recipe,
+    get_recipe,
+    override,
+    recipe_from_dict,
+)
 
 # %% ../../nbs/12_training.ipynb #6caa4f90
 class TrainingError(LMCourseError):
@@ -88,12 +96,12 @@ def get_lr(
 ) -> float:  # the learning rate of the next step
     """Warmup from zero, then constant or half a cosine ([Loshchilov & Hutter,
     2017](../docs/bibliography.md#loshchilov2017))."""
-    if step < optim.warmup:
-        return optim.lr * (step + 1) / optim.warmup
-    if optim.schedule == 'constant':
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.lr_schedule == 'constant':
         return optim.lr
-    done = min(1.0, (step - optim.warmup) / max(1, total - optim.warmup))
-    return optim.lr * (optim.final + (1 - optim.final) * (1 + math.cos(math.pi * done)) / 2)
+    done = min(1.0, (step - optim.warmup_steps) / max(1, total - optim.warmup_steps))
+    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * (1 + math.cos(math.pi * done)) / 2)
 
 # %% ../../nbs/12_training.ipynb #357e3e03
 def _sgd(model, optim):
@@ -129,12 +137,12 @@ def evaluating(model: nn.Module):  # any module
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,  # a language model with `head`, `carries`, `context`
+    model: nn.Module,  # a language model with `lm_head`, `stateful`, `context_length`
     split: TokenSplit,  # what to score
-    first_id: int,  # context of the very first token
-    carried: bool = True,  # hand the state on from batch to batch (a model that has none is given windows)
-    lanes: int = 10,  # streams that the split is cut into when the state is carried
-    length: int = 128,  # tokens per call; with the state reset, the window
+    bos_id: int,  # context of the very first token
+    state_carried: bool = True,  # hand the state on from batch to batch (a model that has none is given windows)
+    eval_batch_size: int = 10,  # streams that the split is cut into when the state is carried
+    seq_len: int = 128,  # tokens per call; with the state reset, the window
     interval: bool = False,  # compute a 95 % interval too
     stride: (
         int | None
@@ -143,36 +151,36 @@ def evaluate(
     """Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once.
     Raises `TrainingError` for a stride where the state is carried, `BatchError` for one that would leave tokens out."""
     device = next(model.parameters()).device
-    carried = carried and model.carries
-    if carried and stride:
+    state_carried = state_carried and model.stateful
+    if state_carried and stride:
         raise TrainingError(
             'a stride is for windows that begin anew, and this model carries its state from one to the next: leave the'
             ' stride out'
         )
-    lanes = min(lanes, split.tokens) if carried else 1
+    rows = min(eval_batch_size, split.num_tokens) if state_carried else 1
     batches = (
-        StatefulBatches(split.ids, lanes, length, first_id)
-        if carried
-        else WindowBatches(split.ids, length, 16, first_id, stride, shuffle=False, once=True)
+        StatefulBatches(split.ids, rows, seq_len, bos_id)
+        if state_carried
+        else WindowBatches(split.ids, seq_len, 16, bos_id, stride, shuffle=False, score_once=True)
     )
     state, nats, scored, hits = None, [], [], 0
     with evaluating(model):
         for x_BT, y_BT in batches:
-            h_BTD, state = model(x_BT.to(device), state if carried else None)
-            nats_N, hit = fused_token_nats(h_BTD, model.head.weight, model.head.bias, y_BT, precision='fp32')
-            rows = len(y_BT) if carried else 1  # lanes go on side by side, windows one after another
-            nats.append(nats_N.view(rows, -1).cpu())
-            scored.append((y_BT != -100).view(rows, -1))
+            h_BTD, state = model(x_BT.to(device), state if state_carried else None)
+            nats_N, hit = fused_token_nats(h_BTD, model.lm_head.weight, model.lm_head.bias, y_BT, precision='fp32')
+            streams = len(y_BT) if state_carried else 1  # lanes go on side by side, windows one after another
+            nats.append(nats_N.view(streams, -1).cpu())
+            scored.append((y_BT != -100).view(streams, -1))
             hits += int(hit)
     nats_N = torch.cat(nats, 1)[torch.cat(scored, 1)].double().numpy()
     return split.measurement(
         float(nats_N.sum()),
-        context=None if carried else length,
-        stride=None if carried else stride or length,
-        carried=carried,
-        lanes=lanes,
-        accuracy=hits / split.tokens,
-        interval=block_bootstrap_ci(nats_N) if interval else None,
+        context_length=None if state_carried else seq_len,
+        stride=None if state_carried else stride or seq_len,
+        state_carried=state_carried,
+        eval_batch_size=rows,
+        accuracy=hits / split.num_tokens,
+        ci95=block_bootstrap_ci(nats_N) if interval else None,
     )
 
 # %% ../../nbs/12_training.ipynb #5b99c363
@@ -238,19 +246,19 @@ def precisions(recipe: Recipe, model: nn.Module, device: torch.device) -> dict: 
     """In what the products of the loss and of the layers are made: as asked, or in bfloat16 where it is faster on the
     device and, for the layers, a batch is large enough to gain from it."""
     best = resolve_precision(recipe.train.precision, device)
-    ends = {id(p) for m in (model.embedding, model.head) for p in m.parameters()}
+    ends = {id(p) for m in (model.embedding, model.lm_head) for p in m.parameters()}
     inner = sum(p.numel() for p in model.parameters() if id(p) not in ends)
     large = (
         recipe.train.precision != 'auto'
         or device.type == 'cuda'
-        or inner * recipe.data.batch * recipe.data.length >= 2**30
+        or inner * recipe.data.batch_size * recipe.data.seq_len >= 2**30
     )
     return dict(loss=best, layers=best if large else 'fp32')
 
 
-def random_first_length(length: int) -> Callable:  # T  # (seed, epoch, step) -> T of that batch
+def random_first_length(seq_len: int) -> Callable:  # T  # (seed, epoch, step) -> T of that batch
     "Lengths for `StatefulBatches`: the first batch of each pass has a random length of its own, so that the cuts fall elsewhere."
-    return lambda seed, epoch, step: length if step else random.Random(f'{seed} {epoch}').randint(1, length)
+    return lambda seed, epoch, step: seq_len if step else random.Random(f'{seed} {epoch}').randint(1, seq_len)
 
 # %% ../../nbs/12_training.ipynb #3214cc50
 def fingerprints(data: TokenizedCorpus) -> dict:  # {'train', 'validation', 'test'}
@@ -286,14 +294,14 @@ class Trainer:
             recipe.data.corpus, Tokenizer.from_dict(words) if words else recipe.data.tokenizer, recipe.data.min_count
         )
         self.texts = fingerprints(self.data)
-        self.model = recipe.model.build(self.data.types).to(self.device)
+        self.model = recipe.model.build(self.data.vocab_size).to(self.device)
         self.forward = torch.compile(self.model) if t.compile else self.model
         self.precision = precisions(recipe, self.model, self.device)
         self.optimizer = make_optimizer(self.model, recipe.optim)
         self.batches = self._batches()
-        self.steps_per_epoch = -(-len(self.batches) // recipe.optim.accumulate)
+        self.steps_per_epoch = -(-len(self.batches) // recipe.optim.grad_accum_steps)
         self.total = min(self._planned(), t.max_steps or sys.maxsize)
-        self.step = self.epoch = self.tokens = self.looked = self.waited = self.best_epoch = self.best_step = 0
+        self.step = self.epoch = self.num_tokens = self.looked = self.waited = self.best_epoch = self.best_step = 0
         self.seconds = self.train_seconds = self.nats = 0.0
         self.count = 0
         self.best = math.inf  # nats per token
@@ -316,11 +324,11 @@ class Trainer:
     def _planned(self):
         "The steps of all epochs; where batches have lengths of their own, epochs differ. No further than `max_steps`."
         batches, train, total = self.batches, self.recipe.train, 0
-        if getattr(batches, 'lengths', None) is None:
+        if getattr(batches, 'seq_len_fn', None) is None:
             return train.epochs * self.steps_per_epoch
         for epoch in range(train.epochs):
             batches.set_epoch(epoch)
-            total += -(-len(batches) // self.recipe.optim.accumulate)
+            total += -(-len(batches) // self.recipe.optim.grad_accum_steps)
             if train.max_steps and total >= train.max_steps:
                 break
         batches.set_epoch(0)
@@ -328,12 +336,14 @@ class Trainer:
 
     def _batches(self):
         "The train split, cut as the recipe says."
-        d, ids, first = self.recipe.data, self.data.train.ids, self.data.tokenizer.first_id
-        if own := SEQ_LEN_SCHEDULES[d.lengths]:
-            return StatefulBatches(ids, d.batch, d.length, first, own(d.length), self.recipe.train.seed)
-        if d.batches == 'lanes':
-            return StatefulBatches(ids, d.batch, d.length, first, random_first_length(d.length) if d.shift else None)
-        return WindowBatches(ids, d.length, d.batch, first, d.stride, seed=self.recipe.train.seed)
+        d, ids, first = self.recipe.data, self.data.train.ids, self.data.tokenizer.bos_id
+        if own := SEQ_LEN_SCHEDULES[d.seq_len_schedule]:
+            return StatefulBatches(ids, d.batch_size, d.seq_len, first, own(d.seq_len), self.recipe.train.seed)
+        if d.batching == 'stateful':
+            return StatefulBatches(
+                ids, d.batch_size, d.seq_len, first, random_first_length(d.seq_len) if d.random_offset else None
+            )
+        return WindowBatches(ids, d.seq_len, d.batch_size, first, d.stride, seed=self.recipe.train.seed)
 
     def take(self, group: list) -> tuple:  # (summed nats, tokens, norm of the gradient)
         "One step on a group of batches."
@@ -356,13 +366,13 @@ def _loss(trainer: Trainer, x_BT, y_BT):
     t = trainer
     with torch.autocast(t.device.type, torch.bfloat16) if t.precision['layers'] == 'bf16' else nullcontext():
         h_BTD, state = t.forward(to_device(x_BT, t.device), t.state)
-    if t.model.carries and t.recipe.data.batches == 'lanes':
+    if t.model.stateful and t.recipe.data.batching == 'stateful':
         t.state = detach_state(state)
     precision, own = t.precision['loss'], getattr(t.model, 'training_loss', None)
     return (
         own(h_BTD, y_BT, precision)
         if own
-        else fused_cross_entropy(h_BTD, t.model.head.weight, t.model.head.bias, y_BT, precision=precision)
+        else fused_cross_entropy(h_BTD, t.model.lm_head.weight, t.model.lm_head.bias, y_BT, precision=precision)
     )
 
 # %% ../../nbs/12_training.ipynb #add6b271
@@ -395,14 +405,18 @@ def optimizer_step(
     "One step down the gradient that is there: cut it, set the rate, go."
     t, o, d = trainer, trainer.recipe.optim, trainer.recipe.data
     grads = [p.grad for p in t.model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(t.model.parameters(), o.clip) if o.clip else nn.utils.get_total_norm(grads)
-    share = 1.0 if d.lengths == 'equal' else sum(y.shape[1] for _, y in group) / (len(group) * d.length)
+    norm = (
+        nn.utils.clip_grad_norm_(t.model.parameters(), o.max_grad_norm)
+        if o.max_grad_norm
+        else nn.utils.get_total_norm(grads)
+    )
+    share = 1.0 if d.seq_len_schedule == 'equal' else sum(y.shape[1] for _, y in group) / (len(group) * d.seq_len)
     for g in t.optimizer.param_groups:
         g['lr'] = get_lr(t.step, t.total, o) * share
     t.optimizer.step()
     t.optimizer.zero_grad()
     t.step += 1
-    t.tokens += count
+    t.num_tokens += count
     return norm
 
 
@@ -427,7 +441,7 @@ def steps(trainer: Trainer):
     "Every step's group of batches until the epochs are done, from wherever the run has come to."
     while trainer.epoch < trainer.recipe.train.epochs:
         trainer.batches.set_epoch(trainer.epoch)
-        for group in micro_batches(trainer.batches, trainer.recipe.optim.accumulate):
+        for group in micro_batches(trainer.batches, trainer.recipe.optim.grad_accum_steps):
             yield group
         trainer.epoch += 1
         trainer.state = None
@@ -505,7 +519,7 @@ def save_checkpoint(trainer: Trainer):
     t.saved_as = _state_on_disk(t.run)
 
 
-_COUNTERS = 'step epoch tokens looked waited best best_epoch best_step seconds train_seconds nats count'.split()
+_COUNTERS = 'step epoch num_tokens looked waited best best_epoch best_step seconds train_seconds nats count'.split()
 
 # %% ../../nbs/12_training.ipynb #c4ed0e0c
 def from_checkpoint(
@@ -573,8 +587,8 @@ def _restore(run, t, tensors, meta):
             opt['state'].setdefault(int(i), {})[k] = v
     t.optimizer.load_state_dict(opt)
     t.batches.load_state_dict(meta['batches'])
-    carried = [tensors[f'state/{i}'].to(t.device) for i in range(sum(k.startswith('state/') for k in tensors))]
-    t.state = {None: None, 'tensor': carried and carried[0], 'tuple': tuple(carried)}[meta['state']]
+    state_carried = [tensors[f'state/{i}'].to(t.device) for i in range(sum(k.startswith('state/') for k in tensors))]
+    t.state = {None: None, 'tensor': state_carried and state_carried[0], 'tuple': tuple(state_carried)}[meta['state']]
     for k in _COUNTERS:
         setattr(t, k, meta[k])
     if meta['validation']:
@@ -613,9 +627,9 @@ def validate(trainer: Trainer) -> Measurement:
         m = evaluate(
             t.model,
             t.data.validation,
-            t.data.tokenizer.first_id,
-            lanes=t.recipe.train.lanes,
-            length=t.recipe.data.length,
+            t.data.tokenizer.bos_id,
+            eval_batch_size=t.recipe.train.eval_batch_size,
+            seq_len=t.recipe.data.seq_len,
         )
         t.seconds += time.perf_counter() - tic
         if not math.isfinite(m.perplexity):
@@ -624,7 +638,7 @@ def validate(trainer: Trainer) -> Measurement:
     t.run.log(
         step=t.step,
         epoch=t.step / t.steps_per_epoch,
-        tokens_seen=t.tokens,
+        tokens_seen=t.num_tokens,
         seconds=t.seconds,
         split='validation',
         perplexity=m.perplexity,
@@ -656,12 +670,12 @@ def diverged(trainer: Trainer):
     raise Diverged(
         f'the loss stopped being a number, or grew beyond measure, near step {t.step} (learning rate'
         f' {get_lr(t.step, t.total, t.recipe.optim):.3g}); {kept}. Try --optim.lr {t.recipe.optim.lr / 3:.1g}'
-        + (', or --optim.clip 1.0' if not 0 < t.recipe.optim.clip <= 1 else '')
+        + (', or --optim.max_grad_norm 1.0' if not 0 < t.recipe.optim.max_grad_norm <= 1 else '')
     )
 
 # %% ../../nbs/12_training.ipynb #f21e5902
 def summary(
-    trainer: Trainer, stopped: str | None = None, test: Measurement | None = None, as_noted: dict | None = None
+    trainer: Trainer, stopped: str | None = None, test: Measurement | None = None, state_reset_eval: dict | None = None
 ) -> dict:
     "What a run came to: counts, speed, and its measurements with their passports."
     t = trainer
@@ -673,21 +687,21 @@ def summary(
         recipe=t.recipe.name,
         seed=t.recipe.train.seed,
         tiny=t.recipe.tiny,
-        parameters=sum(p.numel() for p in t.model.parameters()),
+        num_parameters=sum(p.numel() for p in t.model.parameters()),
         steps=t.step,
         epochs=t.step / t.steps_per_epoch,
-        tokens_seen=t.tokens,
+        tokens_seen=t.num_tokens,
         seconds=t.seconds,
         device=name if t.size == 1 else f'{t.size} x {name}',
-        tokens_per_second=t.tokens / max(t.train_seconds, 1e-9),
+        tokens_per_second=t.num_tokens / max(t.train_seconds, 1e-9),
         peak_memory=peak,
         precision=t.precision,
         compiled=t.recipe.train.compile,
         best_epoch=t.best_epoch,
-        claimed=t.recipe.claimed,
+        reported_perplexity=t.recipe.reported_perplexity,
         validation=t.validation and t.validation.to_dict(),
         test=test and test.to_dict(),
-        as_noted=as_noted,
+        state_reset_eval=state_reset_eval,
         finished=stopped in ('epochs', 'max_steps', 'max_minutes', 'patience'),
         stopped=stopped,
     )
@@ -759,7 +773,7 @@ def fit(trainer: Trainer) -> Run:
 def _fit(trainer):
     t, c = trainer, trainer.recipe.train
     bar, saved, why = ProgressBar(t.total, t.step, t.show), t.seconds, t.agree(stop_reason(t, False))
-    every = c.evaluate_every or t.steps_per_epoch
+    every = c.eval_every or t.steps_per_epoch
     t.model.train()
     t.tic = time.perf_counter()
     with graceful_interrupt() as ask:
@@ -776,7 +790,7 @@ def _fit(trainer):
                 t.run.log(
                     step=t.step,
                     epoch=t.step / t.steps_per_epoch,
-                    tokens_seen=t.tokens,
+                    tokens_seen=t.num_tokens,
                     seconds=t.seconds,
                     train_nats=mean,
                     lr=t.optimizer.param_groups[0]['lr'],
@@ -803,7 +817,7 @@ def _fit(trainer):
 def final_evaluation(trainer: Trainer, why: str) -> Run:
     "Measure the best weights on test, and the way its source measured where that differs; write the summary."
     t = trainer
-    first = t.data.tokenizer.first_id
+    first = t.data.tokenizer.bos_id
     if why == 'interrupted':
         save_checkpoint(t)
         t.run.finish(summary(t, why))
@@ -813,13 +827,13 @@ def final_evaluation(trainer: Trainer, why: str) -> Run:
     if t.looked < t.step:
         validate(t)
     load_named_weights(t.model, t.run.load('best')[0], str(t.run.path))
-    how = dict(lanes=t.recipe.train.lanes, length=t.recipe.data.length)
+    how = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
     t.validation = evaluate(t.model, t.data.validation, first, interval=True, **how)
     test = evaluate(t.model, t.data.test, first, interval=True, **how)
     noted = None
-    if t.model.carries and t.recipe.data.batches == 'windows':
+    if t.model.stateful and t.recipe.data.batching == 'windows':
         noted = {
-            s.name: evaluate(t.model, s, first, carried=False, **how).to_dict()
+            s.name: evaluate(t.model, s, first, state_carried=False, **how).to_dict()
             for s in (t.data.validation, t.data.test)
         }
     t.run.finish(summary(t, why, test, noted))
@@ -844,7 +858,7 @@ def load_model(
     run = Run.open(path)
     r = recipe_from_dict(run.config)
     tokenizer = Tokenizer.from_dict(read_json(run.path / 'tokenizer.json'))
-    model = r.model.build(tokenizer.types).to(pick_device(device))
+    model = r.model.build(tokenizer.vocab_size).to(pick_device(device))
     load_named_weights(model, run.load('best')[0], str(path))
     return model, tokenizer, r
 
@@ -877,9 +891,9 @@ def evaluate_run(
     return evaluate(
         model,
         getattr(data, split),
-        data.tokenizer.first_id,
-        lanes=r.train.lanes,
-        length=r.data.length,
+        data.tokenizer.bos_id,
+        eval_batch_size=r.train.eval_batch_size,
+        seq_len=r.data.seq_len,
         interval=True,
         stride=stride,
     )
