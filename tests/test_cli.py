@@ -206,7 +206,7 @@ def test_words_that_are_no_command(lm, words):
 
 def test_a_text_shorter_than_a_batch(lm, tmp_path):
     (tmp_path / 'tiny.txt').write_text('a b c\n' * 24)
-    assert 'num_tokens' in sentence(
+    assert 'tokens are too few' in sentence(
         lm('run', 'lstm-b', '--corpus', 'tiny.txt', '--data.batching', 'stateful', '--data.batch_size', 500, status=2)
     )
 
@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number_any_more(lm, tmp_path):
 def test_a_checkpoint_of_another_shape(lm, made, tmp_path):
     shutil.copytree(made[0], tmp_path / 'run')
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    config['model']['hidden'] = 16
+    config['model']['hidden_size'] = 16
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
     assert 'does not fit the model' in sentence(lm('eval', 'run', status=2))
     assert 'does not fit the model' in sentence(lm('run', 'lstm-a', '--resume', 'run', status=2))
