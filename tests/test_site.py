@@ -209,12 +209,12 @@ def test_a_lesson_is_shown_as_it_should_be(lesson, site):
     )
     assert (
         f'{stage.REPO["slug"]}/blob/{stage.REPO["branch"]}/nbs/{lesson.place}' in text
-        and f'labpath=nbs%2F{lesson.stem}.ipynb' in text
+        and f'labpath=nbs%2F{lesson.place.replace("/", "%2F")}' in text
     )
 
 
 def test_parameters_have_their_shapes_and_units(site):
-    text = re.sub(r'<[^>]+>', '', (site / 'api' / 'loss.html').read_text(encoding='utf-8'))
+    text = re.sub(r'<[^>]+>', '', (site / 'api' / 'measure.cross_entropy.html').read_text(encoding='utf-8'))
     for said in (
         'logits – scores (..., V), the types last',
         'targets – ids (...) of the tokens that came, int64',
@@ -230,7 +230,7 @@ def test_parameters_have_their_shapes_and_units(site):
 
 
 def test_a_comment_at_the_end_of_a_line_goes_to_the_parameter_it_is_about(site):
-    html = (site / 'api' / 'batches.html').read_text(encoding='utf-8')
+    html = (site / 'api' / 'data.batches.html').read_text(encoding='utf-8')
     text = re.sub(r'<[^>]+>', '', html)
     assert 'epoch – the number of the pass, from 0' in text and 'Returns:\nthe number of the pass' not in text
 
