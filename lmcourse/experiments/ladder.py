@@ -95,7 +95,7 @@ def trained_rungs(
             raise KeyboardInterrupt
         s = run.summary
         yield dict(
-            rung=getattr(r.model, 'cell', type(r.model).__name__).upper(),
+            rung=getattr(r.model, 'cell', type(r.model).__name__.removesuffix('Config')).upper(),
             num_parameters=s['num_parameters'],
             num_tokens=s['validation']['num_tokens'],
             vocab_size=s['validation']['vocab_size'],
