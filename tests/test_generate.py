@@ -435,7 +435,7 @@ def test_a_stream_waits_for_nobody():
 @pytest.mark.parametrize(
     'wrong, told',
     [
-        (dict(num_tokens=0), 'at least one token'),
+        (dict(tokens=0), 'at least one token'),
         (dict(prompts=[]), 'no prompt'),
         (dict(prompts=['a', 'b'], seed=[1, 2, 3]), '3 seeds for 2 prompts'),
         (dict(seed=-1), 'from 0 on'),
