@@ -550,6 +550,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'lmcourse/inference/predictors.py'),
                                                'lmcourse.inference.predictors._card': ( 'predictors.html#_card',
                                                                                         'lmcourse/inference/predictors.py'),
+                                               'lmcourse.inference.predictors._conditions': ( 'predictors.html#_conditions',
+                                                                                              'lmcourse/inference/predictors.py'),
                                                'lmcourse.inference.predictors._count_here': ( 'predictors.html#_count_here',
                                                                                               'lmcourse/inference/predictors.py'),
                                                'lmcourse.inference.predictors._counted': ( 'predictors.html#_counted',

@@ -386,8 +386,8 @@ def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
     'change, told',
     [
         ({'data.seq_len_schedule': 'vary'}, "'equal' or 'varied', got 'vary'"),
-        ({'data.batching': 'windows'}, 'data.seq_len_schedule is for lanes'),
-        ({'data.random_offset': True}, 'data.seq_len_schedule is for lanes'),
+        ({'data.batching': 'windows'}, 'data.seq_len_schedule is for stateful batches'),
+        ({'data.random_offset': True}, 'data.seq_len_schedule is for stateful batches'),
         ({'optim.optimizer': 'asgd'}, "'nt-asgd'.*, got 'asgd'"),
         ({'model.embedding_dropout': 1}, 'model.embedding_dropout lies in'),
         ({'model.alpha': -1}, 'model.alpha is at least 0'),

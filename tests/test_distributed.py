@@ -204,7 +204,7 @@ def test_lanes_are_refused_by_both_and_only_the_first_writes(made):
     for r in range(2):
         assert (
             (d / f'lanes {r}.txt').read_text()
-            == 'data.batching is lanes, whose state each process would have to carry and store: train in one process, or set data.batching to windows'
+            == 'data.batching is stateful, whose state each process would have to carry and store: train in one process, or set data.batching to windows'
         )
     assert (
         {p.parent.name for p in d.glob('*/config.json')} >= {'dry', 'grouped', 'wet', 'wet stopped', 'dry stopped'}

@@ -549,6 +549,18 @@ def test_the_card_is_what_its_numbers_make():
     assert (G._MODELS / 'README.md').read_text(encoding='utf-8') == G._card(measurements(), G._MODELS)
 
 
+def test_a_card_says_of_a_text_only_what_is_known():
+    "Another text is not called Wikipedia's, and words have no bytes where some of them are unknown."
+    found = json.loads(json.dumps(measurements()))
+    for f in found.values():
+        for s in ('validation', 'test'):
+            f[s] |= dict(corpus='mine.txt', tokenizer='word', num_bytes=None, bits_per_byte=None)
+    card = G._card(found, G._MODELS)
+    assert 'Wikipedia' not in card.replace('wikitext', '') and 'ShareAlike' not in card
+    assert 'The train split of mine.txt: what it is, and under which licence' in card
+    assert 'types of the tokenizer word' in card and 'bytes, fingerprint' not in card
+
+
 def test_no_widget_comes_along():
     "A server that has the models needs no anywidget for them."
     code = (

@@ -39,7 +39,7 @@ def build_vocab(
 
 # %% ../../nbs/05_tokens.ipynb #a744a94d
 class Tokenizer:
-    "Text to ids and back; the ids are whole numbers below `types`."
+    "Text to ids and back; the ids are whole numbers below `vocab_size`."
 
     def __init__(
         self,

@@ -468,8 +468,31 @@ def export_model(
     return found
 
 # %% ../../nbs/29_predictors.ipynb #eb2f27e1
+_WIKIPEDIA = '''articles of the English Wikipedia, collected by Merity and others (2017), in the form that the hub has
+as Salesforce/wikitext, configuration wikitext-2-raw-v1. Wikipedia's text is by its authors, under the Creative Commons licence Attribution-ShareAlike 3.0
+and the GNU Free Documentation License. Weights, counts and vocabulary here are made from that text and are given under Attribution-ShareAlike 3.0 too; no text of it is in these files,
+but short phrases can be written by the models as they stand there.'''
+_LEARNT_FROM = {  # {corpus: (what it is, what its models are not good for)}
+    'wikitext-2-raw': (
+        _WIKIPEDIA,
+        'languages other than English, code. They know the Wikipedia of a few hundred articles, with its habits (a space'
+        ' before each comma) and its leanings, and nothing later.',
+    )
+}
+_ANY_TEXT = (
+    'what it is, and under which licence, is for the person to say who gives these files on; they are made from it.',
+    'anything that its text does not hold.',
+)
+
+
+def _conditions(m):
+    "A measurement's counts, for a card; bytes only where they mean something."
+    size = '' if m['num_bytes'] is None else f' {m["num_bytes"]:,} bytes,'
+    return size + f' fingerprint {m["fingerprint"]}'
+
+
 def _card(found, folder):
-    "The model card."
+    "The model card: what the files know of themselves. What is said of a text stands here only for one that is known."
     networks = {name: load_safetensors(folder / f'{name}.safetensors')[1] for name in _NETWORKS if name in found}
     rows = [
         dict(
@@ -492,6 +515,10 @@ def _card(found, folder):
         shipped='in these files',
     )
     v, t = (found['uniform'][s] for s in ('validation', 'test'))
+    source, limits = _LEARNT_FROM.get(v['corpus'], _ANY_TEXT)
+    pieces = (
+        'byte-level BPE pieces' if v['tokenizer'].startswith('bpe:') else f'types of the tokenizer {v["tokenizer"]}'
+    )
 
     def seen(f):
         return (
@@ -511,25 +538,22 @@ def _card(found, folder):
     )
     return f'''# The models that travel with the course
 
-**What they are.** Networks over {v["vocab_size"]:,} byte-level BPE pieces, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
+**What they are.** Networks over {v["vocab_size"]:,} {pieces}, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
 uniform, unigram, bigram (modified Kneser-Ney).
 
 {each}
 
-**What they learnt from.** The train split of {v["corpus"]}: articles of the English Wikipedia, collected by Merity and others (2017), in the form that the hub has
-as Salesforce/wikitext, configuration wikitext-2-raw-v1. Wikipedia's text is by its authors, under the Creative Commons licence Attribution-ShareAlike 3.0
-and the GNU Free Documentation License. Weights, counts and vocabulary here are made from that text and are given under Attribution-ShareAlike 3.0 too; no text of it is in these files,
-but short phrases can be written by the models as they stand there.
+**What they learnt from.** The train split of {v["corpus"]}: {source}
 
 **What they score.** The networks are measured as they are shipped, rounded to half precision.
 
 {markdown_table(rows, columns)}
 
-Passport: {v["corpus"]}, validation {v["num_tokens"]:,} tokens of {v["tokenizer"]} with {v["vocab_size"]:,} types, {v["num_bytes"]:,} bytes, fingerprint {v["fingerprint"]}; test {t["num_tokens"]:,} tokens,
-{t["num_bytes"]:,} bytes, fingerprint {t["fingerprint"]}. All of it is in `measurements.json`. Trigram and 5-gram are too large to travel; `load_pretrained` counts them where the corpus is at hand.
+Passport: {v["corpus"]}, validation {v["num_tokens"]:,} tokens of {v["tokenizer"]} with {v["vocab_size"]:,} types,{_conditions(v)}; test {t["num_tokens"]:,} tokens,
+{_conditions(t).lstrip()}. All of it is in `measurements.json`. Trigram and 5-gram are too large to travel; `load_pretrained` counts them where the corpus is at hand.
 
 **What they are good for.** Looking at what surprises a model, at the scale where a laptop answers at once. **What they are not good for:** facts, advice, text that anybody
-should read as true, languages other than English, code. They know the Wikipedia of a few hundred articles, with its habits (a space before each comma) and its leanings, and nothing later.
+should read as true, {limits}
 
 **How to make them again.** {again}.
 '''

@@ -290,7 +290,7 @@ class Surprise(ScoringWidget):
     names = traitlets.List(traitlets.Unicode()).tag(
         sync=True
     )  # the guessers in their order, which a page that was stored does not keep for what follows
-    about = traitlets.Dict().tag(sync=True)  # {guesser: {'passport', 'cuts', 'parameters'}}
+    about = traitlets.Dict().tag(sync=True)  # {guesser: {'passport', 'cuts', 'num_parameters'}}
 
     def __init__(
         self,
@@ -361,7 +361,7 @@ class Rungs(ScoringWidget):
     temperature = traitlets.Float(1.0).tag(sync=True)  # of what is written, in tenths
     ladder = traitlets.Dict().tag(
         sync=True
-    )  # {rung: {'nats', 'tokens', 'bytes', 'passport', 'parameters', 'counted'}}: as validated, the worst first
+    )  # {rung: {'nats', 'num_tokens', 'num_bytes', 'passport', 'num_parameters', 'counted'}}: as validated, the worst first
     written = traitlets.Dict().tag(sync=True)  # {'rung|text|seed|temperature': how it goes on}
     seeds = traitlets.Int(3).tag(sync=True)  # so many texts are prepared for each rung and sentence
 

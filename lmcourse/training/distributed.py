@@ -144,7 +144,7 @@ class DDPTrainer(Trainer):
     ):
         if recipe.data.batching == 'stateful':
             raise TrainingError(
-                'data.batching is lanes, whose state each process would have to carry and store: train in one process,'
+                'data.batching is stateful, whose state each process would have to carry and store: train in one process,'
                 ' or set data.batching to windows'
             )
         with together():

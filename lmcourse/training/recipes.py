@@ -49,7 +49,7 @@ _HOMES = {
 
 
 def _known(name, names) -> bool:
-    "Whether a name stands in LENGTHS or OPTIMIZERS, once the module that adds it has been imported."
+    "Whether a name stands in SEQ_LEN_SCHEDULES or OPTIMIZERS, once the module that adds it has been imported."
     if isinstance(name, str) and name not in names and name in _HOMES:
         importlib.import_module(_HOMES[name])
     return isinstance(name, str) and name in names
@@ -70,14 +70,14 @@ class Data:
     corpus: str = 'wikitext-2'  # a corpus by name, or a path
     tokenizer: str = 'word'  # word, whitespace, gpt2, gpt2-note or bpe:N
     min_count: int = 3  # a word seen less often in train becomes <unk>
-    batching: str = 'stateful'  # lanes: state carried from batch to batch; windows: state reset, order shuffled
+    batching: str = 'stateful'  # stateful: state carried from batch to batch; windows: state reset, order shuffled
     seq_len: int = 35  # tokens in a row of a batch, T
     stride: int | None = None  # windows only: tokens from one window to the next; None: length, side by side
     batch_size: int = 64  # rows of a batch, B
     random_offset: bool = (
-        False  # lanes only: each pass begins with a batch of random length, so that the cuts fall elsewhere
+        False  # stateful only: each epoch begins with a batch of random length, so that the cuts fall elsewhere
     )
-    seq_len_schedule: str = (  # lanes only: a name in LENGTHS; where batches differ in length, so does the learning rate of their steps
+    seq_len_schedule: str = (  # stateful only: a name in SEQ_LEN_SCHEDULES; where batches differ in length, so does the learning rate of their steps
         'equal'
     )
 
@@ -91,11 +91,11 @@ class Data:
         _check(self.stride is None or self.stride >= 1, f'data.stride is at least 1, got {self.stride}')
         _check(
             self.stride is None or self.batching == 'windows',
-            'data.stride is for windows; lanes follow one another: set data.batching to windows',
+            'data.stride is for windows; stateful batches follow one another: set data.batching to windows',
         )
         _check(
             not self.random_offset or self.batching == 'stateful',
-            'data.random_offset is for lanes; windows are shuffled: set data.batching to stateful',
+            'data.random_offset is for stateful batches; windows are shuffled: set data.batching to stateful',
         )
         _check(
             _known(self.seq_len_schedule, SEQ_LEN_SCHEDULES),
@@ -103,7 +103,7 @@ class Data:
         )
         _check(
             self.seq_len_schedule == 'equal' or self.batching == 'stateful' and not self.random_offset,
-            'data.seq_len_schedule is for lanes, and does what data.random_offset does: set data.batching to stateful, data.random_offset to false',
+            'data.seq_len_schedule is for stateful batches, and does what data.random_offset does: set data.batching to stateful, data.random_offset to false',
         )
 
 # %% ../../nbs/10_recipes.ipynb #5accb229

@@ -775,6 +775,22 @@ def _cell(v):
     return f'{v:,.0f}' if abs(v) >= 1000 else f'{v:.2f}' if abs(v) >= 1 else f'{v:.3g}'
 
 # %% ../../nbs/09_records.ipynb #288ee80c
+_LABELS = dict(  # keys of records, as people read them
+    num_parameters='parameters',
+    num_tokens='tokens',
+    num_words='words',
+    num_bytes='bytes',
+    num_unk='unknown',
+    vocab_size='vocabulary',
+    reported_perplexity='claimed',
+    context_length='context',
+    eval_batch_size='streams',
+    ci95='95 %',
+    state_carried='state carried',
+    seq_len='length',
+)
+
+
 def markdown_table(
     rows: list[dict],  # one dictionary a row
     columns: (
@@ -785,7 +801,7 @@ def markdown_table(
     if columns is None:
         columns = dict.fromkeys(k for row in rows for k in row)
     heads = columns if isinstance(columns, dict) else {c: c for c in columns}
-    heads = {k: head or k for k, head in heads.items()}
+    heads = {k: _LABELS.get(head or k, head or k) for k, head in heads.items()}
     values = {k: [v.tolist() if hasattr(v := row.get(k), 'tolist') else v for row in rows] for k in heads}
     numbers = [
         all(v is None or isinstance(v, (int, float)) and not isinstance(v, bool) for v in vs) for vs in values.values()
