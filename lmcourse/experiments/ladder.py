@@ -123,9 +123,9 @@ def ladder_table(rungs: list[dict]) -> str:  # Markdown
         ],
         dict(
             rung='rung',
-            num_tokens='num_tokens',
-            vocab_size='vocab_size',
-            num_parameters='num_parameters',
+            num_tokens='tokens',
+            vocab_size='vocabulary',
+            num_parameters='parameters',
             validation='validation perplexity',
             test='test perplexity',
             bits='bits per byte',
