@@ -12,22 +12,23 @@ import argparse, json, os, sys, time
 from contextlib import redirect_stdout
 from pathlib import Path
 from . import __version__
-from .measure.cross_entropy import LMCourseError
+from .errors import LMCourseError
 from .measure.perplexity import Measurement
 from .data.tokens import tokenize_corpus
 from .models.ngram import KneserNey, Uniform, evaluate_ngram
 from lmcourse.training.runs import (
     Run,
     compare_runs,
-    to_jsonable,
     publish,
     records,
     results_table,
     all_baselines,
     markdown_table,
 )
+from .files import to_jsonable
 from .training.recipes import get_recipe, override, num_parameters, recipe_names, tiny
-from .training.trainer import Trainer, evaluate_run, load_model, peak_memory, from_checkpoint
+from .training.trainer import Trainer, evaluate_run, load_model, from_checkpoint
+from .device import peak_memory
 from .experiments.ladder import run_ladder
 from .training.distributed import DDPTrainer, fit_distributed, rank_and_world_size
 from .inference.adapt import evaluate_run_adapted

@@ -1,9 +1,8 @@
 """Readers that remember or go on learning: each token is scored once and before it is learnt from, the model is what it
 was afterwards, and the measurement says what was done."""
 
-import json, math, shutil, subprocess, sys, os
+import json, math, shutil, os
 from dataclasses import replace
-from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from architectures import MODELS, V, Window
@@ -27,7 +26,7 @@ from lmcourse.inference.adapt import (
 from lmcourse.cli import main
 from lmcourse.measure.perplexity import Measurement, compare
 from lmcourse.training.recipes import get_recipe, tiny
-from lmcourse.training.runs import read_json, write_json
+from lmcourse.files import read_json, write_json
 from lmcourse.data.tokens import tokenize_corpus
 from lmcourse.training.trainer import evaluate, train
 

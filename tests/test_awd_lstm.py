@@ -4,7 +4,6 @@ is learnt; the average, its trigger, and a resume in the middle of it."""
 import copy, json, math
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-import lmcourse.models.awd_lstm as A
 import lmcourse.training.trainer as T
 from lmcourse.models.awd_lstm import (
     AWDLSTMConfig,
@@ -18,7 +17,7 @@ from lmcourse.models.awd_lstm import (
     variable_bptt,
 )
 from lmcourse.data.batches import StatefulBatches
-from lmcourse.measure.fused_loss import has_bf16
+from lmcourse.device import has_bf16
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_from_dict, tiny
 from lmcourse.models.recurrent import gru_cell, lstm_cell, unroll
 from lmcourse.training.trainer import (
@@ -26,12 +25,11 @@ from lmcourse.training.trainer import (
     TrainingError,
     evaluate_run,
     fit,
-    load_named_weights,
     from_checkpoint,
     train,
     train_step,
-    named_weights,
 )
+from lmcourse.training.checkpoint import CheckpointError, load_named_weights, named_weights
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 
@@ -305,7 +303,7 @@ def test_a_copy_and_a_checkpoint():
     other = AWDLSTMConfig(embedding_dim=8, hidden_size=12).build(30).eval()
     load_named_weights(other, named_weights(m))
     assert torch.equal(other.logits(x_BT % 30)[0], m.logits(x_BT % 30)[0])
-    with pytest.raises(TrainingError, match='does not fit'):
+    with pytest.raises(CheckpointError, match='does not fit'):
         load_named_weights(AWDLSTMConfig(embedding_dim=8, hidden_size=13).build(30), named_weights(m))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lmcourse.data.batches import BatchError, StatefulBatches, WindowBatches
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 
 SIZES = [1, 2, 26, 35, 97, 1000]
 

@@ -3,7 +3,7 @@
 import json
 import pytest
 from lmcourse.experiments import bench
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 
 
 def test_rounds_take_turns():

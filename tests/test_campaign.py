@@ -1,7 +1,6 @@
 "A campaign: many runs under one clock, on a machine that has nothing but torch and a few libraries."
 
 import json, os, signal, subprocess, sys, tarfile, time
-from pathlib import Path
 import pytest
 from lmcourse.experiments.campaign import CampaignError, load_campaign, run_campaign, run_state
 from lmcourse.training.recipes import RecipeError

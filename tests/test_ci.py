@@ -1,6 +1,6 @@
 "What CI runs, on machines that have nothing, or npm from elsewhere."
 
-import os, shutil, stat, subprocess
+import shutil, stat, subprocess
 from pathlib import Path
 import pytest
 

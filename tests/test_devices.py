@@ -2,11 +2,8 @@
 device and targets on the processor, and what mixes the two is refused, as a GPU would refuse it. Where there is a
 GPU, the same calls are made on it and compared with the processor's."""
 
-import ast, inspect, importlib
-from contextlib import nullcontext
-from pathlib import Path
+import inspect
 import pytest, torch
-from torch import nn
 from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedFakeTensorException,

@@ -4,7 +4,6 @@ says so."""
 import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
-import lmcourse.models.transformer
 import lmcourse.training.distributed as S
 from lmcourse.cli import main
 from lmcourse.training.recipes import get_recipe, override, tiny
@@ -18,7 +17,8 @@ from lmcourse.training.distributed import (
     shard_batch,
     allreduce_bytes,
 )
-from lmcourse.training.trainer import Trainer, TrainingError, fit, from_checkpoint, count_targets, train, named_weights
+from lmcourse.training.trainer import Trainer, TrainingError, fit, from_checkpoint, count_targets, train
+from lmcourse.training.checkpoint import named_weights
 
 BIN = Path(sys.executable).parent
 ALONE = {k: v for k, v in os.environ.items() if k not in ('LMCOURSE_DATA', 'RANK', 'WORLD_SIZE')} | dict(

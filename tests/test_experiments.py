@@ -1,13 +1,12 @@
 """The experiments' own rooms: the sampled loss, the tuned model, the grid of changes, and results beside what counting
 reaches."""
 
-import json, math
+import json
 import pytest
 import torch, torch.nn.functional as F
-import lmcourse.experiments.ladder
 import lmcourse.training.trainer as T
-from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS, ablation_effects, run_ablation, run_setting
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS, ablation_effects, run_ablation
+from lmcourse.errors import LMCourseError
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, tiny
 from lmcourse.training.runs import all_baselines, records, results_table
 from lmcourse.measure.sampled_softmax import sample_candidates, sampled_cross_entropy

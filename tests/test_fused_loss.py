@@ -4,8 +4,11 @@ import subprocess, sys
 import pytest
 import torch, torch.nn.functional as F
 import lmcourse.measure.fused_loss as module
-from lmcourse.measure.fused_loss import bf16_is_faster, chunk_size, fused_cross_entropy, fused_token_nats, has_bf16
-from lmcourse.measure.cross_entropy import LMCourseError, LossSum, cross_entropy
+from lmcourse import device
+from lmcourse.device import bf16_is_faster, has_bf16
+from lmcourse.measure.fused_loss import chunk_size, fused_cross_entropy, fused_token_nats
+from lmcourse.errors import LMCourseError
+from lmcourse.measure.cross_entropy import LossSum, cross_entropy
 
 LIMIT = {'fp32': 1e-5, 'bf16': 5e-3}
 
@@ -366,11 +369,11 @@ def test_the_processor_is_asked_and_never_assumed(monkeypatch):
 def test_the_clock_decides_whether_16_bits_pay(monkeypatch, has, seconds, pays):
     """A processor that lists the instruction may be slow at it, and a close race is no reason; one without it is not
     even timed."""
-    module._clocked.cache_clear()
-    monkeypatch.setattr(module, 'has_bf16', lambda device='cpu': has)
-    monkeypatch.setattr(module, '_seconds', seconds.__getitem__)
+    device._clocked.cache_clear()
+    monkeypatch.setattr(device, 'has_bf16', lambda device='cpu': has)
+    monkeypatch.setattr(device, '_seconds', seconds.__getitem__)
     assert bf16_is_faster() is pays and bf16_is_faster('meta') is has
-    module._clocked.cache_clear()
+    device._clocked.cache_clear()
 
 
 def test_where_16_bits_do_not_pay_the_choice_is_single_precision(monkeypatch):

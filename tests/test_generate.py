@@ -7,7 +7,6 @@ from itertools import islice
 import numpy as np, pytest, torch
 from torch import nn
 from architectures import MODELS, V
-import lmcourse.experiments.chinchilla, lmcourse.models.recurrent
 from lmcourse.inference.generate import (
     GenerateError,
     SamplingConfig,

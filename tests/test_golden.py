@@ -2,8 +2,7 @@
 
 import json
 from pathlib import Path
-import pytest, torch
-import lmcourse.models.recurrent, lmcourse.models.transformer
+import pytest
 from lmcourse.training.recipes import get_recipe, override, tiny
 from lmcourse.training.trainer import train
 

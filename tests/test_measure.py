@@ -2,17 +2,17 @@
 promises."""
 
 import math, re
-from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pytest
-import torch, torch.nn.functional as F
+import torch
 from conftest import stage
-from lmcourse.measure import fused_loss
+from lmcourse import device
 from lmcourse.interactive.exercises import Exercise
-from lmcourse.measure.fused_loss import fused_cross_entropy, resolve_precision
+from lmcourse.measure.fused_loss import fused_cross_entropy
+from lmcourse.device import resolve_precision
+from lmcourse.errors import LMCourseError
 from lmcourse.measure.cross_entropy import (
-    LMCourseError,
     cross_entropy,
     cross_entropy_by_hand,
     cross_entropy_grad,
@@ -140,22 +140,22 @@ def test_the_fused_loss_does_not_wait_for_a_gpu(precision, chunk):
 
 def test_a_device_is_timed_once_however_it_is_written(monkeypatch):
     asked = []
-    monkeypatch.setattr(fused_loss, 'has_bf16', lambda device='cpu': True)
-    monkeypatch.setattr(fused_loss, '_seconds', lambda dtype: asked.append(dtype) or 1.0)
-    fused_loss._clocked.cache_clear()
+    monkeypatch.setattr(device, 'has_bf16', lambda device='cpu': True)
+    monkeypatch.setattr(device, '_seconds', lambda dtype: asked.append(dtype) or 1.0)
+    device._clocked.cache_clear()
     try:
-        assert {
-            fused_loss.bf16_is_faster(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))
-        } == {False}
+        assert {device.bf16_is_faster(d) for d in ('cpu', torch.device('cpu'), 'cpu:0', torch.device('cpu', 0))} == {
+            False
+        }
     finally:
-        fused_loss._clocked.cache_clear()
+        device._clocked.cache_clear()
     assert len(asked) == 2
 
 
 @pytest.mark.parametrize('pays', [True, False])
 def test_precision_is_resolved(monkeypatch, pays):
-    monkeypatch.setattr(fused_loss, 'bf16_is_faster', lambda device: pays)
-    monkeypatch.setattr(fused_loss, 'has_bf16', lambda device: True)
+    monkeypatch.setattr(device, 'bf16_is_faster', lambda device: pays)
+    monkeypatch.setattr(device, 'has_bf16', lambda device: True)
     assert resolve_precision('auto', 'cpu') == ('bf16' if pays else 'fp32')
     assert resolve_precision('auto', 'cpu', multiplies=1000) == 'fp32'
     assert resolve_precision('fp32', 'cpu') == 'fp32'
@@ -165,7 +165,7 @@ def test_precision_is_resolved(monkeypatch, pays):
 
 
 def test_a_device_without_16_bits_refuses_them(monkeypatch):
-    monkeypatch.setattr(fused_loss, 'has_bf16', lambda device: False)
+    monkeypatch.setattr(device, 'has_bf16', lambda device: False)
     with pytest.raises(LMCourseError, match='no products in bfloat16'):
         resolve_precision('bf16', 'cpu')
 

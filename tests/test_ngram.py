@@ -4,7 +4,7 @@ belong."""
 import math
 import numpy as np
 import pytest
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 from lmcourse.models.ngram import (
     AdditiveNgram,
     KneserNey,

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import pytest, torch
+from test_predictors import cats, data, own  # fixtures
 from lmcourse.interactive import playground as P
 from lmcourse.inference.predictors import (
     NgramPredictor,
@@ -21,7 +22,6 @@ from lmcourse.data.text import load_corpus
 from lmcourse.data.tokens import TokenSplit
 from lmcourse.training.trainer import Trainer, TrainingError, evaluate, steps, train_step
 from lmcourse.interactive.widgets import WidgetError
-from test_predictors import cats, data, own  # fixtures
 
 # Surprise
 

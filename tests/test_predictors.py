@@ -18,14 +18,15 @@ from lmcourse.inference.predictors import (
     export_model,
 )
 from lmcourse.inference.generate import token_nats
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 from lmcourse.models.ngram import KneserNey, NgramError, Uniform, from_state_dict, evaluate_ngram, state_dict
 from lmcourse.measure.perplexity import bits_per_byte, perplexity
 from lmcourse.training.recipes import get_recipe, override, recipe_from_dict, tiny
-from lmcourse.training.runs import load_safetensors, read_json
+from lmcourse.files import load_safetensors, read_json
 from lmcourse.data.text import Corpus, CorpusError, corpus_available, load_corpus
 from lmcourse.data.tokens import TokenSplit, WordTokenizer, build_vocab, gpt2_available, tokenize_corpus, train_bpe
-from lmcourse.training.trainer import evaluate, load_model, load_run, load_named_weights, train
+from lmcourse.training.trainer import evaluate, load_model, load_run, train
+from lmcourse.training.checkpoint import load_named_weights
 from lmcourse.models.transformer import TransformerConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig
 

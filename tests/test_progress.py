@@ -3,7 +3,7 @@
 import os, pty, re, subprocess, sys
 import pytest
 from conftest import BIN
-from lmcourse.training.trainer import ProgressBar
+from lmcourse.training.progress import ProgressBar
 
 
 def words(text):

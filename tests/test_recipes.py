@@ -2,7 +2,7 @@
 what cannot be."""
 
 import ast, json, math, subprocess, sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest

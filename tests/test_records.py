@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from lmcourse import files
+from lmcourse.files import FileError
 from lmcourse.training import runs as R
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 from lmcourse.measure.perplexity import Measurement
 from lmcourse.training.runs import RecordError, Run
 
@@ -97,14 +99,14 @@ def test_new_folders_are_named_after_recipe_seed_and_time_and_never_shared(tmp_p
 def test_runs_that_is_a_file_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('runs').write_text('')
-    with pytest.raises(RecordError, match='cannot write runs'):
+    with pytest.raises(FileError, match='cannot write runs'):
         Run.create('toy', {})
 
 
 def test_folder_that_holds_a_run_is_refused_and_left_alone(tmp_path):
     finished(tmp_path / 'r')
     before = {p.name: p.read_bytes() for p in (tmp_path / 'r').iterdir()}
-    with pytest.raises(RecordError, match='already holds a run.*--resume'):
+    with pytest.raises(FileError, match='already holds a run.*--resume'):
         Run.create('other', {'a': 1}, out=tmp_path / 'r')
     assert {p.name: p.read_bytes() for p in (tmp_path / 'r').iterdir()} == before
 
@@ -117,7 +119,7 @@ def test_folder_with_other_things_is_used(tmp_path):
 
 def test_folder_under_a_file_is_told(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(RecordError, match='cannot write .*--out'):
+    with pytest.raises(FileError, match='cannot write .*--out'):
         Run.create('toy', {}, out=tmp_path / 'file' / 'run')
 
 
@@ -126,12 +128,12 @@ def test_read_only_folder_is_told(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(builtins, 'open', refuse)
-    with pytest.raises(RecordError, match='cannot write .*Permission denied.*--out'):
+    with pytest.raises(FileError, match='cannot write .*Permission denied.*--out'):
         Run.create('toy', {}, out=tmp_path / 'r')
 
 
 def test_a_config_that_json_cannot_hold_leaves_no_folder(tmp_path):
-    with pytest.raises(RecordError, match='model.device is a device'):
+    with pytest.raises(FileError, match='model.device is a device'):
         Run.create('toy', {'model': {'device': torch.device('cpu')}}, out=tmp_path / 'r')
     assert not (tmp_path / 'r').exists()
 
@@ -160,15 +162,15 @@ def test_created_and_opened_are_equal(tmp_path):
 
 
 def test_open_tells_what_is_no_run_and_what_is_damaged(tmp_path):
-    with pytest.raises(RecordError, match='holds no run'):
+    with pytest.raises(FileError, match='holds no run'):
         Run.open(tmp_path)
-    with pytest.raises(RecordError, match='holds no run'):
+    with pytest.raises(FileError, match='holds no run'):
         Run.open(tmp_path / 'nowhere')
     finished(tmp_path / 'r')
     for name in ('config.json', 'summary.json'):
         whole = (tmp_path / 'r' / name).read_bytes()
         (tmp_path / 'r' / name).write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(RecordError, match=f'{name} is damaged'):
+        with pytest.raises(FileError, match=f'{name} is damaged'):
             Run.open(tmp_path / 'r').summary
         (tmp_path / 'r' / name).write_bytes(whole)
 
@@ -196,7 +198,7 @@ def test_rows_and_summaries_are_json_by_the_letter(tmp_path):
 
 def test_a_row_that_json_cannot_hold_changes_nothing(tmp_path):
     R.append_jsonl(tmp_path / 'm.jsonl', {'a': 1})
-    with pytest.raises(RecordError, match='b is a complex'):
+    with pytest.raises(FileError, match='b is a complex'):
         R.append_jsonl(tmp_path / 'm.jsonl', {'a': 2, 'b': 1j})
     assert R.read_jsonl(tmp_path / 'm.jsonl') == [{'a': 1}]
 
@@ -220,7 +222,7 @@ def test_a_file_of_nothing_but_a_stump(tmp_path):
 @pytest.mark.parametrize('line', [b'{"a": ', b'[1, 2]', b'7', b'', b'\x00\x00\x00'])
 def test_a_damaged_line_is_named(tmp_path, line):
     (tmp_path / 'm.jsonl').write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
-    with pytest.raises(RecordError, match='m.jsonl, line 2, is damaged'):
+    with pytest.raises(FileError, match='m.jsonl, line 2, is damaged'):
         R.read_jsonl(tmp_path / 'm.jsonl')
 
 
@@ -263,7 +265,7 @@ def test_a_full_disk_leaves_everything_as_it_was(tmp_path, full_disk):
         lambda: run.save('last', {'w': torch.zeros(3)}),
     ]
     for attempt in attempts:
-        with pytest.raises(RecordError, match='is full.*what was saved before is untouched'):
+        with pytest.raises(FileError, match='is full.*what was saved before is untouched'):
             attempt()
     assert {p.name: p.read_bytes() for p in run.path.iterdir()} == before
 
@@ -273,7 +275,7 @@ def test_a_row_cut_by_a_full_disk_is_taken_back(tmp_path, monkeypatch, full_disk
     R.append_jsonl(path, {'step': 1})
     with monkeypatch.context() as m:
         full_disk()
-        with pytest.raises(RecordError, match='is full'):
+        with pytest.raises(FileError, match='is full'):
             R.append_jsonl(path, {'step': 2})
         m.undo()
     assert path.read_bytes() == b'{"step": 1}\n'
@@ -281,7 +283,7 @@ def test_a_row_cut_by_a_full_disk_is_taken_back(tmp_path, monkeypatch, full_disk
 
 def test_a_new_run_on_a_full_disk_is_told_and_can_be_made_later(tmp_path, monkeypatch, full_disk):
     full_disk()
-    with pytest.raises(RecordError, match='is full'):
+    with pytest.raises(FileError, match='is full'):
         Run.create('toy', {}, out=tmp_path / 'r')
     monkeypatch.undo()
     assert Run.create('toy', {}, out=tmp_path / 'r').recipe == 'toy'
@@ -290,7 +292,7 @@ def test_a_new_run_on_a_full_disk_is_told_and_can_be_made_later(tmp_path, monkey
 def test_publishing_to_a_full_disk_is_told(tmp_path, full_disk):
     run = finished(tmp_path / 'r')
     full_disk()
-    with pytest.raises(RecordError, match='is full'):
+    with pytest.raises(FileError, match='is full'):
         R.publish(run, tmp_path / 'shelf')
 
 
@@ -348,10 +350,10 @@ def test_a_checkpoint_cut_short_anywhere_is_told(tmp_path):
     whole = path.read_bytes()
     for n in (0, 1, 7, 8, 20, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:n])
-        with pytest.raises(RecordError, match='last.safetensors is damaged.*--resume'):
+        with pytest.raises(FileError, match='last.safetensors is damaged.*--resume'):
             run.load('last')
     path.write_bytes(whole + b'x')
-    with pytest.raises(RecordError, match='is damaged'):
+    with pytest.raises(FileError, match='is damaged'):
         run.load('last')
 
 
@@ -362,7 +364,7 @@ def test_a_bit_turned_over_in_the_numbers_is_told(tmp_path):
         odd = bytearray(whole)
         odd[at] ^= 1
         (tmp_path / 't.safetensors').write_bytes(odd)
-        with pytest.raises(RecordError, match='is damaged'):
+        with pytest.raises(FileError, match='is damaged'):
             R.load_safetensors(tmp_path / 't.safetensors')
 
 
@@ -387,21 +389,21 @@ def test_a_half_written_file_of_a_killed_save_is_no_obstacle(tmp_path):
 
 
 def test_what_a_checkpoint_cannot_hold_is_told(tmp_path):
-    with pytest.raises(RecordError, match='state beside t.safetensors'):
+    with pytest.raises(FileError, match='state beside t.safetensors'):
         R.save_safetensors(tmp_path / 't.safetensors', {}, {'f': max})
     assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_checkpoint_says_what_there_is(tmp_path):
     run = finished(tmp_path / 'r')
-    with pytest.raises(RecordError, match=r"no checkpoint 'best' \(it has: none\)"):
+    with pytest.raises(FileError, match=r"no checkpoint 'best' \(it has: none\)"):
         run.load('best')
     run.save('last', {'w': torch.ones(1)})
-    with pytest.raises(RecordError, match=r'it has: last'):
+    with pytest.raises(FileError, match=r'it has: last'):
         run.load('best')
-    with pytest.raises(RecordError, match='there is no'):
+    with pytest.raises(FileError, match='there is no'):
         R.load_safetensors(tmp_path / 'none.safetensors')
-    with pytest.raises(RecordError):
+    with pytest.raises(FileError):
         R.load_safetensors(tmp_path)
 
 
@@ -410,7 +412,7 @@ def test_a_missing_checkpoint_says_what_there_is(tmp_path):
 
 def test_publishing_needs_a_summary(tmp_path):
     run = Run.create('toy', {}, out=tmp_path / 'r')
-    with pytest.raises(RecordError, match='no summary yet'):
+    with pytest.raises(FileError, match='no summary yet'):
         R.publish(run, tmp_path / 'shelf')
     assert not (tmp_path / 'shelf').exists()
 
@@ -443,7 +445,7 @@ def test_publishing_again_replaces_and_in_place_does_nothing(tmp_path):
 
 def test_publishing_where_nothing_can_be_written_is_told(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(RecordError, match='cannot write'):
+    with pytest.raises(FileError, match='cannot write'):
         R.publish(finished(tmp_path / 'r'), tmp_path / 'file')
 
 
@@ -507,18 +509,18 @@ def test_record_picks_the_best_and_prefers_full_size(tmp_path):
         R.best_record('toy', shelf, lr=1e-3, seed=0).name == 'a'
         and R.best_record('toy', shelf, optim__lr=1e-3).name == 'b'
     )
-    with pytest.raises(RecordError, match="no record of 'toj'; there are records of: toy"):
+    with pytest.raises(FileError, match="no record of 'toj'; there are records of: toy"):
         R.best_record('toj', shelf)
-    with pytest.raises(RecordError, match="no record of 'toy' has seed=8; there are: a, b, d"):
+    with pytest.raises(FileError, match="no record of 'toy' has seed=8; there are: a, b, d"):
         R.best_record('toy', shelf, seed=8)
-    with pytest.raises(RecordError, match='there are records of: nothing'):
+    with pytest.raises(FileError, match='there are records of: nothing'):
         R.best_record('toy', tmp_path / 'empty')
 
 
 def test_record_does_not_choose_between_texts(tmp_path):
     R.publish(finished(tmp_path / 'a', corpus='one'), tmp_path / 'shelf')
     R.publish(finished(tmp_path / 'b', corpus='two', seed=1), tmp_path / 'shelf')
-    with pytest.raises(RecordError, match="do not compare, say which you mean: corpus='one'.*or corpus='two'"):
+    with pytest.raises(FileError, match="do not compare, say which you mean: corpus='one'.*or corpus='two'"):
         R.best_record('toy', tmp_path / 'shelf')
     assert R.best_record('toy', tmp_path / 'shelf', corpus='two').seed == 1
 
@@ -674,7 +676,7 @@ def test_baselines_are_those_of_the_text_and_of_the_tokenizer():
 
 def test_baselines_that_are_not_there_are_told_with_those_that_are():
     for asked in (('wikitext-2', 'num_words'), ('toy', 'word'), ('wikitext-2-raw', 'word')):
-        with pytest.raises(RecordError, match='there are: .*wikitext-2 by word'):
+        with pytest.raises(FileError, match='there are: .*wikitext-2 by word'):
             R.baselines(*asked)
     with pytest.raises(TypeError):
         R.baselines('wikitext-2')
@@ -725,9 +727,9 @@ def test_the_table_of_results_has_no_bits_per_byte_where_they_mean_nothing(tmp_p
 
 
 def test_a_configuration_with_an_infinite_setting_is_refused_and_leaves_no_folder(tmp_path):
-    with pytest.raises(RecordError, match='optim.max_grad_norm is inf.*finite'):
+    with pytest.raises(FileError, match='optim.max_grad_norm is inf.*finite'):
         Run.create('toy', {'optim': {'max_grad_norm': math.inf}}, out=tmp_path / 'r')
-    with pytest.raises(RecordError, match=r'betas\[1\] is nan'):
+    with pytest.raises(FileError, match=r'betas\[1\] is nan'):
         Run.create('toy', {'betas': (0.9, math.nan)}, out=tmp_path / 'r')
     assert not (tmp_path / 'r').exists()
 
@@ -740,7 +742,7 @@ def test_the_format_has_a_version_and_a_newer_one_is_told(tmp_path):
         (run.path / name).write_text(json.dumps({k: v for k, v in whole.items() if k != 'record_version'}))
         assert Run.open(run.path).summary
         (run.path / name).write_text(json.dumps(whole | {'record_version': 2}))
-        with pytest.raises(RecordError, match=f'{name} is of version 2.*update'):
+        with pytest.raises(FileError, match=f'{name} is of version 2.*update'):
             Run.open(run.path).summary
         (run.path / name).write_text(json.dumps(whole))
     del run.config['record_version']
@@ -750,7 +752,7 @@ def test_the_format_has_a_version_and_a_newer_one_is_told(tmp_path):
 def test_a_recipes_name_cannot_lead_a_new_folder_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('../out', '/tmp/out', '..', 'a/b', 'x' * 101):
-        with pytest.raises(RecordError, match='--out'):
+        with pytest.raises(FileError, match='--out'):
             Run.create(name, {})
     assert not list(tmp_path.rglob('out*'))
 
@@ -777,7 +779,7 @@ def test_a_run_has_one_writer_and_a_kill_frees_it(tmp_path):
         ):
             with run.lock():
                 pass
-        with pytest.raises(RecordError, match='already holds a run'):
+        with pytest.raises(FileError, match='already holds a run'):
             Run.create('toy', {}, out=run.path)
         assert Run.open(run.path).summary and run.metrics()
     finally:
@@ -815,7 +817,7 @@ def test_a_lock_in_a_folder_that_cannot_be_written_is_told(tmp_path):
     run = finished(tmp_path / 'r')
     (tmp_path / 'r' / '.lock').unlink()
     (tmp_path / 'r' / '.lock').mkdir()
-    with pytest.raises(RecordError, match='cannot write'):
+    with pytest.raises(FileError, match='cannot write'):
         with run.lock():
             pass
 
@@ -842,7 +844,7 @@ def test_a_bit_turned_over_anywhere_changes_nothing_in_silence(tmp_path):
         path.write_bytes(odd)
         try:
             back, about = R.load_safetensors(path)
-        except RecordError:
+        except FileError:
             continue
         assert (
             about == meta
@@ -856,11 +858,13 @@ def test_a_checkpoint_from_before_the_version_is_read(tmp_path):
 
     tensors = {'w': torch.ones(3)}
     save_file(
-        tensors, tmp_path / 't.safetensors', dict(lmcourse='{"step": 3}', same='{}', crc=str(R._tensor_crc(tensors)))
+        tensors,
+        tmp_path / 't.safetensors',
+        dict(lmcourse='{"step": 3}', same='{}', crc=str(files._tensor_crc(tensors))),
     )
     assert R.load_safetensors(tmp_path / 't.safetensors')[1] == {'step': 3}
     save_file(tensors, tmp_path / 't.safetensors', dict(lmcourse='{"step": 3}', same='{}', crc='1'))
-    with pytest.raises(RecordError, match='is damaged'):
+    with pytest.raises(FileError, match='is damaged'):
         R.load_safetensors(tmp_path / 't.safetensors')
 
 
@@ -878,7 +882,7 @@ def test_weights_are_floating_and_finite(tmp_path, weight):
     run = finished(tmp_path / 'r')
     for name, key in (('best', 'w'), ('last', 'w'), ('state', 'model/w')):
         run.save(name, {key: weight})
-        with pytest.raises(RecordError, match=f'{name}.safetensors .*{key}'):
+        with pytest.raises(FileError, match=f'{name}.safetensors .*{key}'):
             run.load(name)
 
 
@@ -894,14 +898,14 @@ def test_a_whole_checkpoint_in_a_folder_whose_name_is_not_utf8_is_read(tmp_path)
     run.save('best', {'w': torch.ones(3)})
     assert torch.equal(Run.open(folder).load('best')[0]['w'], torch.ones(3))
     (folder / 'best.safetensors').write_bytes(b'x' * 40)
-    with pytest.raises(RecordError, match='is damaged'):
+    with pytest.raises(FileError, match='is damaged'):
         run.load('best')
 
 
 def test_a_whole_checkpoint_that_the_library_refuses_is_not_to_be_deleted(tmp_path):
     header = json.dumps({'w': {'dtype': 'F99', 'shape': [1], 'data_offsets': [0, 4]}}).encode()
     (tmp_path / 't.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
-    with pytest.raises(RecordError, match='may be whole: keep it'):
+    with pytest.raises(FileError, match='may be whole: keep it'):
         R.load_safetensors(tmp_path / 't.safetensors')
 
 
@@ -958,7 +962,7 @@ def test_hostile_files_give_a_sentence_or_a_row(tmp_path, name, capsys):
         ):
             try:
                 act()
-            except RecordError:
+            except FileError:
                 pass
         plt.close('all')
 
@@ -996,7 +1000,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
         again = Run.open(run.path)
         return again.summary, again.environment, again.metrics(), again.load('best')
 
-    with pytest.raises(RecordError) as e:
+    with pytest.raises(FileError) as e:
         read()
     assert name in str(e.value)
     if kind == 'loop' and name != 'summary.json':
@@ -1005,17 +1009,17 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path, name, kind):
 
 def test_a_run_that_was_stopped_before_its_first_save_is_told_as_that(tmp_path):
     run = Run.create('toy', {}, out=tmp_path / 'r')
-    with pytest.raises(RecordError, match='stopped before it had saved anything: delete that folder'):
+    with pytest.raises(FileError, match='stopped before it had saved anything: delete that folder'):
         run.load('state')
-    with pytest.raises(RecordError, match='saved nothing so far.*delete that folder'):
+    with pytest.raises(FileError, match='saved nothing so far.*delete that folder'):
         Run.create('toy', {}, out=tmp_path / 'r')
 
 
 def test_the_results_of_many_runs_read_each_file_once(tmp_path, monkeypatch):
     for i in range(20):
         finished(tmp_path / f'r{i}', seed=i, perplexity=100.0 + i)
-    read, real = [], R._read_bytes
-    monkeypatch.setattr(R, '_read_bytes', lambda path, most: read.append(str(path)) or real(path, most))
+    read, real = [], files.read_bytes
+    monkeypatch.setattr(files, 'read_bytes', lambda path, most: read.append(str(path)) or real(path, most))
     runs = [r for r in R.records(tmp_path) if r.summary]
     assert len(R.results_table(runs).splitlines()) == 22 and [r.summary['seed'] for r in runs] == list(range(20))
     assert len(read) == len(set(read)) == 40
@@ -1037,7 +1041,7 @@ def test_a_record_of_another_run_is_never_replaced(tmp_path):
     two.log(step=1, epoch=0, tokens_seen=10, seconds=0.2, train_nats=3.9, lr=1e-3)
     to = R.publish(one, tmp_path / 'shelf')
     before = {p.name: p.read_bytes() for p in to.iterdir()}
-    with pytest.raises(RecordError, match='record of another run: rename the folder'):
+    with pytest.raises(FileError, match='record of another run: rename the folder'):
         R.publish(two, tmp_path / 'shelf')
     assert {p.name: p.read_bytes() for p in to.iterdir()} == before
     assert R.publish(one, tmp_path / 'shelf') == to

@@ -1,11 +1,12 @@
 "A run that was stopped goes on as the run that was not, for every kind of state; and what does not fit is refused."
 
-import dataclasses, json, math, os, shutil, signal
+import dataclasses, math, signal
 import pytest, torch
+from lmcourse.files import FileError
 from lmcourse.models.awd_lstm import AWDLSTMConfig
-from lmcourse.data.batches import StatefulBatches
 from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, tiny
-from lmcourse.training.runs import RecordError, Run, load_safetensors, save_safetensors
+from lmcourse.training.runs import RecordError, Run
+from lmcourse.files import load_safetensors, save_safetensors
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.training.trainer import (
     Diverged,
@@ -17,9 +18,9 @@ from lmcourse.training.trainer import (
     fit,
     load_run,
     from_checkpoint,
-    graceful_interrupt,
     train,
 )
+from lmcourse.training.progress import graceful_interrupt
 from lmcourse.models.tied_rnn import TiedRNNConfig
 from lmcourse.models.transformer import TransformerConfig
 
@@ -174,7 +175,7 @@ def alter(path, change):
 def test_a_state_that_was_altered_is_refused(change, tmp_path):
     train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
     alter(tmp_path / 'r' / 'state.safetensors', change)
-    with pytest.raises((TrainingError, RecordError)):
+    with pytest.raises((TrainingError, FileError)):
         from_checkpoint(tmp_path / 'r', show=False, max_steps=30)
 
 
@@ -225,7 +226,7 @@ def test_a_trainer_says_what_it_is(tmp_path):
 
 def test_two_writers_of_one_run_are_one_too_many(tmp_path):
     trainer = Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
-    with Run.open(tmp_path / 'r').lock(), pytest.raises(RecordError, match='another process'):
+    with Run.open(tmp_path / 'r').lock(), pytest.raises(FileError, match='another process'):
         fit(trainer)
 
 

@@ -1,7 +1,7 @@
 """Scaling: operations counted by hand are those that the counter sees; a grid goes on where it was killed, in one
 process or several; a law is found where there is one; a prediction comes before its run."""
 
-import json, math, os, subprocess, sys, time
+import json, math, subprocess, sys, time
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 import lmcourse.experiments.scaling as S
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters
-from lmcourse.training.runs import read_json
+from lmcourse.files import read_json
 from lmcourse.experiments.scaling import (
     ScalingLaw,
     ScalingError,

@@ -1,7 +1,7 @@
 """The site as its readers have it: built once, every page opened, nothing broken, nothing fetched from elsewhere,
 widgets that move."""
 
-import functools, http.server, json, os, re, shutil, subprocess, sys, threading
+import functools, http.server, json, os, re, subprocess, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -433,7 +433,7 @@ def test_search_finds(reader):
     assert (
         len(found) > 10
         and any('02_perplexity' in u for u in found)
-        and any('glossary' in u or 'api/perplexity' in u for u in found)
+        and any('glossary' in u or 'api/measure.perplexity' in u for u in found)
     )
 
 
@@ -455,7 +455,7 @@ def test_pictures(browser, site_url):
     PICTURES.mkdir(parents=True, exist_ok=True)
     slider = '.cell_output input[type=range], .cell_output [role=slider]'
     with Reader(browser, site_url) as r:
-        for name in ['index', 'lessons/02_perplexity', 'api/perplexity', 'results', 'teachers'] + [
+        for name in ['index', 'lessons/02_perplexity', 'api/measure.perplexity', 'results', 'teachers'] + [
             f'lessons/{l.stem}' for l in LIVE
         ]:
             page = r.open(f'{name}.html')

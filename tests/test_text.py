@@ -3,7 +3,7 @@
 import os, subprocess, sys, textwrap
 import numpy as np
 import pytest
-from lmcourse.data import text
+from lmcourse.data import hub, text
 from lmcourse.data.text import SPLITS, MarkovSource, conditional_entropy, ngram_overlap, load_corpus, split_files
 
 ROWS = {split: ['', f' = {split} = \n', '', ' Some words about caf\u00e9s . \n'] * 3000 for split in SPLITS}
@@ -159,7 +159,9 @@ def assert_is_it(corpus, name='wikitext-2-raw'):
 def test_from_a_folder_without_datasets(nowhere, tmp_path):
     lay_out(tmp_path / 'data' / 'wikitext')
     nowhere.setenv('LMCOURSE_DATA', str(tmp_path / 'data'))
-    nowhere.setattr(text, '_child', lambda *args, **kw: pytest.fail('a folder was named, and somebody else was asked'))
+    nowhere.setattr(
+        hub, 'run_child', lambda *args, **kw: pytest.fail('a folder was named, and somebody else was asked')
+    )
     nowhere.setitem(sys.modules, 'datasets', None)
     assert text.corpus_available('wikitext-2-raw')
     assert_is_it(load_corpus('wikitext-2-raw'))
@@ -170,7 +172,7 @@ def test_from_the_offline_cache(nowhere, tmp_path):
     lay_out(tmp_path / 'wikitext')
     datasets.load_dataset(str(tmp_path / 'wikitext'), 'wikitext-2-raw-v1', cache_dir=str(tmp_path / 'hf' / 'datasets'))
     (tmp_path / 'hf' / 'datasets' / 'wikitext').rename(tmp_path / 'hf' / 'datasets' / 'Salesforce___wikitext')
-    nowhere.setattr(text, '_from_hub', lambda *args: pytest.fail('it was in the cache, and the hub was asked'))
+    nowhere.setattr(hub, 'splits_from_hub', lambda *args: pytest.fail('it was in the cache, and the hub was asked'))
     assert text.corpus_available('wikitext-2-raw') and not text.corpus_available('wikitext-2')
     assert_is_it(load_corpus('wikitext-2-raw'))
 
@@ -200,9 +202,9 @@ def test_from_a_hub(nowhere, tmp_path):
         (tmp_path / 'fake').mkdir(exist_ok=True)
         (tmp_path / 'fake' / f'{package}.py').write_text(textwrap.dedent(source))
     nowhere.setenv('PYTHONPATH', str(tmp_path / 'fake'))
-    nowhere.setattr(text.importlib.util, 'find_spec', lambda name: object())
+    nowhere.setattr(hub.importlib.util, 'find_spec', lambda name: object())
     assert not text.corpus_available('wikitext-2-raw')
-    assert_is_it(load_corpus('wikitext-2-raw', deadline=60))
+    assert_is_it(load_corpus('wikitext-2-raw', timeout=60))
 
 
 @pytest.mark.parametrize('name', ['valid', 'val', 'dev', 'validation', 'my.dev', 'ptb.valid'])

@@ -4,8 +4,8 @@ to do."""
 import gzip, os, socket, time
 from pathlib import Path
 import pytest
-from lmcourse.data import text
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.data import hub, text
+from lmcourse.errors import LMCourseError
 from lmcourse.data.text import CORPORA, SPLITS, Corpus, CorpusError, corpus_available, load_corpus
 
 LINES = ''.join(f'line number {i}\n' for i in range(40))
@@ -340,7 +340,7 @@ def test_network_refuses(nowhere):
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     nowhere.setenv('HF_ENDPOINT', f'http://127.0.0.1:{port}')
-    said = refusal('wikitext-103', deadline=60)
+    said = refusal('wikitext-103', timeout=60)
     assert (
         remedies(said, 'wikitext-103-v1')
         and 'LMCOURSE_DATA is not set; the offline cache does not hold it; the hub did not deliver (' in said
@@ -353,13 +353,13 @@ def test_silent_server_is_given_up(nowhere):
         s.bind(('127.0.0.1', 0))
         s.listen()
         nowhere.setenv('HF_ENDPOINT', f'http://127.0.0.1:{s.getsockname()[1]}')
-        nowhere.setattr(text, '_from_cache', lambda config: (None, 'the offline cache was not asked'))
-        start, said = time.time(), refusal('wikitext-2', deadline=4)
+        nowhere.setattr(hub, 'splits_from_cache', lambda config: (None, 'the offline cache was not asked'))
+        start, said = time.time(), refusal('wikitext-2', timeout=4)
     assert remedies(said) and 'the hub gave no answer within 4 s' in said and time.time() - start < 12
 
 
 def test_without_the_package_datasets(nowhere):
-    nowhere.setattr(text.importlib.util, 'find_spec', lambda name: None)
+    nowhere.setattr(hub.importlib.util, 'find_spec', lambda name: None)
     said = refusal('wikitext-2')
     assert remedies(said) and 'the package `datasets` is not installed' in said
 
@@ -398,7 +398,7 @@ def test_parquet_without_text(nowhere, tmp_path):
 
 def test_have_corpus_never_asks_the_hub(nowhere, tmp_path):
     asked = []
-    nowhere.setattr(text, '_from_hub', lambda *args: asked.append(args) or (None, 'asked'))
+    nowhere.setattr(hub, 'splits_from_hub', lambda *args: asked.append(args) or (None, 'asked'))
     assert (
         not corpus_available('wikitext-2')
         and not corpus_available('nothing')

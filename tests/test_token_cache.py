@@ -36,7 +36,7 @@ def right(data):
 def test_cut_once(name, tmp_path, capsys, monkeypatch):
     "The second time nothing is cut and no vocabulary is made, and nothing is said either time."
     first = cut(tmp_path, name)
-    for work in ('build_vocab', 'train_bpe', '_write_ids'):
+    for work in ('build_vocab', 'train_bpe', 'write_ids'):
         monkeypatch.setattr(tokens, work, None)
     again = cut(tmp_path, name)
     assert (

@@ -4,7 +4,7 @@ import json, os, pickle, subprocess, sys, tracemalloc
 from collections.abc import Sequence
 import numpy as np
 import pytest
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 from lmcourse.measure.perplexity import NotComparable, compare
 from lmcourse.data.text import SPLITS, Corpus
 from lmcourse.data.tokens import (

@@ -19,7 +19,7 @@ from lmcourse.training.recipes import (
 from lmcourse.training.runs import Run, baselines, plot_curves, best_record
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.data.tokens import tokenize_corpus
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 from lmcourse.training.trainer import (
     Diverged,
     Trainer,
@@ -28,11 +28,11 @@ from lmcourse.training.trainer import (
     evaluate,
     fit,
     make_optimizer,
-    pick_device,
     from_checkpoint,
     train,
     train_step,
 )
+from lmcourse.device import DeviceError, pick_device
 from architectures import MODELS, V
 
 
@@ -122,7 +122,7 @@ def test_a_configuration_of_another_version_is_told():
 
 
 def test_no_numbers_on_meta():
-    with pytest.raises(TrainingError, match='holds no numbers'):
+    with pytest.raises(DeviceError, match='holds no numbers'):
         pick_device('meta')
 
 

@@ -3,9 +3,8 @@ the notes', and Muon survives a stop."""
 
 import copy
 import pytest, torch, torch.nn.functional as F
-import lmcourse.cli
 import lmcourse.training.trainer as T
-from lmcourse.measure.cross_entropy import LMCourseError
+from lmcourse.errors import LMCourseError
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_names, tiny
 from lmcourse.training.trainer import Trainer, fit, from_checkpoint, train
 from lmcourse.models.transformer import (

@@ -9,7 +9,7 @@ __all__ = ['BatchError', 'Batches', 'StatefulBatches', 'WindowBatches']
 from collections.abc import Callable, Iterator
 import numpy as np
 import torch
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 
 # %% ../../nbs/06_batches.ipynb #f18ab6df
 class BatchError(LMCourseError):

@@ -9,15 +9,18 @@ __all__ = ['SPLITS', 'CORPORA', 'CorpusError', 'Corpus', 'docstrings', 'extract_
            'read_lines', 'split_rows', 'split_files', 'load_corpus', 'corpus_available']
 
 # %% ../../nbs/04_text.ipynb #7ac4902b
-import ast, difflib, gc, hashlib, importlib.util, itertools, json, os, random, re, subprocess, sys, sysconfig, warnings
+import ast, difflib, gc, hashlib, itertools, os, random, re, sys, sysconfig, warnings
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 import numpy as np
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
+from ..files import cache_folder, digest, read_checked_json, write_checked_json
+from .hub import HubError, find_wikitext, splits_from_cache, splits_from_folder
 
 # %% ../../nbs/04_text.ipynb #b04cea35
 class CorpusError(LMCourseError):
@@ -229,122 +232,34 @@ def split_documents(
     }
 
 # %% ../../nbs/04_text.ipynb #e262dfa8
+_PROSE_VERSION = 1  # of what is taken from Python's sources; a change of it makes what is cached anew
+
+
 @lru_cache
 def _stdlib():
-    return Corpus('stdlib', split_documents(deduplicate(stdlib_documents())))
+    "Python's prose, split by document; kept in the cache as long as no source file changes."
+    root = Path(sysconfig.get_path('stdlib'))
+    facts = [(str(path.relative_to(root)), path.stat()) for path in (*_sources(root), *root.glob('pydoc_data/*.py'))]
+    key = digest(_PROSE_VERSION, sys.version, [(name, s.st_size, s.st_mtime_ns) for name, s in facts])
+    path = cache_folder() / 'texts' / f'stdlib-{key}.json'
+    with suppress(OSError, ValueError):
+        if kept := read_checked_json(path):
+            return Corpus('stdlib', kept)
+    splits = split_documents(deduplicate(stdlib_documents()))
+    with suppress(OSError):
+        write_checked_json(path, splits)
+    return Corpus('stdlib', splits)
 
 # %% ../../nbs/04_text.ipynb #72fc7417
-_HUB = 'Salesforce/wikitext'
 _CONFIGS = {name: f'{name}-v1' for name in ('wikitext-2', 'wikitext-2-raw', 'wikitext-103', 'wikitext-103-raw')}
 
-# %% ../../nbs/04_text.ipynb #21df0411
-class _Column(Sequence):
-    "The rows of an Arrow column, read a few thousand at a time and never copied as a whole."
-
-    def __init__(self, chunks):
-        self.chunks = chunks
-
-    def __len__(self):
-        return len(self.chunks)
-
-    def __getitem__(self, i):
-        return self.chunks[i].to_pylist() if isinstance(i, slice) else self.chunks[i].as_py()
-
-    def __iter__(self):
-        for start in range(0, len(self), 4096):
-            yield from self.chunks.slice(start, 4096).to_pylist()
-
-# %% ../../nbs/04_text.ipynb #ff4bad0d
-def _from_folder(config):
-    "The splits in $LMCOURSE_DATA/wikitext, laid out as the hub's repository; None and the reason where there are none."
-    if not (data := os.environ.get('LMCOURSE_DATA')):
-        return None, 'LMCOURSE_DATA is not set'
-    folder = Path(data).expanduser() / 'wikitext' / config
-    files = {split: sorted(folder.glob(f'{split}*.parquet')) for split in SPLITS}
-    if not all(files.values()):
-        return None, f'LMCOURSE_DATA has no {folder} with the parquet files of all three splits'
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise CorpusError(f'{folder} holds parquet files, and reading them needs `pip install pyarrow`') from None
-    try:
-        return {s: _Column(pq.read_table(f, columns=['text'], memory_map=True)['text']) for s, f in files.items()}, None
-    except (OSError, ValueError, KeyError) as e:
-        raise CorpusError(f'{folder} is damaged: {str(e).splitlines()[0]}; fetch it again') from None
-
-# %% ../../nbs/04_text.ipynb #f0280b12
-def _child(code, *args, seconds, offline=False, bars=False):
-    """Run `code` in a process that can be stopped: what it printed, or None and the reason. With `bars` its stderr is
-    shown on a terminal."""
-    env = dict(os.environ, **dict.fromkeys(('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE'), '1') if offline else {})
-    shown = None if bars and sys.stderr and sys.stderr.isatty() else subprocess.PIPE
-    try:
-        done = subprocess.run(
-            [sys.executable, '-c', code, *args],
-            env=env,
-            timeout=seconds,
-            text=True,
-            errors='replace',
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=shown,
-        )
-    except subprocess.TimeoutExpired:
-        return None, f'gave no answer within {seconds:g} s'
-    if not done.returncode:
-        return done.stdout, None
-    last = ((done.stderr or '').strip().splitlines() or ['see above'])[-1]
-    return None, f'did not deliver ({last[:120]})'
-
-# %% ../../nbs/04_text.ipynb #bf4deccf
-_ASK = 'import sys; from huggingface_hub import HfApi; HfApi().dataset_info(sys.argv[1])'
-_LOAD = '''import sys, json; from datasets import load_dataset
-splits = load_dataset(*sys.argv[1:], keep_in_memory=False)
-print(json.dumps({name: [f['filename'] for f in split.cache_files] for name, split in splits.items()}))'''
-
-# %% ../../nbs/04_text.ipynb #f0af17a8
-def _open_arrow(printed):
-    "The splits whose Arrow files the child's last line names."
-    import pyarrow as pa
-
-    read = lambda files: pa.concat_tables([pa.ipc.open_stream(pa.memory_map(f)).read_all() for f in files])['text']
-    return {split: _Column(read(files)) for split, files in json.loads(printed.strip().splitlines()[-1]).items()}
-
-
-def _from_cache(config):
-    "The splits in the offline cache of `datasets`; None and the reason where there are none."
-    if not importlib.util.find_spec('datasets'):
-        return None, 'the package `datasets` is not installed'
-    out, _ = _child(_LOAD, _HUB, config, seconds=60, offline=True)
-    return (_open_arrow(out), None) if out else (None, 'the offline cache does not hold it')
-
-# %% ../../nbs/04_text.ipynb #dbdd1149
-def _from_hub(config, deadline):
-    """The splits from the hub, which has `deadline` seconds to answer and thirty times as long to send; None and the
-    reason else."""
-    if not importlib.util.find_spec('datasets'):
-        return None, 'so the hub was not asked'
-    if os.environ.get('HF_HUB_OFFLINE', '0').upper() in ('1', 'TRUE', 'YES', 'ON'):
-        return None, 'HF_HUB_OFFLINE keeps the hub from being asked'
-    out, why = _child(_ASK, _HUB, seconds=deadline)
-    if out is not None:
-        out, why = _child(_LOAD, _HUB, config, seconds=30 * deadline, bars=True)
-    return (_open_arrow(out), None) if out else (None, f'the hub {why}')
-
 # %% ../../nbs/04_text.ipynb #07b9de6f
-def _wikitext(name, deadline):
+def _wikitext(name, timeout):
     "WikiText from the folder, else the offline cache, else the hub."
-    config, tried = _CONFIGS[name], []
-    for source in (_from_folder, _from_cache, lambda c: _from_hub(c, deadline)):
-        splits, why = source(config)
-        if splits:
-            return Corpus(name, splits)
-        tried.append(why)
-    raise CorpusError(
-        f'{name} ({_HUB}, {config}) was not found: {"; ".join(tried)}; let LMCOURSE_DATA name a folder that holds '
-        f'wikitext/{config}/*.parquet, or fetch it beforehand where there is a network with `hf download {_HUB} '
-        '--repo-type dataset --local-dir FOLDER/wikitext`, or go online and try again'
-    )
+    try:
+        return Corpus(name, find_wikitext(name, _CONFIGS[name], timeout))
+    except HubError as e:
+        raise CorpusError(str(e)) from None
 
 # %% ../../nbs/04_text.ipynb #606fe1b6
 def stationary_distribution(
@@ -592,7 +507,7 @@ def _unknown(name, path):
 # %% ../../nbs/04_text.ipynb #e6f195f7
 def load_corpus(
     name: str | Path,  # stdlib, markov, wikitext-2, wikitext-2-raw, wikitext-103, wikitext-103-raw, or a path
-    deadline: float = 20,  # seconds that the hub has to answer, where it must be asked
+    timeout: float = 20,  # seconds that the hub has to answer, where it must be asked
 ) -> Corpus:
     "The text of that name, in three parts; raises `CorpusError` with a sentence that says what to do."
     if not isinstance(name, (str, os.PathLike)) or not str(name):
@@ -602,7 +517,7 @@ def load_corpus(
     if name == 'markov':
         return _markov()
     if name in _CONFIGS:
-        return _wikitext(name, deadline)
+        return _wikitext(name, timeout)
     try:
         path = Path(name).expanduser()
         if path.is_file() or path.is_dir():
@@ -615,5 +530,5 @@ def load_corpus(
 def corpus_available(name: str | Path) -> bool:  # as for `load_corpus`  # whether it loads without a network
     "Whether a corpus is on this machine; never asks the hub."
     if name in _CONFIGS:
-        return bool(_from_folder(_CONFIGS[name])[0] or _from_cache(_CONFIGS[name])[0])
+        return bool(splits_from_folder(_CONFIGS[name])[0] or splits_from_cache(_CONFIGS[name])[0])
     return name in CORPORA or Path(name).expanduser().exists()

@@ -8,17 +8,18 @@ __all__ = ['TOKENIZERS', 'TokenError', 'build_vocab', 'Tokenizer', 'WordTokenize
            'train_bpe', 'gpt2_available', 'load_tokenizer', 'TokenSplit', 'TokenizedCorpus', 'tokenize_corpus']
 
 # %% ../../nbs/05_tokens.ipynb #628a53f1
-import hashlib, json, os, secrets, sys, zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
-from filelock import FileLock
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError, warn
+from ..files import cache_folder, digest, read_checked_json, write_checked_json
 from ..measure.perplexity import Measurement
-from .text import SPLITS, Corpus, load_corpus, _child
+from .cache import make_once, read_facts, read_ids, write_facts, write_ids
+from .hub import HubError, fetch_gpt2, find_gpt2
+from .text import SPLITS, Corpus, load_corpus
 
 # %% ../../nbs/05_tokens.ipynb #4c234c17
 class TokenError(LMCourseError):
@@ -261,46 +262,20 @@ def train_bpe(
     backend.train_from_iterator(_in_chunks(rows), trainer)
     return SubwordTokenizer(f'bpe:{pieces}', backend, '<|endoftext|>')
 
-# %% ../../nbs/05_tokens.ipynb #2c14cb2f
-_GPT2 = 'openai-community/gpt2'
-
-
-def _gpt2_here():
-    "GPT-2's tokenizer.json on this machine, or None: in $LMCOURSE_DATA/gpt2, else in the hub's cache."
-    if data := os.environ.get('LMCOURSE_DATA'):
-        path = Path(data).expanduser() / 'gpt2' / 'tokenizer.json'
-        if path.is_file():
-            return path
-    try:
-        from huggingface_hub import try_to_load_from_cache
-    except ImportError:
-        return None
-    found = try_to_load_from_cache(_GPT2, 'tokenizer.json')
-    return Path(found) if isinstance(found, str) else None
-
 # %% ../../nbs/05_tokens.ipynb #5489c1dc
 def gpt2_available() -> bool:
     "Whether GPT-2's vocabulary is on this machine; never asks the hub."
-    return _gpt2_here() is not None
+    return find_gpt2() is not None
 
-# %% ../../nbs/05_tokens.ipynb #0979540f
-_FETCH = 'import sys; from huggingface_hub import hf_hub_download; print(hf_hub_download(*sys.argv[1:]))'
-
-
-def _gpt2(name, deadline):
+# %% ../../nbs/05_tokens.ipynb #b58c270e
+def _gpt2(name, timeout):
     "GPT-2's BPE from this machine, else from the hub."
     from tokenizers import Tokenizer as Backend
 
-    path = _gpt2_here()
-    if not path:
-        out, why = _child(_FETCH, _GPT2, 'tokenizer.json', seconds=deadline)
-        if out is None:
-            raise TokenError(
-                "GPT-2's tokenizer.json was not found: $LMCOURSE_DATA/gpt2/tokenizer.json is not there, the hub's"
-                f" cache does not hold it, and the hub {why}; put the file there, or fetch it where there is a network"
-                f" with `hf download {_GPT2} tokenizer.json`, or go online"
-            )
-        path = Path(out.strip().splitlines()[-1])
+    try:
+        path = fetch_gpt2(timeout)
+    except HubError as e:
+        raise TokenError(str(e)) from None
     try:
         return SubwordTokenizer(name, Backend.from_file(str(path)), '<|endoftext|>')
     except Exception as e:
@@ -344,70 +319,23 @@ def _parsed(name, min_count):
         raise TokenError(f'min_count is a whole number of at least 1, got {min_count!r}')
     return kind, int(n or 0)
 
-# %% ../../nbs/05_tokens.ipynb #c77770c7
-def _digest(*parts):
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def atomic_write(path):
-    "A file to write to; it takes the place of `path` in one step when all is written, and is gone when it is not."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}')
-    try:
-        with open(new, 'wb') as file:
-            yield file
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def _write_checked_json(path, body):
-    "Write JSON with a check of its contents."
-    with atomic_write(path) as file:
-        file.write(json.dumps({'check': _digest(body), 'body': body}).encode())
-
-
-def _read_checked_json(path):
-    "JSON written by `_write_checked_json`, or None where there is none; raises `ValueError` where it is damaged."
-    try:
-        kept = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        raise ValueError(f'{path.name} is cut short or overwritten') from None
-    if not isinstance(kept, dict) or kept.get('check') != _digest(kept.get('body')):
-        raise ValueError(f'{path.name} does not agree with its check')
-    return kept['body']
-
-# %% ../../nbs/05_tokens.ipynb #c000a189
-def _cache_folder(cache):
-    return Path(cache or os.environ.get('LMCOURSE_CACHE') or '~/.cache/lmcourse').expanduser()
-
-
-def warn(sentence: str) -> None:
-    "One sentence to whoever sits before the program, beside what it prints."
-    print(f'lmcourse: {sentence}', file=sys.stderr)
-
 # %% ../../nbs/05_tokens.ipynb #e300660c
 def load_tokenizer(
     name: str,  # word, whitespace, gpt2, gpt2-note or bpe:N
     corpus: Corpus | str | Path | None = None,  # its train split makes the vocabulary; GPT-2's needs none
     min_count: int = 3,  # word, whitespace: a type seen less often in train is left to <unk>
     cache: str | Path | None = None,  # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
-    deadline: float = 20,  # seconds that the hub has, where GPT-2's file must be fetched
+    timeout: float = 20,  # seconds that the hub has, where GPT-2's file must be fetched
 ) -> Tokenizer:
     "The tokenizer of that name; raises `TokenError` where there is none."
     kind, pieces = _parsed(name, min_count)
     if kind in ('gpt2', 'gpt2-note'):
-        return _gpt2(kind, deadline)
+        return _gpt2(kind, timeout)
     if not isinstance(corpus, Corpus):
         corpus = load_corpus(corpus)
-    path = (
-        _cache_folder(cache) / 'tokenizers' / f'{kind}-{_digest(1, name, min_count, corpus.fingerprint("train"))}.json'
-    )
+    path = cache_folder(cache) / 'tokenizers' / f'{kind}-{digest(1, name, min_count, corpus.fingerprint("train"))}.json'
     try:
-        if kept := _read_checked_json(path):
+        if kept := read_checked_json(path):
             return Tokenizer.from_dict(kept)
     except (OSError, ValueError) as e:
         warn(f'the kept {name} tokenizer of {corpus.name} is damaged ({e}); making it again')
@@ -416,7 +344,7 @@ def load_tokenizer(
     else:
         tokenizer = train_bpe(corpus['train'], pieces) if pieces else train_whitespace(corpus['train'], min_count)
     with suppress(OSError):
-        _write_checked_json(path, tokenizer.to_dict())  # what cannot be kept is made again next time
+        write_checked_json(path, tokenizer.to_dict())  # what cannot be kept is made again next time
     return tokenizer
 
 # %% ../../nbs/05_tokens.ipynb #e556905e
@@ -496,7 +424,7 @@ def _text_facts(corpus, split, tokenizer, unknown):
     return {
         'num_bytes': size if paid else None,
         'num_words': words,
-        'fingerprint': fingerprint if tokenizer.row_ends else _digest('without row ends', fingerprint),
+        'fingerprint': fingerprint if tokenizer.row_ends else digest('without row ends', fingerprint),
     }
 
 # %% ../../nbs/05_tokens.ipynb #98f4b2f8
@@ -517,50 +445,25 @@ def _in_memory(corpus, tokenizer):
         )
     return TokenizedCorpus(corpus.name, tokenizer, **splits)
 
-# %% ../../nbs/05_tokens.ipynb #fc2a37bd
-def _write_ids(path, chunks, dtype, unk_id):
-    "Write a stream to an .npy file as it comes; returns its facts: tokens, unknown tokens, a check of the bytes."
-    facts = {'num_tokens': 0, 'num_unk': 0, 'check': 0}
-    form = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False}
-    with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, form | {'shape': (0,)})
-        for ids in chunks:
-            file.write(ids.data)
-            facts['num_tokens'] += len(ids)
-            facts['num_unk'] += int((ids == unk_id).sum()) if unk_id is not None else 0
-            facts['check'] = zlib.crc32(ids.data, facts['check'])
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, form | {'shape': (facts['num_tokens'],)})
-    return facts
-
 # %% ../../nbs/05_tokens.ipynb #e43af45d
 def _write_splits(folder, corpus, tokenizer):
     "Cut a corpus into the files of a cache folder; what is written last says that all is there."
     facts = {}
     for split in SPLITS:
-        ids = _write_ids(folder / f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
+        ids = write_ids(folder / f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
         facts[split] = ids | _text_facts(corpus, split, tokenizer, ids['num_unk'])
-    _write_checked_json(folder / 'facts.json', facts)
+    write_facts(folder, facts)
 
 
 def _read_splits(folder, corpus, tokenizer):
-    """The splits in a cache folder, or None where there are none; raises `ValueError` where they are damaged or
-    unfinished."""
-    facts, splits = _read_checked_json(folder / 'facts.json'), {}
-    if facts is None:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ValueError('facts.json is missing')
+    "The splits in a cache folder, or None where there are none."
+    if not (facts := read_facts(folder)):
         return None
+    splits = {}
     for split in SPLITS:
-        fact = dict(facts[split])
-        try:
-            ids = np.load(folder / f'{split}.npy', mmap_mode='r', allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise ValueError(f'{split}.npy is missing or cut short') from None
-        n, check = fact.pop('num_tokens'), fact.pop('check')
-        if ids.dtype != tokenizer.dtype or ids.shape != (n,) or zlib.crc32(ids) != check:
-            raise ValueError(f'{split}.npy does not agree with facts.json')
-        splits[split] = TokenSplit(split, ids, corpus=corpus.name, tokenizer=tokenizer, **fact)
+        ids = read_ids(folder / f'{split}.npy', tokenizer.dtype, facts[split])
+        known = {k: v for k, v in facts[split].items() if k not in ('num_tokens', 'check')}
+        splits[split] = TokenSplit(split, ids, corpus=corpus.name, tokenizer=tokenizer, **known)
     return TokenizedCorpus(corpus.name, tokenizer, **splits)
 
 # %% ../../nbs/05_tokens.ipynb #dfad08e8
@@ -576,22 +479,9 @@ def tokenize_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer, corpus, min_count, cache)
     what, texts = f'{corpus.name} as {tokenizer.name}', [corpus.fingerprint(split) for split in SPLITS]
-    key = _digest(3, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
-    folder = _cache_folder(cache) / 'num_tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
-    with suppress(OSError, ValueError):  # no lock is needed for what is whole
-        if found := _read_splits(folder, corpus, tokenizer):
-            return found
-    try:
-        locks = _cache_folder(cache) / 'locks'
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f'{folder.name}.lock'):  # of several processes, one cuts and the others wait
-            try:
-                if found := _read_splits(folder, corpus, tokenizer):
-                    return found
-            except ValueError as e:
-                warn(f'the kept tokens of {what} are unfinished or damaged ({e}); cutting the text again')
-            _write_splits(folder, corpus, tokenizer)
-            return _read_splits(folder, corpus, tokenizer)
-    except OSError as e:
-        warn(f'the tokens of {what} cannot be kept in {folder.parent.parent} ({e.strerror}); they stay in memory')
-        return _in_memory(corpus, tokenizer)
+    key = digest(3, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
+    root = cache_folder(cache)
+    folder = root / 'num_tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
+    read = lambda: _read_splits(folder, corpus, tokenizer)
+    write = lambda: _write_splits(folder, corpus, tokenizer)
+    return make_once(folder, read, write, what, root) or _in_memory(corpus, tokenizer)

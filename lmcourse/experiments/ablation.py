@@ -9,7 +9,7 @@ __all__ = ['ABLATIONS', 'OVERFIT', 'lstm_small', 'time_steps', 'run_setting', 'r
 # %% ../../nbs/14_lstm_vs_gru.ipynb #17971fdf
 import math, tempfile, time
 from pathlib import Path
-from ..training.runs import read_json, write_json
+from ..files import read_json, write_json
 from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
 from ..models.recurrent import RecurrentConfig
 from ..measure.statistics import dunnett_differences, mean_ci

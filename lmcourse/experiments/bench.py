@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch, torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..data.text import corpus_available, load_corpus
 from ..data.tokens import load_tokenizer
 from ..models.ngram import KneserNey
-from ..measure.fused_loss import bf16_is_faster, fused_cross_entropy, has_bf16
-from ..training.runs import environment, markdown_table
+from ..device import bf16_is_faster, has_bf16
+from ..measure.fused_loss import fused_cross_entropy
+from ..device import environment
+from ..training.runs import markdown_table
 from ..training.recipes import get_recipe
 import lmcourse.experiments.ladder
 from ..measure.sampled_softmax import sampled_cross_entropy

@@ -12,18 +12,19 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 import torch
-from ..measure.cross_entropy import LMCourseError
-from ..training.runs import Run, read_json, markdown_table, write_json
+from ..errors import LMCourseError
+from ..training.runs import Run, markdown_table
+from ..files import read_json, write_json
 from ..training.recipes import Recipe, get_recipe, override, tiny
 from lmcourse.training.trainer import (
     Trainer,
     TrainingError,
-    pick_device,
     from_checkpoint,
     save_checkpoint,
     steps,
     train_step,
 )
+from ..device import pick_device
 
 # %% ../../nbs/engine/campaign.ipynb #24df1955
 class CampaignError(LMCourseError):

@@ -11,7 +11,8 @@ import itertools, sys, time
 from pathlib import Path
 from ..data.tokens import TokenizedCorpus, tokenize_corpus
 from ..models.ngram import KneserNey, Uniform, evaluate_ngram
-from ..training.runs import markdown_table, write_json
+from ..training.runs import markdown_table
+from ..files import write_json
 from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
 from ..models.recurrent import RecurrentConfig
 from ..training.trainer import fit, from_checkpoint, train

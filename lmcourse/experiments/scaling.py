@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np, torch
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..data.batches import WindowBatches
-from ..training.runs import to_jsonable, read_json, write_json
+from ..files import to_jsonable, read_json, write_json
 from ..training.recipes import SECTIONS, Data, Optim, Recipe, Train, override, recipe
 from ..data.tokens import tokenize_corpus
 from ..training.trainer import Diverged, Trainer, evaluate, steps, train_step

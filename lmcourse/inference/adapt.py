@@ -12,11 +12,12 @@ import math
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from torch import nn
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, block_bootstrap_ci, perplexity
 from ..data.tokens import TokenizedCorpus, TokenSplit
 from ..data.batches import StatefulBatches
-from ..training.runs import Run, read_json, write_json
+from ..training.runs import Run
+from ..files import read_json, write_json
 from ..training.trainer import detach_state, load_run
 
 # %% ../../nbs/18_adaptation.ipynb #fd803ca0

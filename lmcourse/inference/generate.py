@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 import torch
 from torch import nn
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..measure.perplexity import perplexity
 from ..data.tokens import Tokenizer
 from ..training.trainer import evaluating

@@ -15,14 +15,16 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, bits_per_byte, perplexity
 from ..data.text import corpus_available
 from ..data.tokens import Tokenizer, tokenize_corpus
 from ..models.ngram import NgramModel, KneserNey, Uniform, from_state_dict, evaluate_ngram, state_dict
-from ..training.runs import Run, load_safetensors, read_json, save_safetensors, markdown_table, write_json
+from ..training.runs import Run, markdown_table
+from ..files import load_safetensors, read_json, save_safetensors, write_json
 from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe, recipe_from_dict
-from ..training.trainer import evaluate, load_model, load_named_weights, named_weights
+from ..training.trainer import evaluate, load_model
+from ..training.checkpoint import load_named_weights, named_weights
 from ..models.tied_rnn import TiedRNNConfig
 from .generate import sample_from_logits, temperature as tempered, window_start
 import lmcourse.models.awd_lstm, lmcourse.experiments.ladder, lmcourse.models.recurrent, lmcourse.models.transformer

@@ -12,7 +12,7 @@ import asyncio, functools, json, math, tempfile, time, unicodedata, warnings, zl
 from collections.abc import Sequence
 from pathlib import Path
 import torch, traitlets
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..measure.perplexity import bits_per_byte, perplexity
 from .widgets import Widget, WidgetError, bundle_js, _check_range
 from ..data.text import MarkovSource, load_corpus

@@ -10,7 +10,8 @@ import math, re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 import torch
-from ..measure.cross_entropy import LMCourseError, entropy, kl_divergence, nats_to_bits, softmax
+from ..errors import LMCourseError
+from ..measure.cross_entropy import entropy, kl_divergence, nats_to_bits, softmax
 from ..measure.perplexity import bits_per_byte, perplexity
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #00a69dc0

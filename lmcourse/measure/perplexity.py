@@ -11,7 +11,7 @@ __all__ = ['perplexity', 'bits_per_token', 'bits_per_byte', 'word_perplexity', '
 import math
 from dataclasses import asdict, dataclass, fields, replace
 import numpy as np
-from .cross_entropy import LMCourseError
+from ..errors import LMCourseError
 
 # %% ../../nbs/02_perplexity.ipynb #67297e6a
 def perplexity(

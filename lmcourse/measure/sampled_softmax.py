@@ -9,7 +9,8 @@ __all__ = ['sample_candidates', 'sampled_cross_entropy']
 # %% ../../nbs/15_speed.ipynb #c5304326
 import math
 import torch
-from .cross_entropy import LMCourseError, LossSum
+from ..errors import LMCourseError
+from .cross_entropy import LossSum
 from .fused_loss import fused_cross_entropy
 
 # %% ../../nbs/15_speed.ipynb #595dbdf1

@@ -10,7 +10,7 @@ __all__ = ['StatisticsError', 'mean_ci', 'paired_differences', 'pooled_sd', 'dun
 import math
 from collections.abc import Sequence
 import numpy as np
-from .cross_entropy import LMCourseError
+from ..errors import LMCourseError
 
 # %% ../../nbs/13b_differences.ipynb #65e1fd0a
 class StatisticsError(LMCourseError):

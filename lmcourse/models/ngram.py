@@ -10,7 +10,7 @@ __all__ = ['NgramError', 'NgramModel', 'Uniform', 'NgramTable', 'grams_by_length
 # %% ../../nbs/07_ngrams.ipynb #c95df26d
 import math
 import numpy as np
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, block_bootstrap_ci
 
 # %% ../../nbs/07_ngrams.ipynb #6f4e294c

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, replace
 import torch, torch.nn.functional as F
 from torch import nn
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 from ..training.recipes import OPTIMIZERS, Data, Optim, Recipe, RecipeError, Train, get_recipe, override, recipe
 from ..training.trainer import evaluating
 

@@ -21,11 +21,11 @@ from lmcourse.training.trainer import (
     optimizer_step,
     fit,
     forward_backward,
-    pick_device,
     count_targets,
     steps,
-    graceful_interrupt,
 )
+from ..device import pick_device
+from .progress import graceful_interrupt
 
 # %% ../../nbs/24_distributed.ipynb #1b81861d
 def shard_batch(

@@ -12,7 +12,7 @@ __all__ = ['SEQ_LEN_SCHEDULES', 'OPTIMIZERS', 'MAX_LAYERS', 'MAX_SIZE', 'RECIPES
 import difflib, importlib, math, re, sys, typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 import torch
-from ..measure.cross_entropy import LMCourseError
+from ..errors import LMCourseError
 
 # %% ../../nbs/10_recipes.ipynb #d34c6765
 class RecipeError(LMCourseError):
