@@ -122,7 +122,7 @@ def cmd_run(a):
                 f'a run is taken up again as it was begun; {", ".join(sorted(other))} would make it another: start a'
                 ' new one'
             )
-        trainer = from_checkpoint(path, kind=kind, **{k.partition('.')[2]: v for k, v in changes.items()})
+        trainer = from_checkpoint(path, trainer_class=kind, **{k.partition('.')[2]: v for k, v in changes.items()})
     else:
         r = get_recipe(a.recipe)
         if a.tiny:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from lmcourse.models.base import LanguageModel
 from lmcourse.models.awd_lstm import AWDLSTMConfig
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.models.transformer import TransformerConfig
@@ -10,10 +11,10 @@ from lmcourse.models.tied_rnn import TiedRNNConfig
 V = 40
 
 
-class Window(nn.Module):
+class Window(LanguageModel):
     "A model with a context and no state: the mean of what stands in its window so far."
 
-    stateful, context_length = False, 16
+    context_length = 16
 
     def __init__(self):
         super().__init__()

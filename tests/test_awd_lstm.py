@@ -5,10 +5,10 @@ import copy, json, math
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 import lmcourse.training.trainer as T
+from lmcourse.training.recipes import Optim
+from lmcourse.models.base import ConfigError
 from lmcourse.models.awd_lstm import (
     AWDLSTMConfig,
-    NTASGD,
-    ABLATIONS,
     LockedDropout,
     WeightDrop,
     EmbeddingDropout,
@@ -16,18 +16,17 @@ from lmcourse.models.awd_lstm import (
     temporal_activation_regularization,
     variable_bptt,
 )
+from lmcourse.training.optimizers import NTASGD
+from lmcourse.experiments.recipes import AWD_LSTM_ABLATIONS as ABLATIONS
 from lmcourse.data.batches import StatefulBatches
 from lmcourse.device import has_bf16
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_from_dict, tiny
 from lmcourse.models.recurrent import gru_cell, lstm_cell, unroll
 from lmcourse.training.trainer import (
     Trainer,
-    TrainingError,
     evaluate_run,
-    fit,
     from_checkpoint,
     train,
-    train_step,
 )
 from lmcourse.training.checkpoint import CheckpointError, load_named_weights, named_weights
 
@@ -151,7 +150,7 @@ def test_dropped_weights_are_the_cells_own_and_the_kernel_is_called_once(monkeyp
     'bad', [nn.LSTM(4, 4, 2, batch_first=True), nn.LSTM(4, 4), nn.GRU(4, 4, batch_first=True, bidirectional=True)]
 )
 def test_layers_that_cannot_be_dropped(bad):
-    with pytest.raises(RecipeError, match='one layer'):
+    with pytest.raises(ConfigError, match='one layer'):
         WeightDrop(bad, 0.5)
 
 
@@ -188,8 +187,8 @@ def test_every_weight_learns_in_a_step_of_training(tmp_path, device, how):
     if how == 'compiled':
         t.forward = torch.compile(t.model, backend='aot_eager')
     before = {n: p.detach().clone() for n, p in t.model.named_parameters()}
-    for group, _ in zip(T.steps(t), range(3)):
-        nats, count, norm = train_step(t, group)
+    for group, _ in zip(t.steps(), range(3)):
+        nats, count, norm = t.train_step(group)
     assert {n for n, p in t.model.named_parameters() if torch.equal(p, before[n])} == set() and torch.isfinite(nats)
     assert sum('weight_hh' in n for n in before) == r.model.num_layers
 
@@ -203,8 +202,8 @@ def test_the_trainer_would_not_let_the_mistake_pass(tmp_path):
     t.optimizer = T.make_optimizer(t.model, t.recipe.optim)
     t.model.train()
     before = {n: p.detach().clone() for n, p in t.model.named_parameters() if 'raw' in n}
-    for group, _ in zip(T.steps(t), range(3)):
-        train_step(t, group)
+    for group, _ in zip(t.steps(), range(3)):
+        t.train_step(group)
     assert all(torch.equal(p, before[n]) for n, p in t.model.named_parameters() if 'raw' in n)
 
 
@@ -231,7 +230,7 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
         .train()
     )
     m(x_BT % 30)
-    whole = float(m.penalty().detach())
+    whole = float(m.regularization().detach())
     rate = 'drop' if locked else 'p'
     strengths = lambda: dict(
         embedding_dropout=m.embedding.drop,
@@ -242,7 +241,7 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     )
     assert strengths() == full and whole > 0  # outside of a run: as they are written
     for done, share in ((0, 0.25), (0.099, 0.25), (0.101, 0.5), (0.201, 0.75), (0.301, 1.0), (0.4, 1.0), (0.999, 1.0)):
-        m.come_to(done)
+        m.on_progress(done)
         assert strengths() == pytest.approx({k: share * v for k, v in full.items()}) and {l.drop for l in m.layers} == {
             m.layers[0].drop
         }
@@ -263,9 +262,9 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     )
     prices = []
     for done in (0, 0.99):
-        quiet.come_to(done)
+        quiet.on_progress(done)
         quiet(x_BT % 30)
-        prices.append(float(quiet.penalty().detach()))
+        prices.append(float(quiet.regularization().detach()))
     assert prices[0] > 0 and prices[1] == pytest.approx(4 * prices[0])
     r = override(
         tiny(get_recipe('awd-lstm-small'), 'markov'),
@@ -274,21 +273,21 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     whole = T.train(r, tmp_path / 'whole', show=False)
     t = T.Trainer(r, tmp_path / 'parts', show=False)
     seen = []
-    real = t.model.come_to
-    t.model.come_to = lambda done: (seen.append(done), real(done))[1]
-    before = T.stop_reason
+    real = t.model.on_progress
+    t.model.on_progress = lambda done: (seen.append(done), real(done))[1]
+    before = T.Trainer.stop_reason
     try:
-        T.stop_reason = lambda t, asked: 'interrupted' if t.step == 4 else before(t, asked)
-        T.fit(t)
+        T.Trainer.stop_reason = lambda t, asked: 'interrupted' if t.state.step == 4 else before(t, asked)
+        t.fit()
     finally:
-        T.stop_reason = before
-    parts = T.fit(T.from_checkpoint(tmp_path / 'parts', show=False))
+        T.Trainer.stop_reason = before
+    parts = T.from_checkpoint(tmp_path / 'parts', show=False).fit()
     assert (
         seen == [0, 1 / 12, 2 / 12, 3 / 12]
         and parts.summary['test'] == whole.summary['test']
         and get_recipe('awd-lstm-small').model.ramp_fraction > 0
     )
-    with pytest.raises(RecipeError, match='model.ramp_fraction'):
+    with pytest.raises(ConfigError, match='model.ramp_fraction'):
         AWDLSTMConfig(ramp_fraction=1)
 
 
@@ -317,7 +316,7 @@ def step_of(tmp_path, name, **changes):
     )
     t.model.train()
     t.optimizer.register_step_pre_hook(lambda *a: kept.append([p.grad.clone() for p in t.model.parameters()]))
-    nats, count, _ = train_step(t, next(T.steps(t)))
+    nats, count, _ = t.train_step(next(t.steps()))
     return float(nats) / count, t, kept[0]
 
 
@@ -347,7 +346,7 @@ def test_a_penalty_is_a_mean_over_the_group(tmp_path, monkeypatch):
         made = []
         t.optimizer.register_step_pre_hook(lambda *a: made.append([p.grad.clone() for p in t.model.parameters()]))
         x, y = t.batches.get_batch(0)
-        train_step(t, [(x[r], y[r]) for r in rows])
+        t.train_step([(x[r], y[r]) for r in rows])
         slopes.append(made[0])
     for a, b in zip(*slopes):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
@@ -357,8 +356,8 @@ def test_a_step_is_as_long_as_its_batch(tmp_path):
     t = Trainer(override(tiny(get_recipe('awd-lstm'), 'markov'), {'optim.lr': 7}), tmp_path / 'run', show=False)
     t.model.train()
     seen = set()
-    for group, _ in zip(T.steps(t), range(12)):
-        train_step(t, group)
+    for group, _ in zip(t.steps(), range(12)):
+        t.train_step(group)
         seen.add(group[0][1].shape[1])
         assert t.optimizer.param_groups[0]['lr'] == pytest.approx(7 * group[0][1].shape[1] / 35)
     assert len(seen) > 3
@@ -392,7 +391,7 @@ def test_lengths_follow_from_seed_pass_and_step_and_lose_no_token():
     ],
 )
 def test_requests_that_cannot_be_met(change, told):
-    with pytest.raises(RecipeError, match=told):
+    with pytest.raises(ConfigError, match=told):
         override(get_recipe('awd-lstm'), change)
 
 
@@ -409,10 +408,10 @@ def test_requests_that_cannot_be_met(change, told):
     ],
 )
 def test_the_trigger(looks, n, begins):
-    o = NTASGD([nn.Parameter(torch.zeros(2))], lr=1.0, n=n)
+    o = NTASGD(nn.Linear(2, 1), Optim(lr=1.0), nonmono=n)
     at = None
     for k, v in enumerate(looks):
-        o.looked(v)
+        o.on_validation(v)
         if o.averaging and at is None:
             at = k
     assert at == begins
@@ -420,28 +419,31 @@ def test_the_trigger(looks, n, begins):
 
 def test_the_average_is_torchs_and_begins_when_it_begins():
     torch.manual_seed(0)
-    a, b = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
-    mine, theirs = NTASGD([a], lr=0.1, weight_decay=0.01, n=1), torch.optim.SGD([b], lr=0.1, weight_decay=0.01)
+    layer, b = nn.Linear(5, 1, bias=False), nn.Parameter(torch.ones(1, 5))
+    a = layer.weight
+    nn.init.ones_(a)
+    mine = NTASGD(layer, Optim(lr=0.1, weight_decay=0.01), nonmono=1)
+    theirs = torch.optim.SGD([b], lr=0.1, weight_decay=0.01)
     for k in range(30):
         if k == 10:
             theirs = torch.optim.ASGD(
                 [b], lr=0.1, weight_decay=0.01, t0=0, lambd=0.0
             )  # whose average begins with its second step
         if k == 11:
-            [mine.looked(v) for v in (1.0, 2.0, 3.0)]
-        with mine.averaged():
+            [mine.on_validation(v) for v in (1.0, 2.0, 3.0)]
+        with mine.averaged_weights():
             shown = a.detach().clone()
         if k <= 11:
             assert torch.equal(shown, a)
-        slope = torch.randn(5)
+        slope = torch.randn(1, 5)
         for p, o in ((a, mine), (b, theirs)):
             p.grad = slope.clone()
             o.step()
-    with mine.averaged():
+    with mine.averaged_weights():
         torch.testing.assert_close(a.detach(), theirs.state[b]['ax'])
     torch.testing.assert_close(a, b)
     with pytest.raises(KeyError):
-        with mine.averaged():
+        with mine.averaged_weights():
             raise KeyError
     torch.testing.assert_close(a, b)
 
@@ -457,37 +459,39 @@ def averaging(**changes):
 @pytest.mark.parametrize('at', [7, 24, 30])
 def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, monkeypatch, at):
     "Stopped before the average has begun, or in the middle of it, between two looks or at one."
-    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0.0, 2))
+    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (2,))
     whole = train(averaging(), tmp_path / 'whole', show=False)
     t = Trainer(averaging(), tmp_path / 'parts', show=False)
-    why = T.stop_reason
-    monkeypatch.setattr(T, 'stop_reason', lambda t, asked: 'interrupted' if t.step == at else why(t, asked))
-    assert fit(t).summary['stopped'] == 'interrupted'
+    why = T.Trainer.stop_reason
+    monkeypatch.setattr(
+        T.Trainer, 'stop_reason', lambda t, asked: 'interrupted' if t.state.step == at else why(t, asked)
+    )
+    assert t.fit().summary['stopped'] == 'interrupted'
     begun = t.optimizer.averaging
-    monkeypatch.setattr(T, 'stop_reason', why)
-    parts = fit(again := from_checkpoint(tmp_path / 'parts', show=False))
+    monkeypatch.setattr(T.Trainer, 'stop_reason', why)
+    parts = (again := from_checkpoint(tmp_path / 'parts', show=False)).fit()
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity'), r.get('lr')) for r in run.metrics()]
     assert kept(parts) == kept(whole) and parts.summary['test'] == whole.summary['test']
     assert begun == (at > 20) and again.optimizer.averaging
 
 
 def test_what_is_kept_as_best_is_the_average(tmp_path, monkeypatch):
-    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0.0, 0))
+    monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0,))
     real, t = T.evaluate, Trainer(averaging(), tmp_path / 'run', show=False)
-    run = fit(t)
+    run = t.fit()
     best, (last, _) = run.load('best')[0], run.load('last')
     assert t.optimizer.averaging and run.summary['best_epoch'] * t.steps_per_epoch > 6
     assert not torch.equal(best['lm_head.bias'], last['lm_head.bias'])
     assert (
         evaluate_run(run.path, 'validation', 'cpu').perplexity
         == run.summary['validation']['perplexity']
-        == pytest.approx(math.exp(t.best))
+        == pytest.approx(math.exp(t.state.best_nats))
     )
 
 
 def test_plain_runs_have_no_average(tmp_path):
     t = Trainer(tiny(get_recipe('lstm-base'), 'markov'), tmp_path / 'run', show=False)
-    assert not hasattr(t.optimizer, 'averaged') and fit(t).summary['finished']
+    assert not hasattr(t.optimizer, 'averaging') and t.fit().summary['finished']
 
 
 def test_every_part_can_be_taken_away():

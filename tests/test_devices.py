@@ -17,6 +17,7 @@ from lmcourse.inference import generate
 from lmcourse.measure import cross_entropy as loss
 from lmcourse.models import recurrent
 from lmcourse.measure import sampled_softmax as sampled
+from lmcourse.training import optimizers
 from lmcourse.training import trainer as train
 from lmcourse.models import transformer
 from lmcourse.models import tied_rnn as tuned
@@ -51,7 +52,7 @@ def stepped(optimizer_name, config, device):
     net = model(config, device)
 
     def make():
-        return train.make_optimizer(net, Optim(optimizer=optimizer_name, lr=0.01))
+        return optimizers.make_optimizer(net, Optim(optimizer=optimizer_name, lr=0.01))
 
     def step(o):
         h_BTD, _ = net(ids(B, T).to(device))
@@ -65,9 +66,9 @@ def stepped(optimizer_name, config, device):
     step(first)
     step(first)
     if optimizer_name == 'nt-asgd':
-        first.n = 0
+        first.nonmono = 0
         for p in (3.0, 4.0):
-            first.looked(p)
+            first.on_validation(p)
         step(first)
     again = make()
     state = first.state_dict()
@@ -76,7 +77,7 @@ def stepped(optimizer_name, config, device):
     again.load_state_dict(state)
     step(again)
     if optimizer_name == 'nt-asgd' and device != 'meta':
-        again.looked(5.0)
+        again.on_validation(5.0)
     for p in net.parameters():
         if 'step' in again.state[p]:
             assert again.state[p]['step'].device.type == 'cpu', 'a counter on the device would be waited for'
@@ -182,7 +183,7 @@ CALLS = {
     'transformer.apply_rotary_emb': lambda d: transformer.apply_rotary_emb(
         weights(B, H, T, 4, device=d), transformer.rope_cache(T, 4).to(d)
     ),
-    'transformer.newton_schulz': lambda d: transformer.newton_schulz(weights(6, 4, device=d)),
+    'optimizers.newton_schulz': lambda d: optimizers.newton_schulz(weights(6, 4, device=d)),
     'transformer.positions_affected': lambda d: transformer.positions_affected(
         model(SMALL['decoder'], d), ids(1, T), 2
     ),
@@ -271,7 +272,7 @@ def test_the_suite_would_notice():
 def test_every_public_tensor_function_is_in_the_table():
     "A function is public if it is exported, and takes tensors if one of its parameters says so."
     missing = []
-    for module in (adapt, awd_lstm, fused_loss, generate, loss, recurrent, sampled, transformer, tuned):
+    for module in (adapt, awd_lstm, fused_loss, generate, loss, optimizers, recurrent, sampled, transformer, tuned):
         for name in module.__all__:
             f = getattr(module, name)
             if not inspect.isfunction(f):

@@ -17,7 +17,7 @@ from lmcourse.training.distributed import (
     shard_batch,
     allreduce_bytes,
 )
-from lmcourse.training.trainer import Trainer, TrainingError, fit, from_checkpoint, count_targets, train
+from lmcourse.training.trainer import Trainer, TrainingError, from_checkpoint, count_targets, train
 from lmcourse.training.checkpoint import named_weights
 
 BIN = Path(sys.executable).parent
@@ -117,17 +117,17 @@ def as_one_of_two(folder, corpus):
     def go(name, **changes):
         t = DDPTrainer(recipe(corpus, **changes), folder / name, show=False)
         assert (fit_distributed(t) is None) == bool(t.rank)
-        torch.save([t.step, torch.initial_seed(), named_weights(t.model)], folder / f'{name} {t.rank}.pt')
+        torch.save([t.state.step, torch.initial_seed(), named_weights(t.model)], folder / f'{name} {t.rank}.pt')
         return t
 
     go('dry')
     go('grouped', optim__grad_accum_steps=3)
     go('wet', model__dropout=0.3)
-    why = T.stop_reason
+    why = T.Trainer.stop_reason
     for name, changes in dict(dry={}, wet={'model__dropout': 0.3}).items():
-        T.stop_reason = lambda t, asked: 'interrupted' if t.step == 7 else why(t, asked)
+        T.Trainer.stop_reason = lambda t, asked: 'interrupted' if t.state.step == 7 else why(t, asked)
         go(f'{name} stopped', **changes)
-        T.stop_reason = why
+        T.Trainer.stop_reason = why
         if name == 'wet':
             fit_distributed(from_checkpoint(folder / 'wet stopped', False, DDPTrainer))
     try:
@@ -190,7 +190,7 @@ def test_a_stop_leaves_no_trace(made):
 def test_one_process_goes_on_where_two_were_stopped(made):
     d, _ = made
     assert Run.open(d / 'dry stopped').summary['stopped'] == 'interrupted'
-    near(fit(from_checkpoint(d / 'dry stopped', show=False)), Run.open(d / 'dry'))
+    near(from_checkpoint(d / 'dry stopped', show=False).fit(), Run.open(d / 'dry'))
 
 
 def test_dropout_is_drawn_for_each_process_and_step(made):
@@ -271,7 +271,7 @@ import os, sys
 import lmcourse.training.distributed as S
 take = S.DDPTrainer.take
 def broken(self, group):
-    if self.step == 3 and self.rank == int(sys.argv[1]): raise RuntimeError("out of order")
+    if self.state.step == 3 and self.rank == int(sys.argv[1]): raise RuntimeError("out of order")
     return take(self, group)
 S.DDPTrainer.take = broken
 from lmcourse.cli import main

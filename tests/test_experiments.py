@@ -5,13 +5,18 @@ import json
 import pytest
 import torch, torch.nn.functional as F
 import lmcourse.training.trainer as T
+from lmcourse.models.base import ConfigError
 from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS, ablation_effects, run_ablation
 from lmcourse.errors import LMCourseError
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, tiny
 from lmcourse.training.runs import all_baselines, records, results_table
 from lmcourse.measure.sampled_softmax import sample_candidates, sampled_cross_entropy
-from lmcourse.training.trainer import Trainer, random_first_length, fit, precisions, from_checkpoint, train
-from lmcourse.models.tied_rnn import ABLATIONS, LONG_RUN_ABLATIONS, TiedRNNConfig, zipf_bias_init
+from lmcourse.training.trainer import Trainer, random_first_length, precisions, from_checkpoint, train
+from lmcourse.experiments.recipes import (
+    TIED_RNN_ABLATIONS as ABLATIONS,
+    TIED_RNN_LONG_RUN_ABLATIONS as LONG_RUN_ABLATIONS,
+)
+from lmcourse.models.tied_rnn import TiedRNNConfig, zipf_bias_init
 
 
 def small(name='lstm-tuned', **changes):
@@ -76,7 +81,7 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, name)
     straight = train(recipe, tmp_path / 'a', show=False)
     first = train(override(recipe, {'train.max_steps': 6, 'optim.lr_schedule': 'constant'}), tmp_path / 'b', show=False)
     whole = train(override(recipe, {'optim.lr_schedule': 'constant'}), tmp_path / 'c', show=False)
-    again = fit(from_checkpoint(first.path, show=False, max_steps=12))
+    again = from_checkpoint(first.path, show=False, max_steps=12).fit()
     kept = lambda run: [(r['step'], r.get('train_nats'), r.get('perplexity')) for r in run.metrics()]
     assert kept(again) == kept(whole) != kept(straight)
 
@@ -100,7 +105,7 @@ def test_cuts_move_from_pass_to_pass_and_every_token_is_still_scored_once(tmp_pa
     assert len(set(first)) > 2
     length = random_first_length(35)
     assert [length(0, 1, 0) for _ in range(3)] == [length(0, 1, 0)] * 3 and length(0, 1, 1) == 35
-    with pytest.raises(RecipeError, match='data.random_offset'):
+    with pytest.raises(ConfigError, match='data.random_offset'):
         override(get_recipe('lstm-a'), {'data.random_offset': True})
 
 
@@ -144,7 +149,7 @@ def test_bfloat16_is_not_taken_where_there_is_none(monkeypatch, tmp_path):
 )
 def test_a_tuned_model_that_cannot_be_built(change):
     field, value = change.split('=')
-    with pytest.raises(RecipeError, match=f'model.{field}'):
+    with pytest.raises(ConfigError, match=f'model.{field}'):
         get_recipe('lstm-tuned', **{f'model__{field}': value})
 
 
@@ -166,7 +171,7 @@ def test_every_change_of_a_grid_is_one_that_its_recipe_takes(grid, base):
 
 def test_a_grid_goes_on_where_it_was_stopped(tmp_path):
     base, grid, told = small('lstm-small'), {'as it is': {}, 'one layer': {'model.num_layers': 1}}, []
-    with pytest.raises(RecipeError):
+    with pytest.raises(ConfigError):
         run_ablation(base, grid | {'wrong': {'model.depth': 3}}, 1, tmp_path / 'g.json', told.append, max_steps=2)
     assert len(told) == 2 and len(json.loads((tmp_path / 'g.json').read_text())) == 2
     rows = run_ablation(base, grid, 2, tmp_path / 'g.json', told.append, max_steps=2)
@@ -198,12 +203,14 @@ def test_results_stand_beside_what_counting_reaches():
 
 
 def test_a_grid_that_is_interrupted_keeps_its_whole_runs_only(tmp_path, monkeypatch):
-    base, why = small('lstm-small', **{'train.max_steps': 4}), T.stop_reason
+    base, why = small('lstm-small', **{'train.max_steps': 4}), T.Trainer.stop_reason
     run_ablation(base, {'as it is': {}}, 1, tmp_path / 'g.json')
-    monkeypatch.setattr(T, 'stop_reason', lambda t, asked: 'interrupted' if t.step == 2 else why(t, asked))
+    monkeypatch.setattr(
+        T.Trainer, 'stop_reason', lambda t, asked: 'interrupted' if t.state.step == 2 else why(t, asked)
+    )
     with pytest.raises(KeyboardInterrupt):
         run_ablation(base, {'as it is': {}, 'wider': {'model.hidden_size': 20}}, 1, tmp_path / 'g.json')
-    monkeypatch.setattr(T, 'stop_reason', why)
+    monkeypatch.setattr(T.Trainer, 'stop_reason', why)
     assert [r['setting'] for r in json.loads((tmp_path / 'g.json').read_text())] == ['as it is']
     rows = run_ablation(base, {'as it is': {}, 'wider': {'model.hidden_size': 20}}, 1, tmp_path / 'g.json')
     assert [(r['setting'], r['steps']) for r in rows] == [('as it is', 4), ('wider', 4)]

@@ -20,7 +20,7 @@ from lmcourse.measure.perplexity import bits_per_byte
 from lmcourse.interactive.playground import LiveRun, Rungs, Surprise, plot_surprise, shade
 from lmcourse.data.text import load_corpus
 from lmcourse.data.tokens import TokenSplit
-from lmcourse.training.trainer import Trainer, TrainingError, evaluate, steps, train_step
+from lmcourse.training.trainer import Trainer, TrainingError, evaluate
 from lmcourse.interactive.widgets import WidgetError
 
 # Surprise
@@ -234,8 +234,8 @@ def test_training_is_the_courses_own_step():
     w = LiveRun(width=12, lr=5e-3)
     w.advance(7)
     t = Trainer(P.live_recipe('markov', 12, 5e-3), Path(tempfile.mkdtemp()) / 'run', show=False)
-    for _, group in zip(range(7), steps(t)):
-        train_step(t, group)
+    for _, group in zip(range(7), t.steps()):
+        t.train_step(group)
     assert all(torch.equal(a, b) for a, b in zip(w._run.trainer.model.parameters(), t.model.parameters()))
 
 

@@ -8,6 +8,7 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 import lmcourse.experiments.scaling as S
+from lmcourse.models.base import ConfigError
 from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters
 from lmcourse.files import read_json
 from lmcourse.experiments.scaling import (
@@ -189,7 +190,7 @@ def test_rows_are_made_once(tmp_path, monkeypatch):
 
 def test_a_mistake_in_the_settings_is_told_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(S, 'train_and_measure', lambda *a, **k: pytest.fail('ran'))
-    with pytest.raises(RecipeError, match='depth'):
+    with pytest.raises(ConfigError, match='depth'):
         run_grid(base(), PLAN | {'wrong': {'model.depth': 3}}, tmp_path / 'grid.json')
     assert not (tmp_path / 'grid.json').exists()
 

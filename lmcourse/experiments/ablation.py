@@ -14,7 +14,7 @@ from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override,
 from ..models.recurrent import RecurrentConfig
 from ..measure.statistics import dunnett_differences, mean_ci
 from ..data.text import load_corpus
-from ..training.trainer import Trainer, evaluate, fit, steps, train_step
+from ..training.trainer import Trainer, evaluate
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #9f22a8f5
 @recipe
@@ -40,11 +40,11 @@ def time_steps(
             s: Trainer(override(base, change), Path(folder) / str(i), show=False)
             for i, (s, change) in enumerate(changes.items())
         }
-        groups, seconds = {s: steps(t) for s, t in trainers.items()}, {s: [] for s in trainers}
+        groups, seconds = {s: t.steps() for s, t in trainers.items()}, {s: [] for s in trainers}
         for _ in range(rounds + 3):
             for s, t in trainers.items():
                 group, tic = next(groups[s]), time.perf_counter()
-                train_step(t, group)
+                t.train_step(group)
                 seconds[s].append(time.perf_counter() - tic)
     return {s: times[3:] for s, times in seconds.items()}
 
@@ -80,7 +80,7 @@ def run_setting(
             Path(folder) / 'run',
             show=False,
         )
-        run = fit(t)
+        run = t.fit()
         if not run.summary['finished']:
             raise KeyboardInterrupt  # a run cut short is no row of a table
         how = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)

@@ -14,16 +14,9 @@ from pathlib import Path
 import torch
 from ..errors import LMCourseError
 from ..training.runs import Run, markdown_table
-from ..files import read_json, write_json
+from ..files import write_json
 from ..training.recipes import Recipe, get_recipe, override, tiny
-from lmcourse.training.trainer import (
-    Trainer,
-    TrainingError,
-    from_checkpoint,
-    save_checkpoint,
-    steps,
-    train_step,
-)
+from ..training.trainer import Trainer, from_checkpoint
 from ..device import pick_device
 
 # %% ../../nbs/engine/campaign.ipynb #24df1955
@@ -351,27 +344,27 @@ def check_one(
         t = Trainer(recipe, Path(folder) / 'run', show=False)
         wait = torch.cuda.synchronize if t.device.type == 'cuda' else lambda: None
         t.model.train()
-        stream = steps(t)
+        stream = t.steps()
         for _ in range(3):
-            train_step(t, next(stream))
+            t.train_step(next(stream))
         wait()
-        before, tic = t.num_tokens, time.perf_counter()
+        before, tic = t.state.num_tokens, time.perf_counter()
         for _ in range(num_steps):
-            train_step(t, next(stream))
+            t.train_step(next(stream))
         wait()
         seconds = time.perf_counter() - tic
-        speed, t.nats = (t.num_tokens - before) / seconds, 0.0
-        save_checkpoint(t)
+        speed = (t.state.num_tokens - before) / seconds
+        t.save_checkpoint()
         again = from_checkpoint(Path(folder) / 'run', show=False)
         again.model.train()
-        train_step(again, next(steps(again)))
+        again.train_step(next(again.steps()))
         memory = torch.cuda.max_memory_allocated(t.device) if t.device.type == 'cuda' else None
     return dict(
         recipe=run.recipe,
         tokens_per_second=speed,
         peak_memory=memory,
         precision=t.precision,
-        resumed=again.step == t.step + 1,
+        resumed=again.state.step == t.state.step + 1,
     )
 
 

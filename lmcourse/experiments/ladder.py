@@ -15,7 +15,7 @@ from ..training.runs import markdown_table
 from ..files import write_json
 from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
 from ..models.recurrent import RecurrentConfig
-from ..training.trainer import fit, from_checkpoint, train
+from ..training.trainer import from_checkpoint, train
 
 # %% ../../nbs/13_ladder.ipynb #527b8d3b
 def _rung(name: str, parameters: int, validation, test, seconds: float) -> dict:
@@ -91,12 +91,12 @@ def trained_rungs(
         )
         folder = Path(out) / name if out else None
         begun = folder is not None and (folder / 'state.safetensors').exists()
-        run = fit(from_checkpoint(folder, show, **changes)) if begun else train(r, folder, show)
+        run = from_checkpoint(folder, show, **changes).fit() if begun else train(r, folder, show)
         if run.summary['stopped'] == 'interrupted':
             raise KeyboardInterrupt
         s = run.summary
         yield dict(
-            rung=getattr(r.model, 'cell', type(r.model).__name__.removesuffix('Config')).upper(),
+            rung=r.model.label,
             num_parameters=s['num_parameters'],
             num_tokens=s['validation']['num_tokens'],
             vocab_size=s['validation']['vocab_size'],

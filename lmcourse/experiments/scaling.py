@@ -18,7 +18,7 @@ from ..data.batches import WindowBatches
 from ..files import to_jsonable, read_json, write_json
 from ..training.recipes import SECTIONS, Data, Optim, Recipe, Train, override, recipe
 from ..data.tokens import tokenize_corpus
-from ..training.trainer import Diverged, Trainer, evaluate, steps, train_step
+from ..training.trainer import Diverged, Trainer, evaluate
 from ..models.transformer import TransformerConfig, parameter_breakdown
 
 # %% ../../nbs/22_scaling.ipynb #dfcb5f99
@@ -111,21 +111,21 @@ def train_and_measure(
             WindowBatches(ids, d.seq_len, d.batch_size, first, d.stride, seed=recipe.train.seed),
             time.perf_counter(),
         )
-        for group in itertools.islice(steps(t), stop or t.total):
-            nats = float(train_step(t, group)[0])
+        for group in itertools.islice(t.steps(), stop or t.total_steps):
+            nats = float(t.train_step(group)[0])
             if not math.isfinite(nats):
                 break
         seconds, found = time.perf_counter() - tic, evaluate(t.model, t.data.validation, first, seq_len=d.seq_len)
     if not math.isfinite(nats + found.nats):
-        raise Diverged(f'the loss stopped being a number at step {t.step} of {t.total}')
+        raise Diverged(f'the loss stopped being a number at step {t.state.step} of {t.total_steps}')
     p = parameter_breakdown(c, t.data.vocab_size)
     return dict(
         num_parameters=sum(p.values()),
         blocks=sum(p.values()) - p['embedding'] - p['head bias'],
-        num_tokens=t.num_tokens,
-        unique=min(t.num_tokens, len(ids)),
-        flops=training_flops_per_token(c, t.data.vocab_size, d.seq_len) * t.num_tokens,
-        steps=t.step,
+        num_tokens=t.state.num_tokens,
+        unique=min(t.state.num_tokens, len(ids)),
+        flops=training_flops_per_token(c, t.data.vocab_size, d.seq_len) * t.state.num_tokens,
+        steps=t.state.step,
         nats=found.nats_per_token,
         bits_per_byte=found.bits_per_byte,
         seconds=seconds,

@@ -17,7 +17,7 @@ from torch import nn
 from ..errors import LMCourseError
 from ..measure.perplexity import perplexity
 from ..data.tokens import Tokenizer
-from ..training.trainer import evaluating
+from ..models.base import evaluating
 
 # %% ../../nbs/21_generation.ipynb #b25b382f
 class GenerateError(LMCourseError):

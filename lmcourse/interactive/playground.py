@@ -19,7 +19,7 @@ from ..data.text import MarkovSource, load_corpus
 from ..data.tokens import tokenize_corpus
 from ..models.ngram import KneserNey, evaluate_ngram
 from ..training.recipes import Data, Optim, Recipe, Train, override
-from ..training.trainer import Trainer, TrainingError, evaluate, steps, train_step
+from ..training.trainer import Trainer, TrainingError, evaluate
 from ..models.tied_rnn import TiedRNNConfig
 from ..inference.predictors import NgramPredictor, Predictor, ScoredText, load_all_pretrained, conditions_line
 
@@ -495,7 +495,7 @@ class InteractiveRun:
         self._folder = tempfile.TemporaryDirectory(prefix='lmcourse-live-')
         with torch.random.fork_rng(devices=[]):
             self.trainer = Trainer(live_recipe(corpus, width, lr), Path(self._folder.name) / 'run', show=False)
-        self._groups, self._nats, self._count = steps(self.trainer), 0.0, 0
+        self._groups, self._nats, self._count = self.trainer.steps(), 0.0, 0
         self._made = dict(corpus=corpus, width=width, step=0, train=[], validation=[], turns=[[0, lr]])
         self.lost = False  # whether the loss has stopped being a number
         self._look()
@@ -503,36 +503,36 @@ class InteractiveRun:
     @property
     def over(self) -> bool:
         "Whether there is no step left to make."
-        return self.lost or self.trainer.step >= LONGEST_RUN
+        return self.lost or self.trainer.state.step >= LONGEST_RUN
 
     def turn(self, lr: float):
         "Another learning rate, from the next step on."
         self.trainer.recipe = override(self.trainer.recipe, {'optim.lr': lr})
-        now = self.trainer.num_tokens
+        now = self.trainer.state.num_tokens
         self._made['turns'] = [t for t in self._made['turns'] if t[0] < now] + [[now, lr]]
 
     def step(self):
         "One step of training, and the points of the curves that are due."
-        t = self.trainer
-        nats, count, _ = train_step(t, next(self._groups))
+        nats, count, _ = self.trainer.train_step(next(self._groups))
+        state = self.trainer.state
         nats = float(nats)
         if not math.isfinite(nats):
             self.lost = True
             return
         self._nats += nats
         self._count += count
-        self._made['step'] = t.step
-        if t.step % self.each == 0:
-            self._made['train'].append([t.num_tokens, self._nats / self._count])
+        self._made['step'] = state.step
+        if state.step % self.each == 0:
+            self._made['train'].append([state.num_tokens, self._nats / self._count])
             self._nats, self._count = 0.0, 0
-        if t.step % self.every == 0:
+        if state.step % self.every == 0:
             self._look()
 
     def _look(self):
         t = self.trainer
         m = evaluate(t.model, t.data.validation, t.data.tokenizer.bos_id)
         if math.isfinite(m.nats):
-            self._made['validation'].append([t.num_tokens, m.nats_per_token])
+            self._made['validation'].append([t.state.num_tokens, m.nats_per_token])
         else:
             self.lost = True
 
@@ -595,7 +595,7 @@ class LiveRun(KernelWidget):
             self.running = False
         if self._run.lost:
             self.trouble = (
-                f'The loss stopped being a number at step {self._run.trainer.step}, at a learning rate of {self.lr:g}. '
+                f'The loss stopped being a number at step {self._run.trainer.state.step}, at a learning rate of {self.lr:g}. '
                 'What was learnt is lost: lower the rate and start anew.'
             )
 

@@ -56,7 +56,7 @@ def load_named_weights(model: nn.Module, tensors: dict, where: str = ''):
 # %% ../../nbs/engine/checkpoint.ipynb #45998e96
 def flatten_state(
     state,  # dictionaries, lists and tuples within one another; tensors, numbers, texts and None in them
-    name: str = 'state',  # what the tensors' names begin with
+    name: str = '',  # what the tensors' names begin with
 ) -> tuple[dict, list]:  # {name: tensor}, and a description in JSON values
     "Take a state apart into tensors and a description."
     if torch.is_tensor(state):
@@ -66,13 +66,13 @@ def flatten_state(
         keys = list(state) if kind == 'dict' else range(len(state))
         tensors, parts = {}, []
         for key in keys:
-            found, form = flatten_state(state[key], f'{name}/{key}')
+            found, form = flatten_state(state[key], f'{name}/{key}' if name else str(key))
             tensors |= found
             parts.append([key, form] if kind == 'dict' else form)
         return tensors, [kind, parts]
     if state is None or isinstance(state, (bool, int, float, str)):
         return {}, ['value', state]
-    raise CheckpointError(f'{name} is a {type(state).__name__}, which no checkpoint holds')
+    raise CheckpointError(f'{name or "the state"} is a {type(state).__name__}, which no checkpoint holds')
 
 
 def unflatten_state(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['shard_batch', 'rank_and_world_size', 'init_distributed', 'local_device', 'broadcast_object', 'step_seed',
-           'PeerLostError', 'together', 'DDPTrainer', 'run_worker', 'fit_distributed', 'allreduce_bytes']
+           'PeerLostError', 'together', 'DDPTrainer', 'sum_over_processes', 'fit_distributed', 'allreduce_bytes']
 
 # %% ../../nbs/24_distributed.ipynb #31175bd1
 import atexit, os, random
@@ -13,19 +13,13 @@ from datetime import timedelta
 from pathlib import Path
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from .runs import Run
-from .recipes import Recipe
-from lmcourse.training.trainer import (
-    Trainer,
-    TrainingError,
-    optimizer_step,
-    fit,
-    forward_backward,
-    count_targets,
-    steps,
-)
+from ..data.tokens import TokenSplit
 from ..device import pick_device
-from .progress import graceful_interrupt
+from ..measure.perplexity import Measurement
+from .checkpoint import named_weights
+from .recipes import Recipe
+from .runs import Run
+from .trainer import Trainer, TrainingError, count_targets
 
 # %% ../../nbs/24_distributed.ipynb #1b81861d
 def shard_batch(
@@ -57,7 +51,7 @@ def rank_and_world_size() -> tuple:  # (rank, size)
     return rank, size
 
 # %% ../../nbs/24_distributed.ipynb #6d60e178
-_PATIENCE = timedelta(hours=1)  # of the others, while the first cuts a text into tokens, or looks at validation
+_PATIENCE = timedelta(hours=1)  # of the others, while the first cuts a text into tokens
 
 
 def init_distributed() -> tuple:  # (rank, size)
@@ -148,59 +142,68 @@ class DDPTrainer(Trainer):
                 ' or set data.batching to windows'
             )
         with together():
-            (self.rank, self.size), _ = init_distributed(), local_device(recipe.train.device)
+            (self.rank, self.world_size), _ = init_distributed(), local_device(recipe.train.device)
             if self.rank:
                 broadcast_object(None)  # the first cuts the text into tokens, the others find it done
             super().__init__(recipe, run, show)
             if not self.rank:
                 broadcast_object(None)
-            self.forward, self.precision, self.parent = (
-                DistributedDataParallel(self.forward),
-                broadcast_object(self.precision),
-                os.getppid(),
-            )
+            self.forward = DistributedDataParallel(self.forward)
             self.forward.broadcast_buffers = False  # what a model only looks up never changes
+            self.precision, self.parent = broadcast_object(self.precision), os.getppid()
 
-    def take(self, group: list) -> tuple:  # (summed nats of all, tokens of all, norm of the gradient)
+    def train_step(self, group: list) -> tuple:  # (summed nats of all, tokens of all, norm of the gradient)
         "One step on a group of batches, of which this process has its share."
-        torch.manual_seed(step_seed(self.recipe.train.seed, self.step, self.rank))
-        count, mine = count_targets(group), [shard_batch(batch, self.rank, self.size) for batch in group]
+        torch.manual_seed(step_seed(self.recipe.train.seed, self.state.step, self.rank))
+        count = count_targets(group)
+        mine = [shard_batch(batch, self.rank, self.world_size) for batch in group]
         with self.forward.no_sync():
-            nats = forward_backward(self, mine[:-1], count / self.size)
-        nats = nats + forward_backward(self, mine[-1:], count / self.size)
+            nats = self.forward_backward(mine[:-1], count / self.world_size)
+        nats = nats + self.forward_backward(mine[-1:], count / self.world_size)
         dist.all_reduce(nats)
-        return nats, count, optimizer_step(self, group, count)
+        self.add_to_curve(nats, count)
+        return nats, count, self.optimizer_step(group, count)
 
-    def agree(self, why: str | None) -> str | None:
+    def evaluate(self, split: TokenSplit, **options) -> Measurement:
+        "Score a split; each process has its rows of every batch, and all get the same measurement."
+        rows = slice(self.rank, None, self.world_size)
+        return super().evaluate(split, rows=rows, all_reduce=sum_over_processes, **options)
+
+    def load_best(self):
+        "The best weights, read by the first process and sent to all."
+        if not self.rank:
+            super().load_best()
+        for weight in named_weights(self.model).values():
+            dist.broadcast(weight, src=0)
+
+    def stop_reason(self, interrupted: bool) -> str | None:
         "One reason to stop for all processes, or none for all; where torchrun itself is gone, that is a reason."
-        if why is None and os.getppid() != self.parent:
-            why = 'interrupted'
+        reason = super().stop_reason(interrupted)
+        if reason is None and os.getppid() != self.parent:
+            reason = 'interrupted'
         # a byte in main memory: nothing is pickled, and no GPU is waited for
-        code = torch.tensor([_REASONS.index(why)], dtype=torch.uint8)
+        code = torch.tensor([_REASONS.index(reason)], dtype=torch.uint8)
         dist.all_reduce(code, dist.ReduceOp.MAX)
         return _REASONS[int(code)]
 
+
+def sum_over_processes(
+    t: torch.Tensor,  # in main memory, of one shape everywhere
+) -> torch.Tensor:
+    "The sum of what all processes have."
+    dist.all_reduce(t)
+    return t
+
 # %% ../../nbs/24_distributed.ipynb #56d0bad1
-def run_worker(trainer: DDPTrainer):
-    """What all but the first process do: take steps until all agree to stop. A request to end that reaches this process
-    ends all."""
-    t = trainer
-    t.model.train()
-    with graceful_interrupt() as ask:
-        for group in () if t.agree(None) else steps(t):
-            t.take(group)
-            if t.agree('interrupted' if ask.asked else None):
-                return
-
-
-def fit_distributed(trainer: Trainer) -> Run | None:  # the run; None in a process that only took steps
+def fit_distributed(
+    trainer: Trainer,
+) -> Run | None:  # the run; None in a process that only took steps
     "Train to the end with as many processes as there are, and leave together. One process is served as well."
-    t = trainer
     with together():
-        run = run_worker(t) if t.rank else fit(t)
-        if t.size > 1:
+        run = trainer.fit()
+        if trainer.world_size > 1:
             broadcast_object(None)
-    return run
+    return None if trainer.rank else run
 
 # %% ../../nbs/24_distributed.ipynb #af84be7b
 def allreduce_bytes(

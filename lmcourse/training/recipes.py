@@ -5,17 +5,17 @@ misspell what you change."""
 
 # %% auto #0
 __all__ = ['SEQ_LEN_SCHEDULES', 'OPTIMIZERS', 'MAX_LAYERS', 'MAX_SIZE', 'RECIPES', 'SECTIONS', 'MAX_PARAMETERS', 'VOCABULARIES',
-           'RecipeError', 'Data', 'Optim', 'Train', 'Recipe', 'recipe', 'recipe_names', 'override', 'get_recipe',
-           'tiny', 'recipe_from_dict', 'num_parameters']
+           'RecipeError', 'find_named', 'Data', 'Optim', 'Train', 'Recipe', 'recipe', 'recipe_names', 'override',
+           'get_recipe', 'tiny', 'recipe_from_dict', 'num_parameters']
 
 # %% ../../nbs/10_recipes.ipynb #e2f5cf48
 import difflib, importlib, math, re, sys, typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 import torch
-from ..errors import LMCourseError
+from ..models.base import ConfigError, ModelConfig
 
 # %% ../../nbs/10_recipes.ipynb #d34c6765
-class RecipeError(LMCourseError):
+class RecipeError(ConfigError):
     "A recipe, a section or a field that does not exist, or a value that a field cannot hold."
 
 
@@ -34,24 +34,31 @@ def _short(value) -> str:
     return text if len(text) <= 80 else text[:77] + '...'
 
 # %% ../../nbs/10_recipes.ipynb #b1fd56fa
-SEQ_LEN_SCHEDULES = {
-    'equal': None
-}  # name: length -> (seed, epoch, step) -> T of that batch; None: as `length` and `shift` say
-OPTIMIZERS = {
-    'adamw': None,
-    'sgd': None,
-}  # name: (model, optim) -> optimizer; the lesson on training fills these two in
-_HOMES = {
-    'varied': 'lmcourse.models.awd_lstm',
-    'nt-asgd': 'lmcourse.models.awd_lstm',
-    'muon': 'lmcourse.models.transformer',
-}  # what adds the other names
+# by name: a function, or where it is, as 'module:name', so that its module is imported only where it is used
+SEQ_LEN_SCHEDULES = {  # length -> (seed, epoch, step) -> T of that batch; None: all alike
+    'equal': None,
+    'varied': 'lmcourse.models.awd_lstm:variable_bptt',
+}
+OPTIMIZERS = {  # (model, optim) -> optimizer
+    'adamw': 'lmcourse.training.optimizers:AdamW',
+    'sgd': 'lmcourse.training.optimizers:SGD',
+    'nt-asgd': 'lmcourse.training.optimizers:NTASGD',
+    'muon': 'lmcourse.training.optimizers:Muon',
+}
+
+
+def find_named(
+    entry,  # of one of the tables above
+):  # the function, or None
+    "What an entry of a table stands for."
+    if not isinstance(entry, str):
+        return entry
+    module, _, name = entry.partition(':')
+    return getattr(importlib.import_module(module), name)
 
 
 def _known(name, names) -> bool:
-    "Whether a name stands in SEQ_LEN_SCHEDULES or OPTIMIZERS, once the module that adds it has been imported."
-    if isinstance(name, str) and name not in names and name in _HOMES:
-        importlib.import_module(_HOMES[name])
+    "Whether a name stands in a table."
     return isinstance(name, str) and name in names
 
 
@@ -187,7 +194,7 @@ class Recipe:
     "The whole of one experiment: a name, what it claims, and every choice that its number depends on."
 
     name: str  # as the command line knows it
-    model: object  # an architecture's configuration: a dataclass with build(types) and tiny()
+    model: ModelConfig  # an architecture's configuration
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()
@@ -211,37 +218,37 @@ class Recipe:
 
 # %% ../../nbs/10_recipes.ipynb #4a0a1b2e
 RECIPES = {  # every recipe of the course, and the function that makes it; a module is imported when one of its recipes is asked for
-    'awd-lstm': 'lmcourse.models.awd_lstm:awd_lstm',
-    'awd-lstm-fast': 'lmcourse.models.awd_lstm:awd_lstm_fast',
-    'awd-lstm-small': 'lmcourse.models.awd_lstm:awd_lstm_small',
-    'awd-tiny': 'lmcourse.models.awd_lstm:awd_tiny',
-    'chinchilla-1': 'lmcourse.models.transformer:chinchilla_1',
-    'chinchilla-1-tuned': 'lmcourse.models.transformer:chinchilla_1_tuned',
-    'chinchilla-2': 'lmcourse.models.transformer:chinchilla_2',
-    'chinchilla-2-tuned': 'lmcourse.models.transformer:chinchilla_2_tuned',
-    'chinchilla-3': 'lmcourse.models.transformer:chinchilla_3',
-    'chinchilla-3-tuned': 'lmcourse.models.transformer:chinchilla_3_tuned',
-    'chinchilla-4': 'lmcourse.models.transformer:chinchilla_4',
-    'chinchilla-4-tuned': 'lmcourse.models.transformer:chinchilla_4_tuned',
-    'chinchilla-5': 'lmcourse.models.transformer:chinchilla_5',
-    'chinchilla-5-tuned': 'lmcourse.models.transformer:chinchilla_5_tuned',
+    'awd-lstm': 'lmcourse.experiments.recipes:awd_lstm',
+    'awd-lstm-fast': 'lmcourse.experiments.recipes:awd_lstm_fast',
+    'awd-lstm-small': 'lmcourse.experiments.recipes:awd_lstm_small',
+    'awd-tiny': 'lmcourse.experiments.recipes:awd_tiny',
+    'chinchilla-1': 'lmcourse.experiments.recipes:chinchilla_1',
+    'chinchilla-1-tuned': 'lmcourse.experiments.recipes:chinchilla_1_tuned',
+    'chinchilla-2': 'lmcourse.experiments.recipes:chinchilla_2',
+    'chinchilla-2-tuned': 'lmcourse.experiments.recipes:chinchilla_2_tuned',
+    'chinchilla-3': 'lmcourse.experiments.recipes:chinchilla_3',
+    'chinchilla-3-tuned': 'lmcourse.experiments.recipes:chinchilla_3_tuned',
+    'chinchilla-4': 'lmcourse.experiments.recipes:chinchilla_4',
+    'chinchilla-4-tuned': 'lmcourse.experiments.recipes:chinchilla_4_tuned',
+    'chinchilla-5': 'lmcourse.experiments.recipes:chinchilla_5',
+    'chinchilla-5-tuned': 'lmcourse.experiments.recipes:chinchilla_5_tuned',
     'chinchilla-plateau': 'lmcourse.experiments.chinchilla:chinchilla_plateau',
     'chinchilla-small': 'lmcourse.experiments.chinchilla:chinchilla_small',
-    'gru-a': 'lmcourse.models.recurrent:gru_a',
-    'gru-b': 'lmcourse.models.recurrent:gru_b',
-    'gru-tuned': 'lmcourse.models.tied_rnn:gru_tuned',
+    'gru-a': 'lmcourse.experiments.recipes:gru_a',
+    'gru-b': 'lmcourse.experiments.recipes:gru_b',
+    'gru-tuned': 'lmcourse.experiments.recipes:gru_tuned',
     'ladder-gru': 'lmcourse.experiments.ladder:ladder_gru',
     'ladder-lstm': 'lmcourse.experiments.ladder:ladder_lstm',
-    'lstm-a': 'lmcourse.models.recurrent:lstm_a',
-    'lstm-b': 'lmcourse.models.recurrent:lstm_b',
-    'lstm-base': 'lmcourse.models.awd_lstm:lstm_base',
+    'lstm-a': 'lmcourse.experiments.recipes:lstm_a',
+    'lstm-b': 'lmcourse.experiments.recipes:lstm_b',
+    'lstm-base': 'lmcourse.experiments.recipes:lstm_base',
     'lstm-small': 'lmcourse.experiments.ablation:lstm_small',
-    'lstm-tuned': 'lmcourse.models.tied_rnn:lstm_tuned',
+    'lstm-tuned': 'lmcourse.experiments.recipes:lstm_tuned',
     'playground-lstm': 'lmcourse.inference.predictors:playground_lstm',
     'playground-transformer': 'lmcourse.inference.predictors:playground_transformer',
     'scaling-small': 'lmcourse.experiments.scaling:scaling_small',
-    'transformer-small': 'lmcourse.models.transformer:transformer_small',
-    'tuned-small': 'lmcourse.models.tied_rnn:tuned_small',
+    'transformer-small': 'lmcourse.experiments.recipes:transformer_small',
+    'tuned-small': 'lmcourse.experiments.recipes:tuned_small',
 }
 
 _registry = {}
@@ -431,7 +438,7 @@ def _model_class(path: str):
     found = sys.modules.get(module)
     for part in name.split('.'):
         found = getattr(found, part, None)
-    if not (isinstance(found, type) and is_dataclass(found) and hasattr(found, 'build') and hasattr(found, 'tiny')):
+    if not (isinstance(found, type) and is_dataclass(found) and issubclass(found, ModelConfig)):
         raise RecipeError(
             f'the configuration names the model {_short(path)}, which is not here: import the module, or run the cell,'
             ' that defines it'
@@ -491,14 +498,14 @@ def recipe_from_dict(d: dict) -> Recipe:  # the recipe that `to_dict` wrote
             reported_perplexity=_parse(reported_perplexity, float | None, 'reported_perplexity'),
             tiny=d.get('tiny', False),
         )
-    except RecipeError:
+    except ConfigError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
         raise RecipeError(f'the configuration is no recipe, or another version\'s: {str(e)[:200]}') from e
     try:
         with torch.device('meta'):
             size = sum(p.numel() for p in model.build(50_000).parameters())
-    except RecipeError:
+    except ConfigError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as e:
         raise RecipeError(f'the configuration describes no model that can be built: {str(e)[:200]}') from e
