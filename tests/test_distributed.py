@@ -269,11 +269,11 @@ def test_bytes_on_the_way():
 BROKEN = '''
 import os, sys
 import lmcourse.training.distributed as S
-take = S.DDPTrainer.take
+take = S.DDPTrainer.train_step
 def broken(self, group):
     if self.state.step == 3 and self.rank == int(sys.argv[1]): raise RuntimeError("out of order")
     return take(self, group)
-S.DDPTrainer.take = broken
+S.DDPTrainer.train_step = broken
 from lmcourse.cli import main
 sys.exit(main(sys.argv[2:]))
 '''
