@@ -150,7 +150,7 @@ def cmd_eval(a):
     if kind and a.stride:
         raise LMCourseError('a model that adapts reads the text once, from its beginning: leave --stride out')
     m = (
-        evaluate_run_adapted(a.run, kind, a.split, a.device, tell=progress)
+        evaluate_run_adapted(a.run, kind, a.split, a.device, log_fn=progress)
         if kind
         else evaluate_run(a.run, a.split, a.device, a.stride)
     )
@@ -222,7 +222,7 @@ def progress(text: str):
 def cmd_ladder(a):
     "Climb from knowing nothing to trained networks on one text; a table, a figure, and where to go on."
     out = run_ladder(
-        a.corpus, a.tokenizer, a.out, tell=progress, **({} if a.max_steps is None else {'max_steps': a.max_steps})
+        a.corpus, a.tokenizer, a.out, log_fn=progress, **({} if a.max_steps is None else {'max_steps': a.max_steps})
     )
     return out, f'{out["table"]}\n\nfigure: {out["figure"]}\nGo on with the lessons: make lab'
 
@@ -230,9 +230,9 @@ def cmd_ladder(a):
 def cmd_campaign(a):
     "Run a list of recipes under one clock, several at once; expectation beside result."
     if a.check:
-        found = check_campaign(a.file, a.device, tell=_say)
+        found = check_campaign(a.file, a.device, log_fn=_say)
         return found, markdown_table(found['rows'], ['recipe', 'tokens_per_second', 'peak_memory', 'resumed', 'failed'])
-    rows = run_campaign(a.file, a.out, a.max_minutes, a.jobs, a.device, tell=_say)
+    rows = run_campaign(a.file, a.out, a.max_minutes, a.jobs, a.device, log_fn=_say)
     return {'runs': rows}, campaign_table(rows)
 
 

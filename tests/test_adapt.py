@@ -76,8 +76,8 @@ def test_nobody_peeks_and_everything_is_put_back(name, device):
     for kind, reader in readers(model).items():
         place, other = 205, IDS.copy()
         np.random.default_rng(1).shuffle(other[205:])
-        (a, hits), (b, _) = score_stream(reader, IDS, 1), score_stream(reader, other, 1)
-        assert len(a) == len(IDS) and np.isfinite(a).all() and 0 <= hits <= len(IDS)
+        (a, num_correct), (b, _) = score_stream(reader, IDS, 1), score_stream(reader, other, 1)
+        assert len(a) == len(IDS) and np.isfinite(a).all() and 0 <= num_correct <= len(IDS)
         assert np.array_equal(a[:place], b[:place]) and not np.array_equal(a[place:], b[place:]), kind
         assert model.training and all(torch.equal(p, before[k]) for k, p in model.named_parameters())
         assert all(p.grad is None for p in model.parameters())
@@ -85,11 +85,11 @@ def test_nobody_peeks_and_everything_is_put_back(name, device):
 
 def test_a_reader_that_peeks_is_found():
     class Cheat(DynamicEvaluation):
-        def read(self, x, y):
+        def score_batch(self, x, y):
             state = self.state
-            super().read(x, y)
+            super().score_batch(x, y)
             self.state = state
-            return StreamingEvaluator.read(self, x, y)
+            return StreamingEvaluator.score_batch(self, x, y)
 
     model, other = built('lstm'), IDS.copy()
     np.random.default_rng(1).shuffle(other[205:])
@@ -117,17 +117,17 @@ def test_recall_by_hand():
     )
 
 
-def slowly(model, ids, size, theta, share):
+def slowly(model, ids, window, theta, cache_weight):
     "The cache's formula, a token at a time."
     nats, past, state, x = [], [], None, 1
     for word in ids:
         h, state = model(torch.tensor([[x]]), state)
         p, h = model.lm_head(h)[0, 0].softmax(-1), h[0, 0]
-        if past[-size:]:
-            like = torch.stack([theta * h @ k for k, _ in past[-size:]]).softmax(0)
-            p = (1 - share) * p
-            for a, (_, w) in zip(like, past[-size:]):
-                p[w] += share * a
+        if past[-window:]:
+            like = torch.stack([theta * h @ k for k, _ in past[-window:]]).softmax(0)
+            p = (1 - cache_weight) * p
+            for a, (_, w) in zip(like, past[-window:]):
+                p[w] += cache_weight * a
         assert float(p.sum()) == pytest.approx(1, abs=1e-5)
         nats.append(float(-p[word].log()))
         past.append((h, int(word)))
@@ -135,20 +135,20 @@ def slowly(model, ids, size, theta, share):
     return nats
 
 
-@pytest.mark.parametrize('size, length', [(1, 5), (30, 128), (30, 7), (500, 23)])
-def test_a_cache_is_its_formula_however_it_is_read(size, length):
+@pytest.mark.parametrize('window, length', [(1, 5), (30, 128), (30, 7), (500, 23)])
+def test_a_cache_is_its_formula_however_it_is_read(window, length):
     model = built('lstm').eval()
     with torch.no_grad():
-        want = slowly(model, IDS[:120], size, 0.4, 0.3)
-    got, _ = score_stream(NeuralCache(model, size, 0.4, 0.3, length), IDS[:120], 1)
+        want = slowly(model, IDS[:120], window, 0.4, 0.3)
+    got, _ = score_stream(NeuralCache(model, window, 0.4, 0.3, length), IDS[:120], 1)
     assert got.tolist() == pytest.approx(want, rel=1e-4)
 
 
 def test_memory_is_bounded():
     cache = NeuralCache(built('lstm'), 50, seq_len=23)
     held = []
-    real = cache.remember
-    cache.remember = lambda h, y: (
+    real = cache.update_cache
+    cache.update_cache = lambda h, y: (
         out := real(h, y),
         held.append((cache.keys.shape[1], cache.num_words.shape[1], out[0].shape[1])),
     )[0]
@@ -175,7 +175,7 @@ def test_lanes_have_memories_of_their_own():
 @pytest.mark.parametrize(
     'idle',
     [
-        lambda m: NeuralCache(m, share=0.0),
+        lambda m: NeuralCache(m, cache_weight=0.0),
         lambda m: DynamicEvaluation(m, 0.0),
         lambda m: DynamicEvaluation(m, 0.0, 0.5),
     ],
@@ -219,17 +219,17 @@ def test_dynamic_evaluation_by_hand():
 
     sigma = lambda a: 1 / (1 + math.exp(-a))
 
-    def by_hand(rate, pull, n=4):
+    def by_hand(lr, decay, n=4):
         a, nats = 0.0, []  # biases are (-a, a)
         for _ in range(n):
             nats.append(-math.log(sigma(2 * a)))
-            a = a + pull * (0 - a) + rate * (1 - sigma(2 * a))
+            a = a + decay * (0 - a) + lr * (1 - sigma(2 * a))
         return nats
 
-    for rate, pull in ((1.0, 0.0), (1.0, 0.5), (0.2, 0.1)):
-        assert score_stream(DynamicEvaluation(Two(), rate, pull, seq_len=1), np.ones(4, int), 0)[
+    for lr, decay in ((1.0, 0.0), (1.0, 0.5), (0.2, 0.1)):
+        assert score_stream(DynamicEvaluation(Two(), lr, decay, seq_len=1), np.ones(4, int), 0)[
             0
-        ].tolist() == pytest.approx(by_hand(rate, pull), rel=1e-5)
+        ].tolist() == pytest.approx(by_hand(lr, decay), rel=1e-5)
 
 
 def test_scaled_steps_by_hand():
@@ -242,9 +242,9 @@ def test_scaled_steps_by_hand():
         old = [p.detach().clone() for p in weights]
         for p in weights:
             p.data += 0.1
-        moved, slopes = [p.detach().clone() for p in weights], [torch.randn_like(p) for p in weights]
-        reader.learn(slopes)
-        for p, o, m, g, r in zip(weights, old, moved, slopes, rms):
+        moved, grads = [p.detach().clone() for p in weights], [torch.randn_like(p) for p in weights]
+        reader.update(grads)
+        for p, o, m, g, r in zip(weights, old, moved, grads, rms):
             torch.testing.assert_close(
                 p.detach(),
                 m + (0.4 * r / mean).clamp(max=1) * (o - m) - 0.3 * g / (r / mean + 0.1),
@@ -277,17 +277,18 @@ def test_tuning_agrees_with_reading():
     assert len(rows) == 8
     for r in rows:
         assert r['perplexity'] == pytest.approx(
-            math.exp(score_stream(NeuralCache(model, r['size'], r['theta'], r['share']), IDS, 1)[0].mean()), rel=1e-4
+            math.exp(score_stream(NeuralCache(model, r['window'], r['theta'], r['cache_weight']), IDS, 1)[0].mean()),
+            rel=1e-4,
         )
-    assert best(rows) == {k: min(rows, key=lambda r: r['perplexity'])[k] for k in ('size', 'theta', 'share')}
+    assert best(rows) == {k: min(rows, key=lambda r: r['perplexity'])[k] for k in ('window', 'theta', 'cache_weight')}
     assert best(
         [
-            dict(rate=1, perplexity=math.nan),
-            dict(rate=2, perplexity=9.0),
-            dict(rate=3, perplexity=None),
-            dict(rate=4, perplexity=math.inf),
+            dict(lr=1, perplexity=math.nan),
+            dict(lr=2, perplexity=9.0),
+            dict(lr=3, perplexity=None),
+            dict(lr=4, perplexity=math.inf),
         ]
-    ) == {'rate': 2}
+    ) == {'lr': 2}
 
 
 @pytest.mark.parametrize('kind', D.KINDS)
@@ -314,9 +315,9 @@ def test_tuning_never_sees_test(kind, corpus):
     'bad',
     [
         lambda m: NeuralCache(m, 0),
-        lambda m: NeuralCache(m, share=1.0),
+        lambda m: NeuralCache(m, cache_weight=1.0),
         lambda m: DynamicEvaluation(m, -1),
-        lambda m: DynamicEvaluation(m, pull=1.5),
+        lambda m: DynamicEvaluation(m, decay=1.5),
     ],
 )
 def test_settings_that_cannot_be(bad):
@@ -354,12 +355,12 @@ def test_settings_are_chosen_once_and_kept(run, monkeypatch):
     m = evaluate_run_adapted(run, 'cache', device='cpu', tokens=2000)
     kept = read_json(run / 'adaptation.json')
     assert list(kept) == ['cache'] and kept['cache']['num_tokens'] == 2000
-    kept['cache']['settings'] = dict(size=7, theta=0.5, share=0.25)
+    kept['cache']['settings'] = dict(window=7, theta=0.5, cache_weight=0.25)
     write_json(run / 'adaptation.json', kept)
     monkeypatch.setattr(D, 'tune', lambda *a, **k: pytest.fail('tuned a second time'))
     again = evaluate_run_adapted(run, 'cache', device='cpu')
     assert (
-        again.adaptation == 'neural cache of 7 tokens, theta 0.5, share 0.25' != m.adaptation
+        again.adaptation == 'neural cache of 7 tokens, theta 0.5, weight 0.25' != m.adaptation
         and again.num_tokens == m.num_tokens
     )
 
@@ -373,7 +374,7 @@ def test_a_record_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
         lambda m, d, kind, s: real(m, d, kind, s) if kind == 'cache' else (_ for _ in ()).throw(KeyboardInterrupt),
     )
     with pytest.raises(KeyboardInterrupt):
-        adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu', tell=told.append)
+        adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu', log_fn=told.append)
     assert [r['kind'] for r in read_json(out)] == [None, 'cache']
     monkeypatch.setattr(D, 'build_evaluator', real)
     rows = adapt_run(run, out, ('cache', 'sgd'), 600, device='cpu')
@@ -405,12 +406,12 @@ def test_from_the_command_line(run, capsys):
     assert 'adapting: neural cache of' in line and line.startswith(f'test: perplexity {cached["perplexity"]:.2f}')
     write_json(
         run / 'adaptation.json',
-        {'rms': dict(kind='rms', settings=dict(rate=0.1, pull=0.01, seq_len=20), num_tokens=0, grid=[])},
+        {'rms': dict(kind='rms', settings=dict(lr=0.1, decay=0.01, seq_len=20), num_tokens=0, grid=[])},
     )
     assert main(['eval', str(run), '--dynamic', '--split', 'validation', '--json', '--device', 'cpu']) == 0
     dynamic = json.loads(capsys.readouterr().out)
     assert (
-        dynamic['adaptation'] == 'dynamic evaluation in segments of 20, RMS-scaled rate 0.1, pull 0.01'
+        dynamic['adaptation'] == 'dynamic evaluation in segments of 20, RMS-scaled learning rate 0.1, decay 0.01'
         and dynamic['split'] == 'validation'
     )
     assert main(['eval', str(run), '--cache', '--dynamic']) == 2

@@ -5,7 +5,7 @@ import pytest
 from lmcourse.experiments.campaign import CampaignError, load_campaign, run_campaign, run_state
 from lmcourse.training.recipes import RecipeError
 
-QUIET = dict(device='cpu', tell=lambda line: None)
+QUIET = dict(device='cpu', log_fn=lambda line: None)
 LACKING = (
     'fastcore',
     'fastprogress',

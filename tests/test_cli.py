@@ -316,6 +316,19 @@ def test_interrupted_and_taken_up_again(lm, tmp_path, cache):
     assert s['test']['perplexity'] == straight['test']['perplexity']
 
 
+def test_interrupted_while_modules_are_imported():
+    "A Ctrl-C in the first second is a sentence too."
+    code = (
+        'import builtins, os, signal, sys\nreal = builtins.__import__\n'
+        'def slow(name, *rest):\n'
+        "    if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        '    return real(name, *rest)\n'
+        'builtins.__import__ = slow\nfrom lmcourse.__main__ import main\nsys.exit(main())'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, '', 'lmcourse: interrupted\n')
+
+
 def test_killed_and_taken_up_again(lm, made, tmp_path):
     """A kill leaves a curve with half a line and rows past the checkpoint: they are dropped, and the run goes on from
     where it was saved."""

@@ -119,9 +119,9 @@ def forward_and_loss(name, device):
 
 def read(kind, device):
     net = model(SMALL['lstm'], device).eval()
-    reader = kind(net, seq_len=T) if kind is not adapt.NeuralCache else kind(net, size=7, seq_len=T)
+    reader = kind(net, seq_len=T) if kind is not adapt.NeuralCache else kind(net, window=7, seq_len=T)
     with reader:
-        return reader.read(ids(1, T), ids(1, T))[0]
+        return reader.score_batch(ids(1, T), ids(1, T))[0]
 
 
 CALLS = {

@@ -23,9 +23,9 @@ def test_the_wheel_holds_all_that_the_code_reads(tmp_path):
     }
     assert here <= names, f'not in the wheel: {sorted(here - names)}'
     entry = next(n for n in names if n.endswith('entry_points.txt'))
-    assert 'lmcourse = lmcourse.cli:main' in zipfile.ZipFile(wheel).read(entry).decode().replace('=', ' = ').replace(
-        '  ', ' '
-    )
+    assert 'lmcourse = lmcourse.__main__:main' in zipfile.ZipFile(wheel).read(entry).decode().replace(
+        '=', ' = '
+    ).replace('  ', ' ')
 
 
 def test_the_readme_is_what_the_index_makes(tmp_path):

@@ -203,7 +203,7 @@ def test_a_broken_run_gets_a_row_that_says_so_and_the_others_go_on(tmp_path, job
         {'bad': {'optim.lr': 1e12, 'train.max_steps': 60}, 'run 3': PLAN['run 3']},
         tmp_path / 'grid.json',
         jobs=jobs,
-        tell=told.append,
+        log_fn=told.append,
     )
     assert (
         'stopped being a number' in rows[0]['broken']

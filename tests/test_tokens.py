@@ -4,6 +4,7 @@ import json, os, pickle, subprocess, sys, tracemalloc
 from collections.abc import Sequence
 import numpy as np
 import pytest
+from lmcourse.data import cache
 from lmcourse.errors import LMCourseError
 from lmcourse.measure.perplexity import NotComparable, compare
 from lmcourse.data.text import SPLITS, Corpus
@@ -212,8 +213,9 @@ class Repeated(Sequence):
 
 
 @pytest.mark.parametrize('name', ['word', 'bpe:300'])
-def test_a_long_text_is_cut_piece_by_piece(name, tmp_path):
+def test_a_long_text_is_cut_piece_by_piece(name, tmp_path, monkeypatch):
     "Two hundred thousand rows, of which no more than some ten thousand stand in memory."
+    monkeypatch.setattr(cache, 'IN_MEMORY', 0)
     corpus = Corpus('repeated', {'train': Repeated(200_000), 'validation': ROWS, 'test': ROWS})
     tokenizer = MADE[name]()
     tracemalloc.start()

@@ -107,7 +107,7 @@ def run_ablation(
     changes: dict,  # {what it is called: {'section.field': value}}
     seeds: int,  # how many runs of each
     out: str | Path,  # a JSON file of rows; those already there are not run again
-    tell=None,  # called with a line when a run is done
+    log_fn=None,  # called with a line when a run is done
     max_steps: int | None = None,
 ) -> list[dict]:  # the rows
     "Run every change under every seed, one file for all; stopped, it goes on where it was."
@@ -120,8 +120,8 @@ def run_ablation(
                 continue
             rows.append(run_setting(base, setting, change, seed, max_steps))
             write_json(out, rows)
-            if tell:
-                tell(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
+            if log_fn:
+                log_fn(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
     return rows
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #9b2f1dfe

@@ -225,7 +225,7 @@ def run_campaign(
     max_minutes: float | None = None,  # of all; None: until everything is done
     jobs: int = 1,  # runs at a time
     device: str = 'auto',
-    tell=print,  # called with a line when a run starts or ends
+    log_fn=print,  # called with a line when a run starts or ends
     pack_every: float = 60.0,  # seconds between two archives
 ) -> list[dict]:  # a row for each run
     "Run a list of recipes under one clock. Raises `KeyboardInterrupt` after a Ctrl-C, when every run has saved."
@@ -250,7 +250,7 @@ def run_campaign(
             run,
             _spawn(_command(run, folder, None if minutes is None else 0.95 * minutes, device), folder / 'log.txt'),
         )
-        tell(f'{run.name}: started')
+        log_fn(f'{run.name}: started')
 
     def finish(name):
         run, child = going.pop(name)
@@ -261,7 +261,7 @@ def run_campaign(
                 if run_state(out / name) == 'done' and (left() is None or left() > 0):
                     _spawn(_adapt_command(out / name, kind, device), out / name / 'log.txt').wait()
         row = campaign_row(run, out, states.get(name))
-        tell(
+        log_fn(
             f"{name}: {row['state']}"
             + (f", perplexity {row['measured']:.2f}" if row['measured'] else f', see {out / name / "log.txt"}')
         )
@@ -379,13 +379,13 @@ def check_campaign(
     device: str = 'auto',
     num_steps: int = 20,  # of each recipe
     seconds: float = 100.0,  # of all
-    tell=print,  # called with a line for each
+    log_fn=print,  # called with a line for each
 ) -> dict:  # ceilings, and a row for each recipe
     "The first minute on a machine. Nothing in it stops the rest."
     runs = list({r.recipe: r for r in load_campaign(path)}.values())
     began, rows = time.monotonic(), []
     top = ceilings(device)
-    tell(', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in top.items()))
+    log_fn(', '.join(f'{k} {v:.3g}' if isinstance(v, float) else f'{k} {v}' for k, v in top.items()))
     env = os.environ | {
         'PYTHONPATH': os.pathsep.join(
             filter(None, [str(Path(str(files('lmcourse'))).parent), os.environ.get('PYTHONPATH')])
@@ -414,7 +414,7 @@ def check_campaign(
         except subprocess.TimeoutExpired:
             rows.append(dict(recipe=run.recipe, failed=f'took longer than {share:.0f} s'))
         r = rows[-1]
-        tell(
+        log_fn(
             f"{r['recipe']}: "
             + (
                 f"{r['tokens_per_second']:,.0f} tokens a second, {r['precision']}, resumed: {r['resumed']}"

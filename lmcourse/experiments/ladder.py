@@ -169,14 +169,14 @@ def run_ladder(
     tokenizer: str = 'word',
     out: str | Path | None = None,  # a folder for the runs and the figure; None: a new one under runs/
     show: bool | None = None,  # a progress bar; None: where somebody is watching
-    tell=print,  # called with a line when a rung is reached
+    log_fn=print,  # called with a line when a rung is reached
     **changes,  # rungs, table (Markdown) and figure (its file)
 ) -> dict:
     """The whole ladder on one text: counting, then networks trained on the spot; a figure and ladder.json go into the
     folder."""
     out = Path(out or time.strftime('runs/ladder-%Y%m%d-%H%M%S'))
     try:
-        return _climb(corpus, tokenizer, out, show, tell, changes)
+        return _climb(corpus, tokenizer, out, show, log_fn, changes)
     except KeyboardInterrupt:
         print(
             f'lmcourse: stopped; what was reached is in {out}. To go on: lmcourse ladder {corpus} --out {out}',
@@ -185,17 +185,19 @@ def run_ladder(
         raise
 
 
-def _climb(corpus, tokenizer, out, show, tell, changes):
+def _climb(corpus, tokenizer, out, show, log_fn, changes):
     data, rungs = tokenize_corpus(corpus, tokenizer), []
     out.mkdir(parents=True, exist_ok=True)
-    tell(
+    log_fn(
         f'{corpus}: {data.train.num_tokens:,} tokens to learn from, {data.validation.num_tokens:,} to validate on,'
         f' {data.vocab_size:,} types'
     )
     for r in itertools.chain(ngram_rungs(data), trained_rungs(corpus, tokenizer, out=out, show=show, **changes)):
         rungs.append(r)
         write_json(out / 'ladder.json', rungs)
-        tell(f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)')
+        log_fn(
+            f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)'
+        )
     import matplotlib.style
     from matplotlib.figure import Figure
 

@@ -216,7 +216,7 @@ def run_grid(
     kind: str = 'grid',  # what these runs are for
     jobs: int = 1,  # runs at a time, each in a process of its own where there are several
     threads: int = 1,  # of each run
-    tell=None,  # called with a line when a run is done
+    log_fn=None,  # called with a line when a run is done
 ) -> list[dict]:  # their rows, in the order of `settings`
     """Make the runs that the file does not have yet. Raises `ScalingError` where it has a run of that name with other
     settings."""
@@ -243,8 +243,8 @@ def run_grid(
         rows[name] = dict(kind=kind, run=name, base=mark, changes=to_jsonable(settings[name])) | found
         log.append(rows[name])
         write_json(out, log)
-        if tell:
-            tell(f"{name}: {found.get('broken') or format(found['nats'], '.3f') + ' nats per token'}")
+        if log_fn:
+            log_fn(f"{name}: {found.get('broken') or format(found['nats'], '.3f') + ' nats per token'}")
     return [rows[name] for name in settings]
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'AdaptError', 'StreamingEvaluator', 'score_stream', 'evaluate_stream', 'cache_attention', 'NeuralCache',
-           'cache_guesses', 'tune_cache', 'best', 'DynamicEvaluation', 'gradient_rms', 'tune_dynamic', 'tune',
+           'cache_log_probs', 'tune_cache', 'best', 'DynamicEvaluation', 'gradient_rms', 'tune_dynamic', 'tune',
            'build_evaluator', 'evaluate_run_adapted', 'adapt_run']
 
 # %% ../../nbs/18_adaptation.ipynb #54c019ca
@@ -36,7 +36,7 @@ class StreamingEvaluator:
     """A model that reads a text once, from its first token to its last, scoring each before it is learnt from;
     afterwards the model is what it was."""
 
-    many_lanes, adaptation = True, None
+    many_streams, adaptation = True, None
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class StreamingEvaluator:
         self.seq_len = seq_len if model.stateful else model.context_length or seq_len
 
     def __enter__(self):
-        self.was, self.state = self.model.training, None
+        self.was_training, self.state = self.model.training, None
         self.model.eval()
         return self
 
     def __exit__(self, *_):
         self.state = None
-        self.model.train(self.was)
+        self.model.train(self.was_training)
 
     def hidden(self, x_BT: torch.Tensor) -> torch.Tensor:  # h_BTD
         "Hidden states of a batch; the state is handed on, and no gradient goes through it."
@@ -66,7 +66,7 @@ class StreamingEvaluator:
         return F.linear(h_BTD, self.model.lm_head.weight, self.model.lm_head.bias)
 
     @torch.no_grad()
-    def read(
+    def score_batch(
         self,
         x_BT: torch.Tensor,  # inputs
         y_BT: torch.Tensor,  # the tokens that came
@@ -83,19 +83,19 @@ def score_stream(
 ) -> tuple:  # (nats_N, how many first guesses were right)
     """Read a text to its end, every token scored once. Raises `AdaptError` for lanes that would learn from each other's
     future."""
-    if eval_batch_size > 1 and not reader.many_lanes:
+    if eval_batch_size > 1 and not reader.many_streams:
         raise AdaptError(
             f'dynamic evaluation reads in one lane, not in {eval_batch_size}: side by side, one would learn from what comes later'
             ' in another'
         )
-    nats, scored, hits = [], [], 0
+    nats, scored, num_correct = [], [], 0
     with reader:
         for x_BT, y_BT in StatefulBatches(ids, eval_batch_size, reader.seq_len, bos_id):
-            nats_BT, hit = reader.read(x_BT, y_BT)
+            nats_BT, correct = reader.score_batch(x_BT, y_BT)
             nats.append(nats_BT.cpu())
             scored.append(y_BT != -100)
-            hits += hit
-    return torch.cat(nats, 1)[torch.cat(scored, 1)].double().numpy(), hits
+            num_correct += correct
+    return torch.cat(nats, 1)[torch.cat(scored, 1)].double().numpy(), num_correct
 
 
 def evaluate_stream(
@@ -106,7 +106,7 @@ def evaluate_stream(
     interval: bool = False,  # compute a 95 % interval too
 ) -> Measurement:
     "A reader's measurement; its passport says how the model adapted."
-    nats_N, hits = score_stream(reader, split.ids, bos_id, eval_batch_size)
+    nats_N, num_correct = score_stream(reader, split.ids, bos_id, eval_batch_size)
     window = None if reader.model.stateful else reader.seq_len
     return split.measurement(
         float(nats_N.sum()),
@@ -114,7 +114,7 @@ def evaluate_stream(
         stride=window,
         state_carried=reader.model.stateful,
         eval_batch_size=eval_batch_size,
-        accuracy=hits / split.num_tokens,
+        accuracy=num_correct / split.num_tokens,
         ci95=block_bootstrap_ci(nats_N) if interval else None,
         adaptation=reader.adaptation,
     )
@@ -124,13 +124,13 @@ def cache_attention(
     h_BTD: torch.Tensor,  # states in which a guess is to be made
     keys_BND: torch.Tensor,  # states remembered, the oldest first; the last T are those of h_BTD themselves
     theta: float,  # how much likeness counts
-    size: int,  # how far back the memory goes, in tokens
+    window: int,  # how far back the memory goes, in tokens
 ) -> torch.Tensor:  # w_BTN, what each memory weighs in each guess: sums to one, or to zero where there is no memory yet
     "How alike a state is to each that came before it ([Grave et al., 2017](../docs/bibliography.md#grave2017))."
     at_N = torch.arange(keys_BND.shape[1], device=h_BTD.device)
     ago_TN = at_N[-h_BTD.shape[1] :, None] - at_N
     scores_BTN = theta * h_BTD @ keys_BND.transpose(1, 2)
-    return scores_BTN.masked_fill((ago_TN < 1) | (ago_TN > size), -math.inf).softmax(-1).nan_to_num(0.0)
+    return scores_BTN.masked_fill((ago_TN < 1) | (ago_TN > window), -math.inf).softmax(-1).nan_to_num(0.0)
 
 # %% ../../nbs/18_adaptation.ipynb #d53b2329
 class NeuralCache(StreamingEvaluator):
@@ -140,18 +140,18 @@ class NeuralCache(StreamingEvaluator):
     def __init__(
         self,
         model: nn.Module,
-        size: int = 2000,  # states remembered, in each lane
+        window: int = 2000,  # states remembered, in each lane
         theta: float = 0.3,  # how much likeness counts
-        share: float = 0.1,  # of the cache in each guess, in [0, 1)
+        cache_weight: float = 0.1,  # of the cache in each guess, in [0, 1)
         seq_len: int = 128,  # tokens read at once
     ):
         super().__init__(model, seq_len)
-        if size < 1 or not 0 <= share < 1:
+        if window < 1 or not 0 <= cache_weight < 1:
             raise AdaptError(
-                f'a cache remembers at least one state, and its share lies in [0, 1): got size {size}, share {share}'
+                f'a cache remembers at least one state, and its weight lies in [0, 1): got window {window}, cache_weight {cache_weight}'
             )
-        self.size, self.theta, self.share = size, theta, share
-        self.adaptation = f'neural cache of {size:,} tokens, theta {theta:g}, share {share:g}'
+        self.window, self.theta, self.cache_weight = window, theta, cache_weight
+        self.adaptation = f'neural cache of {window:,} tokens, theta {theta:g}, weight {cache_weight:g}'
 
     def __enter__(self):
         self.keys = self.num_words = None
@@ -161,7 +161,7 @@ class NeuralCache(StreamingEvaluator):
         self.keys = self.num_words = None
         super().__exit__(*error)
 
-    def remember(
+    def update_cache(
         self, h_BTD: torch.Tensor, y_BT: torch.Tensor
     ) -> tuple:  # (keys_BND, words_BN), those of this batch at their end
         "Add a batch to the memory, and forget what is too old."
@@ -170,24 +170,26 @@ class NeuralCache(StreamingEvaluator):
             if self.keys is None
             else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.num_words, y_BT], 1))
         )
-        self.keys, self.num_words = keys[:, -self.size :], words[:, -self.size :]
+        self.keys, self.num_words = keys[:, -self.window :], words[:, -self.window :]
         return keys, words
 
     @torch.no_grad()
-    def read(self, x_BT, y_BT):
+    def score_batch(self, x_BT, y_BT):
         "Each guess mixes the model's with what the tokens before it were followed by."
         h_BTD = self.hidden(x_BT)
-        keys_BND, words_BN = self.remember(h_BTD, y_BT.to(h_BTD.device).clamp(min=0))
-        w_BTN = cache_attention(h_BTD, keys_BND, self.theta, self.size)
-        own_BTV = self.logits(h_BTD).log_softmax(-1) + torch.log1p(-self.share * w_BTN.sum(-1, keepdim=True))
-        theirs_BTV = torch.zeros_like(own_BTV).scatter_add_(2, words_BN[:, None].expand_as(w_BTN), self.share * w_BTN)
+        keys_BND, words_BN = self.update_cache(h_BTD, y_BT.to(h_BTD.device).clamp(min=0))
+        w_BTN = cache_attention(h_BTD, keys_BND, self.theta, self.window)
+        own_BTV = self.logits(h_BTD).log_softmax(-1) + torch.log1p(-self.cache_weight * w_BTN.sum(-1, keepdim=True))
+        theirs_BTV = torch.zeros_like(own_BTV).scatter_add_(
+            2, words_BN[:, None].expand_as(w_BTN), self.cache_weight * w_BTN
+        )
         return _nats(
             torch.logaddexp(own_BTV, theirs_BTV.log()), y_BT
         )  # in logarithms: a probability of e^-200 is a number there
 
 # %% ../../nbs/18_adaptation.ipynb #2c5dbfda
 @torch.no_grad()
-def cache_guesses(
+def cache_log_probs(
     cache: NeuralCache,
     ids,  # (N,) the text, in one lane
     bos_id: int,  # context of the very first token
@@ -200,12 +202,12 @@ def cache_guesses(
         for x_BT, y_BT in StatefulBatches(ids, 1, cache.seq_len, bos_id):
             h_BTD = cache.hidden(x_BT)
             y_BT = y_BT.to(h_BTD.device)
-            keys, words = cache.remember(h_BTD, y_BT)
+            keys, words = cache.update_cache(h_BTD, y_BT)
             own.append(-_nats(cache.logits(h_BTD).log_softmax(-1), y_BT)[0][0].cpu())
             same_BTN = words[:, None] == y_BT.unsqueeze(-1)
             theirs.append(
                 torch.stack(
-                    [(cache_attention(h_BTD, keys, theta, cache.size) * same_BTN).sum(-1)[0] for theta in thetas]
+                    [(cache_attention(h_BTD, keys, theta, cache.window) * same_BTN).sum(-1)[0] for theta in thetas]
                 ).cpu()
             )
     return torch.cat(own).double().numpy(), torch.cat(theirs, 1).double().numpy()
@@ -218,18 +220,23 @@ def tune_cache(
     sizes=(500, 2000),  # to be tried
     thetas=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
     shares=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
-) -> list[dict]:  # rows: size, theta, share, perplexity
+) -> list[dict]:  # rows: window, theta, cache_weight, perplexity
     "Every combination, in one reading for each size."
     rows = []
-    for size in sizes:
-        own_N, their_KN = cache_guesses(NeuralCache(model, size), ids, bos_id, thetas)
+    for window in sizes:
+        own_N, their_KN = cache_log_probs(NeuralCache(model, window), ids, bos_id, thetas)
         for theta, p_N in zip(thetas, their_KN):
-            for share in shares:
+            for cache_weight in shares:
                 with np.errstate(divide='ignore'):
-                    mixed_N = np.logaddexp(math.log1p(-share) + own_N, math.log(share) + np.log(p_N))
+                    mixed_N = np.logaddexp(math.log1p(-cache_weight) + own_N, math.log(cache_weight) + np.log(p_N))
                 mixed_N[0] = own_N[0]  # the first token has no memory to mix in
                 rows.append(
-                    dict(size=size, theta=theta, share=share, perplexity=perplexity(float(-mixed_N.sum()), len(own_N)))
+                    dict(
+                        window=window,
+                        theta=theta,
+                        cache_weight=cache_weight,
+                        perplexity=perplexity(float(-mixed_N.sum()), len(own_N)),
+                    )
                 )
     return rows
 
@@ -248,33 +255,33 @@ class DynamicEvaluation(StreamingEvaluator):
     """A reader that takes a step down the gradient after each segment it was scored on ([Krause et al.,
     2018](../docs/bibliography.md#krause2018)); the weights are put back at the end."""
 
-    many_lanes = False
+    many_streams = False
 
     def __init__(
         self,
         model: nn.Module,
-        rate: float = 0.1,  # learning rate; the gradient is that of the mean surprise of a segment
-        pull: float = 0.0,  # share of the way back to the trained weights that each step goes
+        lr: float = 0.1,  # learning rate; the gradient is that of the mean surprise of a segment
+        decay: float = 0.0,  # fraction of the way back to the trained weights that each step goes
         rms: (
             list | None
-        ) = None,  # for each parameter, the root mean square of its gradients in training: rate and pull are scaled with it; None: plain descent
+        ) = None,  # for each parameter, the root mean square of its gradients in training: lr and decay are scaled with it; None: plain descent
         seq_len: int = 20,  # tokens of a segment
         eps: float = 0.1,  # keeps the scaled rate finite, relative to the mean of `rms`
     ):
         super().__init__(model, seq_len)
-        if rate < 0 or not 0 <= pull <= 1:
-            raise AdaptError(f'a rate is at least 0, and a pull lies in [0, 1]: got {rate} and {pull}')
-        self.rate, self.pull, self.rates, self.pulls = rate, pull, None, None
+        if lr < 0 or not 0 <= decay <= 1:
+            raise AdaptError(f'a learning rate is at least 0, and a decay lies in [0, 1]: got {lr} and {decay}')
+        self.lr, self.decay, self.lrs, self.decays = lr, decay, None, None
         self.weights = [p for p in model.parameters() if p.requires_grad]
         if rms is not None:
             mean = sum(float(r.cpu().double().sum()) for r in rms) / sum(
                 r.numel() for r in rms
             )  # some devices have no double precision
-            self.rates = [rate / (r / mean + eps) for r in rms]
-            self.pulls = [(pull * r / mean).clamp(max=1.0) for r in rms]
+            self.lrs = [lr / (r / mean + eps) for r in rms]
+            self.decays = [(decay * r / mean).clamp(max=1.0) for r in rms]
         self.adaptation = (
-            f'dynamic evaluation in segments of {self.seq_len}, {"plain" if rms is None else "RMS-scaled"} rate'
-            f' {rate:g}, pull {pull:g}'
+            f'dynamic evaluation in segments of {self.seq_len}, {"plain" if rms is None else "RMS-scaled"} learning'
+            f' rate {lr:g}, decay {decay:g}'
         )
 
     def __enter__(self):
@@ -288,7 +295,7 @@ class DynamicEvaluation(StreamingEvaluator):
         self.trained = None
         super().__exit__(*error)
 
-    def read(self, x_BT, y_BT):
+    def score_batch(self, x_BT, y_BT):
         "Score the segment with the weights as they are, then learn from it."
         with (
             torch.enable_grad(),
@@ -297,20 +304,20 @@ class DynamicEvaluation(StreamingEvaluator):
             logits_BTV = self.logits(self.hidden(x_BT))
             y_BT = y_BT.to(logits_BTV.device)
             nats_T = F.cross_entropy(logits_BTV[0], y_BT[0], reduction='none')
-            slopes = torch.autograd.grad(nats_T.mean(), self.weights, materialize_grads=True)
-        self.learn(slopes)
+            grads = torch.autograd.grad(nats_T.mean(), self.weights, materialize_grads=True)
+        self.update(grads)
         return nats_T.detach()[None], int((logits_BTV.detach().argmax(-1) == y_BT).sum())
 
     @torch.no_grad()
-    def learn(self, slopes):  # the gradient, one tensor for each parameter
+    def update(self, grads):  # the gradient, one tensor for each parameter
         "One step: back a little, then down."
-        for i, (p, slope, old) in enumerate(zip(self.weights, slopes, self.trained)):
-            if self.pull:
-                p.lerp_(old, self.pull if self.pulls is None else self.pulls[i])
-            if self.rates is None:
-                p.add_(slope, alpha=-self.rate)
+        for i, (p, grad, old) in enumerate(zip(self.weights, grads, self.trained)):
+            if self.decay:
+                p.lerp_(old, self.decay if self.decays is None else self.decays[i])
+            if self.lrs is None:
+                p.add_(grad, alpha=-self.lr)
             else:
-                p.addcmul_(slope, self.rates[i], value=-1)
+                p.addcmul_(grad, self.lrs[i], value=-1)
 
 # %% ../../nbs/18_adaptation.ipynb #13aa7955
 def gradient_rms(
@@ -332,13 +339,13 @@ def gradient_rms(
                 break
             with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
                 logits_BTV = reader.logits(reader.hidden(x_BT))
-                slopes = torch.autograd.grad(
+                grads = torch.autograd.grad(
                     F.cross_entropy(logits_BTV.flatten(0, 1), y_BT.flatten().to(logits_BTV.device)),
                     weights,
                     materialize_grads=True,
                 )
-            for total, slope in zip(squares, slopes):
-                total.addcmul_(slope, slope)
+            for total, grad in zip(squares, grads):
+                total.addcmul_(grad, grad)
             n += 1
     if not n:
         raise AdaptError(f'the training text is too short for {eval_batch_size} streams of {reader.seq_len} tokens')
@@ -350,26 +357,24 @@ def tune_dynamic(
     ids,  # (N,) text that is not the one to be reported
     bos_id: int,  # context of its first token
     rms: list | None = None,  # what `gradient_rms` gave; None: plain descent
-    rates=(0.03, 0.1, 0.3, 1.0),  # to be tried
-    pulls=(0.001, 0.01),  # to be tried with the best of them
+    lrs=(0.03, 0.1, 0.3, 1.0),  # to be tried
+    decays=(0.001, 0.01),  # to be tried with the best of them
     seq_len: int = 20,  # tokens of a segment
-    tell=None,  # called with a line for each
-) -> list[dict]:  # rows: rate, pull, seq_len, perplexity
-    "First the rate without a pull, then the pull with the best rate."
+    log_fn=None,  # called with a line for each
+) -> list[dict]:  # rows: lr, decay, seq_len, perplexity
+    "First the learning rate without decay, then the decay with the best rate."
     rows = []
 
-    def go(rate, pull):
-        nats_N, _ = score_stream(DynamicEvaluation(model, rate, pull, rms, seq_len), ids, bos_id)
-        rows.append(
-            dict(rate=rate, pull=pull, seq_len=seq_len, perplexity=perplexity(float(nats_N.sum()), len(nats_N)))
-        )
-        if tell:
-            tell(f"rate {rate:g}, pull {pull:g}: {rows[-1]['perplexity']:.2f}")
+    def go(lr, decay):
+        nats_N, _ = score_stream(DynamicEvaluation(model, lr, decay, rms, seq_len), ids, bos_id)
+        rows.append(dict(lr=lr, decay=decay, seq_len=seq_len, perplexity=perplexity(float(nats_N.sum()), len(nats_N))))
+        if log_fn:
+            log_fn(f"learning rate {lr:g}, decay {decay:g}: {rows[-1]['perplexity']:.2f}")
 
-    for rate in rates:
-        go(rate, 0.0)
-    for pull in pulls:
-        go(best(rows)['rate'], pull)
+    for lr in lrs:
+        go(lr, 0.0)
+    for decay in decays:
+        go(best(rows)['lr'], decay)
     return rows
 
 # %% ../../nbs/18_adaptation.ipynb #1d14ae66
@@ -382,7 +387,7 @@ def tune(
     kind: str,  # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
     tokens: int = 20_000,  # of the beginning of validation
     seq_len: int = 20,  # tokens of a segment of dynamic evaluation
-    tell=None,  # called with a line for each setting of dynamic evaluation
+    log_fn=None,  # called with a line for each setting of dynamic evaluation
 ) -> dict:  # kind, settings, tokens, grid
     "Choose settings on validation. Raises `AdaptError` for a kind that does not exist."
     if kind not in KINDS:
@@ -397,7 +402,7 @@ def tune(
             first,
             gradient_rms(model, data.train.ids, first, seq_len) if kind == 'rms' else None,
             seq_len=seq_len,
-            tell=tell,
+            log_fn=log_fn,
         )
     return dict(kind=kind, settings=best(grid), num_tokens=len(ids), grid=grid)
 
@@ -415,12 +420,12 @@ def build_evaluator(
     return DynamicEvaluation(model, rms=rms, **settings)
 
 # %% ../../nbs/18_adaptation.ipynb #f745dc1e
-def _tuned(run, model, data, kind, tokens, tell, seq_len=20):
+def _tuned(run, model, data, kind, tokens, log_fn, seq_len=20):
     "Settings that were chosen for this run before, or chosen now and kept in its folder."
     path = run.path / 'adaptation.json'
     kept = read_json(path) if path.exists() else {}
     if kind not in kept:
-        kept[kind] = tune(model, data, kind, tokens, seq_len, tell)
+        kept[kind] = tune(model, data, kind, tokens, seq_len, log_fn)
         write_json(path, kept)
     return kept[kind]
 
@@ -431,11 +436,11 @@ def evaluate_run_adapted(
     split: str = 'test',  # train, validation or test
     device: str = 'auto',
     tokens: int = 20_000,  # of validation, to tune on
-    tell=None,  # called with a line of progress
+    log_fn=None,  # called with a line of progress
 ) -> Measurement:
     "Score a run's best weights on a split while they adapt, in one lane, with settings tuned on validation."
     model, data, _ = load_run(path, device)
-    reader = build_evaluator(model, data, kind, _tuned(Run.open(path), model, data, kind, tokens, tell)['settings'])
+    reader = build_evaluator(model, data, kind, _tuned(Run.open(path), model, data, kind, tokens, log_fn)['settings'])
     return evaluate_stream(reader, getattr(data, split), data.tokenizer.bos_id, interval=True)
 
 # %% ../../nbs/18_adaptation.ipynb #e8833376
@@ -446,7 +451,7 @@ def adapt_run(
     tokens: int = 40_000,  # of validation, to tune on
     seq_len: int = 20,  # tokens of a segment of dynamic evaluation
     device: str = 'auto',
-    tell=None,  # called with a line of progress
+    log_fn=None,  # called with a line of progress
 ) -> list[dict]:  # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
     """Tune each kind on the beginning of validation, then measure validation and, once, test; stopped, it goes on where
     it was."""
@@ -459,7 +464,7 @@ def adapt_run(
         chosen = (
             dict(kind=None, settings=None, num_tokens=0, grid=[])
             if kind is None
-            else _tuned(run, model, data, kind, tokens, tell, seq_len)
+            else _tuned(run, model, data, kind, tokens, log_fn, seq_len)
         )
         reader = StreamingEvaluator(model) if kind is None else build_evaluator(model, data, kind, chosen['settings'])
         both = {
@@ -477,6 +482,6 @@ def adapt_run(
             )
         )
         write_json(out, rows)
-        if tell:
-            tell(f"{kind or 'as it is'}: {both['validation']['perplexity']:.2f}, {both['test']['perplexity']:.2f}")
+        if log_fn:
+            log_fn(f"{kind or 'as it is'}: {both['validation']['perplexity']:.2f}, {both['test']['perplexity']:.2f}")
     return read_json(out)
