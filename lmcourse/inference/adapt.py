@@ -85,8 +85,8 @@ def score_stream(
     future."""
     if eval_batch_size > 1 and not reader.many_lanes:
         raise AdaptError(
-            f'dynamic evaluation reads in one lane, not in {eval_batch_size}: side by side, one would learn from what comes later'
-            ' in another'
+            f'dynamic evaluation reads in one lane, not in {eval_batch_size}: side by side, one would learn from what'
+            ' comes later in another'
         )
     nats, scored, hits = [], [], 0
     with reader:
@@ -255,9 +255,7 @@ class DynamicEvaluation(StreamingEvaluator):
         model: nn.Module,
         rate: float = 0.1,  # learning rate; the gradient is that of the mean surprise of a segment
         pull: float = 0.0,  # share of the way back to the trained weights that each step goes
-        rms: (
-            list | None
-        ) = None,  # for each parameter, the root mean square of its gradients in training: rate and pull are scaled with it; None: plain descent
+        rms: list | None = None,  # each parameter's rms gradient in training: scales rate and pull; None: plain descent
         seq_len: int = 20,  # tokens of a segment
         eps: float = 0.1,  # keeps the scaled rate finite, relative to the mean of `rms`
     ):
