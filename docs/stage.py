@@ -435,9 +435,10 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
     v = ladder[0]['validation']
     place = dict(
         ladder=(
-            f'{_image("images/ladder.png", "validation perplexity of each rung of the ladder")}\n\n{_numbers(ladder_table(ladder))}\n\nText:'
-            f' `{v["corpus"]}`, {v["num_tokens"]:,} validation tokens, {v["vocab_size"]:,} types, tokenizer `{v["tokenizer"]}`,'
-            f' fingerprint `{v["fingerprint"]}`.'
+            f'{_image("images/ladder.png", "validation perplexity of each rung of the ladder")}\n\n'
+            f'{_numbers(ladder_table(ladder))}\n\nText:'
+            f' `{v["corpus"]}`, {v["num_tokens"]:,} validation tokens, {v["vocab_size"]:,} types, tokenizer'
+            f' `{v["tokenizer"]}`, fingerprint `{v["fingerprint"]}`.'
         )
     )
     rows = [
@@ -610,7 +611,7 @@ def bibliography(text: str, lessons: list[Lesson]) -> str:
 def fill(text: str, place: dict[str, str]) -> str:
     "A page with its places, `<!-- name -->`, filled."
     for name, value in place.items():
-        text = re.sub(rf'<!-- {name}(?: -->|\n.*?-->)', lambda m: value, text, flags=re.S)
+        text = re.sub(rf'<!-- {name}(?: -->|\n.*?-->)', lambda m, value=value: value, text, flags=re.S)
     left = re.findall(r'<!-- (\w[\w ]*?)(?: -->|\n)', text)
     if left:
         raise StageError(f'nothing is made for the place{"s" * (len(left) > 1)} {", ".join(left)}')

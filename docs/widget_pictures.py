@@ -1,4 +1,5 @@
-"""Make the pictures of lesson 03's widgets anew: `python docs/widget_pictures.py`, then run the lesson. Needs Chromium."""
+"""Make the pictures of lesson 03's widgets anew: `python docs/widget_pictures.py`, then run the lesson. Needs
+Chromium."""
 
 import io, json, shutil
 from pathlib import Path
@@ -54,7 +55,7 @@ def main():
             answers = {'': ('text/html', page_of(widget)), 'widget.js': ('text/javascript', widget._esm)}
 
             def answer(route):
-                kind, text = answers.get(route.request.url[len(HOST) :], ('image/x-icon', ''))
+                kind, text = answers.get(route.request.url[len(HOST) :], ('image/x-icon', ''))  # noqa: B023
                 route.fulfill(content_type=f'{kind}; charset=utf-8', body=text)
 
             page.unroute_all()

@@ -200,7 +200,8 @@ def cmd_generate(a):
     for [w] in generate_stream(model, tokenizer, a.prompt, a.tokens, sampling, a.seed):
         if w.num_tokens == 1 and w.unknown_words:
             print(
-                f'lmcourse: not in the vocabulary of this run, and read as <unk>: {", ".join(map(repr, w.unknown_words))}',
+                'lmcourse: not in the vocabulary of this run, and read as <unk>:'
+                f' {", ".join(map(repr, w.unknown_words))}',
                 file=sys.stderr,
             )
         whole = w.text.rstrip('\ufffd')  # a letter of which some bytes are still to come

@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'docs'))
-import stage  # noqa: E402
+import stage  # noqa: E402, F401
 
 BIN = Path(sys.executable).parent
 PICTURES = ROOT / 'build' / 'widgets'  # where a test run leaves its pictures, for people to look at; not in git
@@ -137,24 +137,30 @@ class Lab:
         page.wait_for_function('window.jupyterapp !== undefined')
         page.evaluate(
             '''async () => { const app = window.jupyterapp; await app.restored;
-            for (let i = 0; i < 1200 && !app.shell.currentWidget?.context; i++) await new Promise(r => setTimeout(r, 100));
-            const w = app.shell.currentWidget; await w.context.ready; await w.sessionContext.ready; await w.sessionContext.session.kernel.info; }'''
+            for (let i = 0; i < 1200 && !app.shell.currentWidget?.context; i++)
+                await new Promise(r => setTimeout(r, 100));
+            const w = app.shell.currentWidget; await w.context.ready;
+            await w.sessionContext.ready; await w.sessionContext.session.kernel.info; }'''
         )
 
     def run(self, page):
         "Run all cells: how many of code there are, how many ran, and the errors."
         return page.evaluate(
             '''async () => { const app = window.jupyterapp; await app.commands.execute('notebook:run-all-cells');
-            const cells = [...app.shell.currentWidget.content.model.cells].filter(c => c.type === 'code' && c.sharedModel.source.trim());
+            const cells = [...app.shell.currentWidget.content.model.cells]
+                .filter(c => c.type === 'code' && c.sharedModel.source.trim());
             return { code: cells.length, ran: cells.filter(c => c.executionCount).length,
-                     errors: cells.flatMap(c => c.outputs.toJSON().filter(o => o.output_type === 'error').map(o => `${o.ename}: ${o.evalue}`)) }; }'''
+                     errors: cells.flatMap(c => c.outputs.toJSON().filter(o => o.output_type === 'error')
+                         .map(o => `${o.ename}: ${o.evalue}`)) }; }'''
         )
 
     def python(self, page, code):
         "Run code in the lesson's kernel; what it printed."
         return page.evaluate(
-            '''async code => { let out = ''; const f = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code });
-            f.onIOPub = m => { out += m.content.text ?? (m.header.msg_type === 'error' ? m.content.evalue : ''); }; await f.done; return out; }''',
+            '''async code => { let out = '';
+            const f = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.requestExecute({ code });
+            f.onIOPub = m => { out += m.content.text ?? (m.header.msg_type === 'error' ? m.content.evalue : ''); };
+            await f.done; return out; }''',
             code,
         )
 

@@ -20,7 +20,7 @@ from lmcourse.training.optimizers import NTASGD
 from lmcourse.experiments.recipes import AWD_LSTM_ABLATIONS as ABLATIONS
 from lmcourse.data.batches import StatefulBatches
 from lmcourse.device import has_bf16
-from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_from_dict, tiny
+from lmcourse.training.recipes import get_recipe, override, num_parameters, recipe_from_dict, tiny
 from lmcourse.models.recurrent import gru_cell, lstm_cell, unroll
 from lmcourse.training.trainer import (
     Trainer,
@@ -321,7 +321,7 @@ def step_of(tmp_path, name, **changes):
 
 
 def test_a_penalty_moves_the_model_and_is_no_surprise(tmp_path):
-    (a, ta, ga), (b, tb, gb) = (
+    (a, _, ga), (b, _, gb) = (
         step_of(tmp_path, 'a', **{'model.alpha': 0, 'model.beta': 0}),
         step_of(tmp_path, 'b', **{'model.alpha': 50, 'model.beta': 50}),
     )
@@ -477,7 +477,7 @@ def test_a_resumed_run_has_the_curve_of_one_that_was_not_stopped(tmp_path, monke
 
 def test_what_is_kept_as_best_is_the_average(tmp_path, monkeypatch):
     monkeypatch.setattr(NTASGD.__init__, '__defaults__', (0,))
-    real, t = T.evaluate, Trainer(averaging(), tmp_path / 'run', show=False)
+    t = Trainer(averaging(), tmp_path / 'run', show=False)
     run = t.fit()
     best, (last, _) = run.load('best')[0], run.load('last')
     assert t.optimizer.averaging and run.summary['best_epoch'] * t.steps_per_epoch > 6

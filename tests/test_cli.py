@@ -41,11 +41,11 @@ def cache(tmp_path_factory):
 def lm(tmp_path, cache):
     "Run a command in an empty folder, with no network and no data but the embedded."
 
-    def go(*words, env={}, status=0):
+    def go(*words, env=None, status=0):
         full = (
             {k: v for k, v in os.environ.items() if k != 'LMCOURSE_DATA'}
             | dict(LMCOURSE_CACHE=str(cache), HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
-            | env
+            | (env or {})
         )
         r = subprocess.run([LM, *map(str, words)], cwd=tmp_path, env=full, capture_output=True, text=True, timeout=240)
         assert r.returncode == status, f'status {r.returncode}\n{r.stdout}\n{r.stderr}'

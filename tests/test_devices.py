@@ -18,7 +18,6 @@ from lmcourse.measure import cross_entropy as loss
 from lmcourse.models import recurrent
 from lmcourse.measure import sampled_softmax as sampled
 from lmcourse.training import optimizers
-from lmcourse.training import trainer as train
 from lmcourse.models import transformer
 from lmcourse.models import tied_rnn as tuned
 from lmcourse.training.recipes import Optim

@@ -79,7 +79,7 @@ def rows(run):
     ]
 
 
-def two(*command, env={}):
+def two(*command, env=None):
     "A Python command in two processes, as torchrun would start it: [(status, output, errors)]."
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
@@ -94,7 +94,7 @@ def two(*command, env={}):
             MASTER_ADDR='127.0.0.1',
             MASTER_PORT=str(port),
         )
-        | env
+        | (env or {})
         for r in range(2)
     ]
     both = [

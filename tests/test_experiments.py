@@ -8,7 +8,7 @@ import lmcourse.training.trainer as T
 from lmcourse.models.base import ConfigError
 from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS, ablation_effects, run_ablation
 from lmcourse.errors import LMCourseError
-from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, tiny
+from lmcourse.training.recipes import get_recipe, override, num_parameters, tiny
 from lmcourse.training.runs import all_baselines, records, results_table
 from lmcourse.measure.sampled_softmax import sample_candidates, sampled_cross_entropy
 from lmcourse.training.trainer import Trainer, random_first_length, precisions, from_checkpoint, train

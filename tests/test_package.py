@@ -49,7 +49,6 @@ def test_the_architecture_names_every_module():
 
 def test_every_import_is_declared_and_every_requirement_imported():
     "What the modules import stands in settings.ini, and nothing that they do not."
-    known = dict(huggingface_hub='huggingface_hub')
     s = ConfigParser(delimiters=['='])
     s.read(ROOT / 'settings.ini', encoding='utf-8')
     declared = {re.split(r'[<>=\[]', r)[0] for r in s['DEFAULT']['requirements'].split()}

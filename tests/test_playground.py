@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 import pytest, torch
-from test_predictors import cats, data, own  # fixtures
+from test_predictors import cats, data, own  # noqa: F401  (fixtures)
 from lmcourse.interactive import playground as P
 from lmcourse.inference.predictors import (
     NgramPredictor,

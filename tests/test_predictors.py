@@ -60,9 +60,9 @@ def counting(data, order=2):
     )
 
 
-def network(
-    data, config=TiedRNNConfig(embedding_dim=12, hidden_size=20, num_layers=2, num_sampled=0, zipf_bias_init=False)
-):
+def network(data, config=None):
+    if config is None:
+        config = TiedRNNConfig(embedding_dim=12, hidden_size=20, num_layers=2, num_sampled=0, zipf_bias_init=False)
     torch.manual_seed(1)
     model = config.build(data.vocab_size)
     with torch.no_grad():

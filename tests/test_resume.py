@@ -5,7 +5,7 @@ import pytest, torch
 from lmcourse.models.base import ConfigError
 from lmcourse.files import FileError
 from lmcourse.models.awd_lstm import AWDLSTMConfig
-from lmcourse.training.recipes import Data, Optim, Recipe, RecipeError, Train, get_recipe, override, tiny
+from lmcourse.training.recipes import Data, Optim, Recipe, Train, get_recipe, override, tiny
 from lmcourse.training.runs import Run
 from lmcourse.files import load_safetensors, save_safetensors
 from lmcourse.models.recurrent import RecurrentConfig

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 import lmcourse.experiments.scaling as S
 from lmcourse.models.base import ConfigError
-from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters
+from lmcourse.training.recipes import get_recipe, override, num_parameters
 from lmcourse.files import read_json
 from lmcourse.experiments.scaling import (
     ScalingLaw,

@@ -4,7 +4,7 @@ to do."""
 import gzip, os, socket, time
 from pathlib import Path
 import pytest
-from lmcourse.data import hub, text
+from lmcourse.data import hub
 from lmcourse.errors import LMCourseError
 from lmcourse.data.text import CORPORA, SPLITS, Corpus, CorpusError, corpus_available, load_corpus
 

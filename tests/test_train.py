@@ -10,7 +10,6 @@ from lmcourse.training.recipes import (
     Data,
     Optim,
     Recipe,
-    RecipeError,
     Train,
     get_recipe,
     override,

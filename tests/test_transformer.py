@@ -6,7 +6,7 @@ import pytest, torch, torch.nn.functional as F
 import lmcourse.training.trainer as T
 from lmcourse.models.base import ConfigError
 from lmcourse.errors import LMCourseError
-from lmcourse.training.recipes import RecipeError, get_recipe, override, num_parameters, recipe_names, tiny
+from lmcourse.training.recipes import get_recipe, override, num_parameters, recipe_names, tiny
 from lmcourse.training.trainer import Trainer, from_checkpoint, train
 from lmcourse.models.transformer import (
     CausalSelfAttention,

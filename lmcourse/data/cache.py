@@ -64,7 +64,7 @@ def write_facts(folder: Path, facts: dict):  # {split: facts}
 
 
 def read_facts(folder: Path) -> dict | None:
-    "What `write_facts` wrote; None where there is no folder. Raises `ValueError` for one that is unfinished or damaged."
+    "What `write_facts` wrote; None where there is no folder. Raises `ValueError` for an unfinished or damaged one."
     facts = read_checked_json(folder / 'facts.json')
     if facts is None and folder.is_dir() and any(folder.iterdir()):
         raise ValueError('facts.json is missing')

@@ -322,7 +322,7 @@ class MarkovSource:
     def __init__(
         self,
         words: int = 24,  # how many words; with the row's end there is one type more
-        seed: int = 33,  # decides the words and the odds; of 0 to 39 this one has rows of about 11 tokens and no word that runs on
+        seed: int = 33,  # of words and odds; of 0 to 39, the one with rows of about 11 tokens and no word that runs on
     ):
         uniform = random.Random(seed).random
         self.words = _draw_words(words, uniform)

@@ -234,7 +234,7 @@ def _byte_letters():
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other)}
 
 
-def _as_bytes(piece, byte_of=_byte_letters()):
+def _as_bytes(piece, byte_of=_byte_letters()):  # noqa: B008  (made once)
     "A piece of a byte-level vocabulary as the bytes it stands for."
     return bytes(byte_of[letter] for letter in piece)
 
@@ -354,9 +354,7 @@ class TokenSplit:
 
     name: str  # train, validation or test
     ids: np.ndarray = field(repr=False)  # ids_N, read-only; memory-mapped where the cache could be written
-    num_bytes: (
-        int | None
-    )  # UTF-8 bytes of what is predicted; None where not every byte is paid for: unknown tokens, <unk> in the text, made-up words, a tokenizer that loses text
+    num_bytes: int | None  # UTF-8; None where not every byte is paid for: unknown, <unk> or made-up words, text lost
     num_words: int  # white-space words of what is predicted, plus one per row where row ends are predicted
     num_unk: int  # tokens that are <unk>
     fingerprint: str  # of the text that the tokens tell

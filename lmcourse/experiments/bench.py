@@ -26,7 +26,6 @@ from ..measure.fused_loss import fused_cross_entropy
 from ..device import environment
 from ..training.runs import markdown_table
 from ..training.recipes import get_recipe
-import lmcourse.experiments.ladder
 from ..measure.sampled_softmax import sampled_cross_entropy
 from ..models.tied_rnn import zipf_bias_init
 

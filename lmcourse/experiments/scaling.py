@@ -211,7 +211,7 @@ def _made(work, jobs):
 # %% ../../nbs/22_scaling.ipynb #7561a42f
 def run_grid(
     base: Recipe,  # where to start
-    settings: dict,  # {what the run is called: changes}; beside those of `override`, 'unique' and 'stop' of `train_and_measure`
+    settings: dict,  # {what a run is called: changes}; beside `override`'s, 'unique' and 'stop' of `train_and_measure`
     out: str | Path,  # a JSON file, to which rows are added as they are made
     kind: str = 'grid',  # what these runs are for
     jobs: int = 1,  # runs at a time, each in a process of its own where there are several
@@ -257,9 +257,7 @@ def fit_isoflop(
     rows: list[dict],  # runs of a grid
     budgets: list,  # FLOPs
     size: str = 'num_parameters',  # or blocks: without the table
-) -> list[
-    dict
-]:  # budget, rows by size, curve (in ln of the size), inside: whether it has its valley between the runs; and then its place: the size, tokens, nats
+) -> list[dict]:  # budget, rows, curve (in ln size), inside: if its valley is between runs; then size, tokens, nats
     """For each budget a parabola in the logarithm of the size, by least squares ([Hoffmann et al.,
     2022](../docs/bibliography.md#hoffmann2022), section 3.2)."""
     found = []

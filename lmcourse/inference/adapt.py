@@ -85,8 +85,8 @@ def score_stream(
     future."""
     if eval_batch_size > 1 and not reader.many_streams:
         raise AdaptError(
-            f'dynamic evaluation reads in one lane, not in {eval_batch_size}: side by side, one would learn from what comes later'
-            ' in another'
+            'dynamic evaluation reads one stream, not'
+            f' {eval_batch_size}: side by side, one would learn from what comes later in another'
         )
     nats, scored, num_correct = [], [], 0
     with reader:
@@ -148,7 +148,8 @@ class NeuralCache(StreamingEvaluator):
         super().__init__(model, seq_len)
         if window < 1 or not 0 <= cache_weight < 1:
             raise AdaptError(
-                f'a cache remembers at least one state, and its weight lies in [0, 1): got window {window}, cache_weight {cache_weight}'
+                'a cache remembers at least one state, and its weight lies in [0, 1): got window'
+                f' {window}, cache_weight {cache_weight}'
             )
         self.window, self.theta, self.cache_weight = window, theta, cache_weight
         self.adaptation = f'neural cache of {window:,} tokens, theta {theta:g}, weight {cache_weight:g}'
@@ -262,9 +263,7 @@ class DynamicEvaluation(StreamingEvaluator):
         model: nn.Module,
         lr: float = 0.1,  # learning rate; the gradient is that of the mean surprise of a segment
         decay: float = 0.0,  # fraction of the way back to the trained weights that each step goes
-        rms: (
-            list | None
-        ) = None,  # for each parameter, the root mean square of its gradients in training: lr and decay are scaled with it; None: plain descent
+        rms: list | None = None,  # each parameter's root mean square gradient, which scales lr and decay; None: plain
         seq_len: int = 20,  # tokens of a segment
         eps: float = 0.1,  # keeps the scaled rate finite, relative to the mean of `rms`
     ):

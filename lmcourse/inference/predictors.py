@@ -27,7 +27,6 @@ from ..training.trainer import evaluate, load_model
 from ..training.checkpoint import load_named_weights, named_weights
 from ..models.tied_rnn import TiedRNNConfig
 from .generate import sample_from_logits, temperature as tempered, window_start
-import lmcourse.models.awd_lstm, lmcourse.experiments.ladder, lmcourse.models.recurrent, lmcourse.models.transformer
 
 # %% ../../nbs/29_predictors.ipynb #de222682
 class PredictorError(LMCourseError):
@@ -151,8 +150,8 @@ class Predictor(ABC):
             raise PredictorError(f'there is nothing to read in {text[:20]!r}: give it a word at least')
         if len(ids) > MAX_TOKENS:
             raise PredictorError(
-                f'this text has {len(ids):,} tokens, and at most {MAX_TOKENS:,} are read at once; take a piece of it, or'
-                ' `evaluate` and `evaluate_ngram` for whole texts'
+                f'this text has {len(ids):,} tokens, and at most {MAX_TOKENS:,} are read at once; take a piece of it,'
+                ' or `evaluate` and `evaluate_ngram` for whole texts'
             )
         return ids, [(max(0, a - shift), max(0, b - shift)) for a, b in spans]
 
@@ -326,7 +325,8 @@ def playground_transformer():
 _TOO_LARGE = {'trigram': 3, '5-gram': 5}  # counted where the corpus is, with these orders
 _NETWORKS = ('lstm', 'transformer')
 PRETRAINED = ('uniform', 'unigram', 'bigram', *_TOO_LARGE, *_NETWORKS)
-_CHECK = 20_000  # tokens of the validation text whose nats are kept by themselves: a short test that a file is what was measured
+# tokens of the validation text whose nats are kept by themselves: a short test that a file is what was measured
+_CHECK = 20_000
 
 
 def _first(split, n):
@@ -471,14 +471,16 @@ def export_model(
 
 # %% ../../nbs/29_predictors.ipynb #eb2f27e1
 _WIKIPEDIA = '''articles of the English Wikipedia, collected by Merity and others (2017), in the form that the hub has
-as Salesforce/wikitext, configuration wikitext-2-raw-v1. Wikipedia's text is by its authors, under the Creative Commons licence Attribution-ShareAlike 3.0
-and the GNU Free Documentation License. Weights, counts and vocabulary here are made from that text and are given under Attribution-ShareAlike 3.0 too; no text of it is in these files,
+as Salesforce/wikitext, configuration wikitext-2-raw-v1. Wikipedia's text is by its authors, under the Creative \
+Commons licence Attribution-ShareAlike 3.0
+and the GNU Free Documentation License. Weights, counts and vocabulary here are made from that text and are given \
+under Attribution-ShareAlike 3.0 too; no text of it is in these files,
 but short phrases can be written by the models as they stand there.'''
 _LEARNT_FROM = {  # {corpus: (what it is, what its models are not good for)}
     'wikitext-2-raw': (
         _WIKIPEDIA,
-        'languages other than English, code. They know the Wikipedia of a few hundred articles, with its habits (a space'
-        ' before each comma) and its leanings, and nothing later.',
+        'languages other than English, code. They know the Wikipedia of a few hundred articles, with its habits (a'
+        ' space before each comma) and its leanings, and nothing later.',
     )
 }
 _ANY_TEXT = (
@@ -535,12 +537,14 @@ def _card(found, folder):
         for n, a in networks.items()
     )
     again = '; '.join(
-        f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.inference.predictors.export_model(folder, {n!r})`, record `{a["record"]}`'
+        f'`lmcourse run {a["recipe"]["name"]}`, then `lmcourse.inference.predictors.export_model(folder, {n!r})`,'
+        f' record `{a["record"]}`'
         for n, a in networks.items()
     )
     return f'''# The models that travel with the course
 
-**What they are.** Networks over {v["vocab_size"]:,} {pieces}, their weights in half precision, and the lower rungs of the ladder counted on the same tokens:
+**What they are.** Networks over {v["vocab_size"]:,} {pieces}, their weights in half precision, and the \
+lower rungs of the ladder counted on the same tokens:
 uniform, unigram, bigram (modified Kneser-Ney).
 
 {each}
@@ -551,10 +555,13 @@ uniform, unigram, bigram (modified Kneser-Ney).
 
 {markdown_table(rows, columns)}
 
-Passport: {v["corpus"]}, validation {v["num_tokens"]:,} tokens of {v["tokenizer"]} with {v["vocab_size"]:,} types,{_conditions(v)}; test {t["num_tokens"]:,} tokens,
-{_conditions(t).lstrip()}. All of it is in `measurements.json`. Trigram and 5-gram are too large to travel; `load_pretrained` counts them where the corpus is at hand.
+Passport: {v["corpus"]}, validation {v["num_tokens"]:,} tokens of {v["tokenizer"]} with {v["vocab_size"]:,} types,\
+{_conditions(v)}; test {t["num_tokens"]:,} tokens,
+{_conditions(t).lstrip()}. All of it is in `measurements.json`. Trigram and 5-gram are too large \
+to travel; `load_pretrained` counts them where the corpus is at hand.
 
-**What they are good for.** Looking at what surprises a model, at the scale where a laptop answers at once. **What they are not good for:** facts, advice, text that anybody
+**What they are good for.** Looking at what surprises a model, at the scale where a laptop answers at once. \
+**What they are not good for:** facts, advice, text that anybody
 should read as true, {limits}
 
 **How to make them again.** {again}.
@@ -644,7 +651,7 @@ def predictor_from_run(
     measured = Measurement.from_dict(measured) if measured else None
     if measured and (measured.tokenizer, measured.vocab_size) != (tokenizer.name, tokenizer.vocab_size):
         raise PredictorError(
-            f'the score in {path} was made with {measured.tokenizer} ({measured.vocab_size:,} types), and its tokenizer is'
-            f' {tokenizer.name} ({tokenizer.vocab_size:,}): these files are not of one run'
+            f'the score in {path} was made with {measured.tokenizer} ({measured.vocab_size:,} types), and its'
+            f' tokenizer is {tokenizer.name} ({tokenizer.vocab_size:,}): these files are not of one run'
         )
     return NeuralPredictor(name or run.name, tokenizer, model, measured)

@@ -359,9 +359,8 @@ class Rungs(ScoringWidget):
     rung = traitlets.Unicode().tag(sync=True)
     seed = traitlets.Int(0).tag(sync=True)  # of what is written; another one, another text
     temperature = traitlets.Float(1.0).tag(sync=True)  # of what is written, in tenths
-    ladder = traitlets.Dict().tag(
-        sync=True
-    )  # {rung: {'nats', 'num_tokens', 'num_bytes', 'passport', 'num_parameters', 'counted'}}: as validated, the worst first
+    # as validated, worst first: {rung: {'nats', 'num_tokens', 'num_bytes', 'passport', 'num_parameters', 'counted'}}
+    ladder = traitlets.Dict().tag(sync=True)
     written = traitlets.Dict().tag(sync=True)  # {'rung|text|seed|temperature': how it goes on}
     seeds = traitlets.Int(3).tag(sync=True)  # so many texts are prepared for each rung and sentence
 
@@ -595,8 +594,8 @@ class LiveRun(KernelWidget):
             self.running = False
         if self._run.lost:
             self.trouble = (
-                f'The loss stopped being a number at step {self._run.trainer.state.step}, at a learning rate of {self.lr:g}. '
-                'What was learnt is lost: lower the rate and start anew.'
+                f'The loss stopped being a number at step {self._run.trainer.state.step}, at a learning rate of'
+                f' {self.lr:g}. What was learnt is lost: lower the rate and start anew.'
             )
 
     @traitlets.observe('lr')

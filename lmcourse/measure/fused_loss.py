@@ -168,8 +168,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
     def backward(ctx, slope):
         if torch.is_grad_enabled():
             raise LMCourseError(
-                'fused_cross_entropy has no second derivatives: take lmcourse.measure.cross_entropy.cross_entropy of full logits, '
-                'or leave create_graph out'
+                'fused_cross_entropy has no second derivatives: take lmcourse.measure.cross_entropy.cross_entropy of'
+                ' full logits, or leave create_graph out'
             )
         slopes, ctx.slopes = ctx.slopes, None
         if slopes is None:

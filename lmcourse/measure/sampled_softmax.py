@@ -7,7 +7,6 @@ it computes, and then faster again by computing only part of the softmax."""
 __all__ = ['sample_candidates', 'sampled_cross_entropy']
 
 # %% ../../nbs/15_speed.ipynb #c5304326
-import math
 import torch
 from ..errors import LMCourseError
 from .cross_entropy import LossSum

@@ -151,7 +151,7 @@ class AWDLSTMConfig(TiedRNNConfig):
     tie_weights: bool = True  # False: a head of its own
     alpha: float = 2.0  # strength of activation regularisation
     beta: float = 1.0  # strength of temporal activation regularisation
-    ramp_fraction: float = 0.0  # share of the run in which all of these grow, from a quarter to their full strength; 0: full from the start
+    ramp_fraction: float = 0.0  # share of the run in which these grow from a quarter to full strength; 0: full at once
 
     def __post_init__(self):
         super().__post_init__()
@@ -217,8 +217,8 @@ class AWDLSTM(TiedRNNLM):
 
 # %% ../../nbs/17_awd_lstm.ipynb #3ad83733
 def variable_bptt(length: int) -> Callable:  # tokens of a batch, about  # (seed, epoch, step) -> T of that batch
-    """Lengths for `StatefulBatches`: normal around `length`, or in one batch of twenty around half of it, with a spread of a
-    fourteenth; at least 5 ([Merity et al., 2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
+    """Lengths for `StatefulBatches`: normal around `length`, or in one batch of twenty around half of it, with a spread
+    of a fourteenth; at least 5 ([Merity et al., 2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
 
     def drawn(seed, epoch, step):
         coin = random.Random(f'{seed} {epoch} {step}')

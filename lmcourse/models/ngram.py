@@ -325,10 +325,10 @@ class KneserNey(NgramModel):
         self.order = order
 
     def _count(self, ids_N):
-        self.levels, self._favourite = [], None
+        self.levels, self._favourite, before_N = [], None, None
         for grams, row_N, at_G in grams_by_length(ids_N, self.vocab_size, self.bos_id, self.order):
             if self.levels:
-                self._continue(grams, at_G, before_N)  # noqa: F821
+                self._continue(grams, at_G, before_N)
             self.levels.append(grams)
             before_N = row_N
         self.levels[-1] = DiscountedTable(self.levels[-1])
@@ -423,8 +423,8 @@ def evaluate_ngram(
     "Score a split as one stream, every token once, and give the number its passport."
     if model.vocab_size != split.tokenizer.vocab_size:
         raise NgramError(
-            f'the model has {model.vocab_size} types and the tokens of {split.corpus} have {split.tokenizer.vocab_size}: '
-            'fit it on that corpus'
+            f'the model has {model.vocab_size} types and the tokens of {split.corpus} have'
+            f' {split.tokenizer.vocab_size}: fit it on that corpus'
         )
     nats_N = model.nats(split.ids)
     accuracy = float((model.guesses(split.ids) == split.ids).mean()) if isinstance(model, KneserNey) else None
@@ -471,8 +471,8 @@ def from_state_dict(
             raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
         if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * vocab_size:
             raise NgramError(
-                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `state_dict`, all'
-                ' of one model?'
+                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `state_dict`,'
+                ' all of one model?'
             )
         model.levels.append(DiscountedTable(NgramTable(keys, counts, contexts, vocab_size)))
         contexts = len(keys)

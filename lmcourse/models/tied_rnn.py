@@ -54,8 +54,8 @@ class TiedRNNConfig(ModelConfig):
         them for that."""
         if (self.zipf_bias_init or self.num_sampled) and data.tokenizer not in ('word', 'whitespace'):
             raise ConfigError(
-                f'model.zipf_bias_init and model.num_sampled are for vocabularies sorted by frequency, and the ids of {data.tokenizer}'
-                ' are not: set model.zipf_bias_init to false and model.num_sampled to 0'
+                'model.zipf_bias_init and model.num_sampled are for vocabularies sorted by frequency, and the ids of'
+                f' {data.tokenizer} are not: set model.zipf_bias_init to false and model.num_sampled to 0'
             )
 
     def build(self, vocab_size: int) -> 'TiedRNNLM':

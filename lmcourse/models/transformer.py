@@ -32,7 +32,7 @@ def attention(
 def rope_cache(
     places: int,  # T, or more
     width: int,  # K of a head, even
-    base: float = 10_000.0,  # pair i turns by base^(-2i/width) a place, so the last pair of a wide head turns about once in 2π·base places
+    base: float = 10_000.0,  # pair i turns by base^(-2i/width) a place: the last of a wide head about once in 2π·base
 ) -> torch.Tensor:  # (2, places, K/2): cosine and sine of each angle
     """By how much each pair of numbers is turned at each place ([Su et al., 2021](../docs/bibliography.md#su2021),
     section 3.2.2)."""
@@ -69,9 +69,7 @@ class TransformerConfig(ModelConfig):
     qk_norm: bool = False  # queries and keys are brought to one size
     bias: bool = True  # of the linear layers and norms in the blocks
     lm_head_bias: bool = True  # of the head, which shares its matrix with the embedding
-    init: str = (  # gpt2: all small; zero_residual: blocks begin by adding nothing, and the rest in proportion to its width; or one of its three parts by name
-        'gpt2'
-    )
+    init: str = 'gpt2'  # gpt2: all small; zero_residual: blocks first add nothing, the rest by width; or a part of it
 
     def __post_init__(self):
         check_range(
@@ -236,8 +234,8 @@ class TransformerLM(LanguageModel):
         T, at = x_BT.shape[1], state[0].shape[2] if state else 0
         if at + T > self.context_length:
             raise LMCourseError(
-                f'{at + T:,} tokens do not fit into a context of {self.context_length:,}: read them in windows (data.seq_len),'
-                ' or make model.context_length larger'
+                f'{at + T:,} tokens do not fit into a context of {self.context_length:,}: read them in windows'
+                ' (data.seq_len), or make model.context_length larger'
             )
         x_BTD, new_kv = self.embedding(x_BT) * self.scale, ()
         if self.positions is not None:
@@ -255,7 +253,8 @@ class TransformerLM(LanguageModel):
 
 def initialise(model: TransformerLM):
     """`gpt2`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al.,
-    2019](../docs/bibliography.md#radford2019)). `zero_residual`: matrices by their width, and nothing is added at first."""
+    2019](../docs/bibliography.md#radford2019)). `zero_residual`: matrices by their width, and nothing is added at
+    first."""
     c = model.config
     zero, spread = c.init in ('zero_residual', 'zero outputs'), c.init in ('zero_residual', 'fan-in spread')
     for name, p in model.named_parameters():

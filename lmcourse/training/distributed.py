@@ -138,8 +138,8 @@ class DDPTrainer(Trainer):
     ):
         if recipe.data.batching == 'stateful':
             raise TrainingError(
-                'data.batching is stateful, whose state each process would have to carry and store: train in one process,'
-                ' or set data.batching to windows'
+                'data.batching is stateful, whose state each process would have to carry and store: train in one'
+                ' process, or set data.batching to windows'
             )
         with together():
             (self.rank, self.world_size), _ = init_distributed(), local_device(recipe.train.device)

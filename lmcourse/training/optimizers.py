@@ -154,8 +154,8 @@ def newton_schulz(
 
 # %% ../../nbs/11b_optimizers.ipynb #0f729b2b
 class Muon(ValidationHooks, torch.optim.Optimizer):
-    """Muon for the matrices that map hidden vectors to hidden vectors, AdamW for embedding, head and all vectors; no weight
-    decay on vectors. Raises `ConfigError` for a model without such matrices."""
+    """Muon for the matrices that map hidden vectors to hidden vectors, AdamW for embedding, head and all vectors; no
+    weight decay on vectors. Raises `ConfigError` for a model without such matrices."""
 
     def __init__(
         self,

@@ -83,9 +83,7 @@ class Data:
     random_offset: bool = (
         False  # stateful only: each epoch begins with a batch of random length, so that the cuts fall elsewhere
     )
-    seq_len_schedule: str = (  # stateful only: a name in SEQ_LEN_SCHEDULES; where batches differ in length, so does the learning rate of their steps
-        'equal'
-    )
+    seq_len_schedule: str = 'equal'  # stateful only: a name in SEQ_LEN_SCHEDULES; a batch's lr follows its length
 
     def __post_init__(self):
         _check(
@@ -109,7 +107,8 @@ class Data:
         )
         _check(
             self.seq_len_schedule == 'equal' or self.batching == 'stateful' and not self.random_offset,
-            'data.seq_len_schedule is for stateful batches, and does what data.random_offset does: set data.batching to stateful, data.random_offset to false',
+            'data.seq_len_schedule is for stateful batches, and does what data.random_offset does: set data.batching'
+            ' to stateful, data.random_offset to false',
         )
 
 # %% ../../nbs/10_recipes.ipynb #5accb229
@@ -216,7 +215,8 @@ class Recipe:
         return asdict(self) | {'model': {'class': f'{kind.__module__}:{kind.__qualname__}'} | asdict(self.model)}
 
 # %% ../../nbs/10_recipes.ipynb #4a0a1b2e
-RECIPES = {  # every recipe of the course, and the function that makes it; a module is imported when one of its recipes is asked for
+# every recipe of the course, and the function that makes it; a module is imported when one of its recipes is asked for
+RECIPES = {
     'awd-lstm': 'lmcourse.experiments.recipes:awd_lstm',
     'awd-lstm-fast': 'lmcourse.experiments.recipes:awd_lstm_fast',
     'awd-lstm-small': 'lmcourse.experiments.recipes:awd_lstm_small',

@@ -296,7 +296,7 @@ def detach_state(
 def compute_loss(
     self: Trainer,
     x_BT: torch.Tensor,  # ids
-    y_BT: torch.Tensor,  # targets; they stay where they were cut, since a check of them on a GPU would have to be waited for
+    y_BT: torch.Tensor,  # targets; they stay where they were cut: a check of them on a GPU would have to be waited for
 ) -> LossSum:
     "Summed nats of one batch, and how many tokens they are summed over."
     bf16 = self.precision['layers'] == 'bf16'
