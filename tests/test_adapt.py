@@ -168,7 +168,7 @@ def test_lanes_have_memories_of_their_own():
     assert together.tolist() == pytest.approx(alone.tolist(), rel=1e-4)
     ragged, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids[:398], 1, eval_batch_size=4)
     assert len(ragged) == 398
-    with pytest.raises(AdaptError, match='in one lane, not in 4'):
+    with pytest.raises(AdaptError, match='reads one stream, not 4'):
         score_stream(DynamicEvaluation(model), ids, 1, eval_batch_size=4)
 
 

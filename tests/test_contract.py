@@ -61,7 +61,7 @@ def test_the_loss_is_the_cross_entropy(model, x_BT):
     hidden_BTD, _ = model(x_BT)
     loss = model.loss(hidden_BTD, x_BT, 'fp32')
     exact = F.cross_entropy(model.lm_head(hidden_BTD).flatten(0, 1), x_BT.flatten(), reduction='sum')
-    assert loss.count == 30
+    assert loss.num_tokens == 30
     assert float(loss.nats) == pytest.approx(float(exact), rel=1e-5)
 
 

@@ -45,9 +45,9 @@ def off(a, b):
 
 def agree(tally, h, w, b, y, limit=1e-5, ignore_index=-100):
     "Value, count and all slopes are those of full logits in double precision."
-    assert isinstance(tally, LossSum) and isinstance(tally.count, int) and tally.nats.shape == ()
+    assert isinstance(tally, LossSum) and isinstance(tally.num_tokens, int) and tally.nats.shape == ()
     full = cross_entropy(F.linear(*(None if t is None else t.double() for t in (h, w, b))), y, ignore_index)
-    assert tally.count == full.count and off(tally.nats, full.nats) < limit
+    assert tally.num_tokens == full.num_tokens and off(tally.nats, full.nats) < limit
     ours, theirs = (slopes(t.nats, (h, w, b)) for t in (tally, full))
     for a, t in zip(ours, theirs):
         assert a.shape == t.shape and a.dtype == t.dtype and off(a, t) < limit
@@ -116,7 +116,7 @@ def test_hidden_states_of_any_shape_and_strides(monkeypatch, seed):
         full = cross_entropy(F.linear(*args), y.view(4, 12)).nats
         for a, t in zip(slopes(ours, (turned, wide, b)), slopes(full, (turned, wide, b))):
             assert off(a, t) < LIMIT[precision]
-    assert fused_cross_entropy(h[0], w, b, y[0], chunk=1).count == 1
+    assert fused_cross_entropy(h[0], w, b, y[0], chunk=1).num_tokens == 1
 
 
 @pytest.mark.parametrize('ignore_index', [-100, 3, -1])
@@ -134,14 +134,14 @@ def test_targets_that_are_not_scored(ignore_index):
 def test_nothing_scored(chunk, precision):
     h, w, b, y = inputs()
     tally = fused_cross_entropy(h, w, b, torch.full_like(y, -100), chunk=chunk, precision=precision)
-    assert (tally.nats.item(), tally.count) == (0, 0)
+    assert (tally.nats.item(), tally.num_tokens) == (0, 0)
     for g, t in zip(slopes(tally.nats, (h, w, b)), (h, w, b)):
         assert g.shape == t.shape and float(g.abs().sum()) == 0
     with pytest.raises(LMCourseError, match='no tokens were scored'):
         tally.mean
     nats, right = fused_token_nats(h, w, b, torch.full_like(y, -100))
     assert float(nats.abs().sum()) == right == 0
-    assert fused_cross_entropy(h[:0], w, b, y[:0], chunk=chunk, precision=precision).count == 0
+    assert fused_cross_entropy(h[:0], w, b, y[:0], chunk=chunk, precision=precision).num_tokens == 0
 
 
 @pytest.mark.parametrize('wanted', [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])

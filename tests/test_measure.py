@@ -99,7 +99,7 @@ def test_a_loss_takes_targets_from_the_cpu(f):
     "Weights on a device, targets where they were read; nothing asks the device for a value."
     tally = f(torch.empty(2, 3, 9, device='meta'), torch.tensor([[5, -100, 0], [8, 1, -100]]))
     assert tally.nats.device.type == 'meta'
-    assert tally.count == 4
+    assert tally.num_tokens == 4
 
 
 def test_the_gradient_and_the_divergence_take_one_argument_from_the_cpu():
@@ -112,7 +112,7 @@ def test_the_gradient_and_the_divergence_take_one_argument_from_the_cpu():
 def test_the_fused_loss_takes_targets_from_the_cpu(chunk, precision):
     h, w, b = (torch.empty(*shape, device='meta', requires_grad=True) for shape in ((2, 3, 4), (9, 4), (9,)))
     tally = fused_cross_entropy(h, w, b, torch.tensor([[5, -100, 0], [8, 1, -100]]), chunk=chunk, precision=precision)
-    assert tally.count == 4
+    assert tally.num_tokens == 4
     assert [g.shape for g in torch.autograd.grad(tally.nats, (h, w, b))] == [h.shape, w.shape, b.shape]
 
 

@@ -119,7 +119,7 @@ def test_a_run_says_what_it_cost_and_reads_no_more_than_it_may():
 
 
 def test_the_shorter_text_is_all_that_is_read(monkeypatch):
-    seen, step = set(), S.train_step
+    seen, step = set(), S.Trainer.train_step
 
     def watch(t, group):
         seen.update(y for _, y_BT in group for y in y_BT.flatten().tolist())
@@ -127,20 +127,20 @@ def test_the_shorter_text_is_all_that_is_read(monkeypatch):
         return step(t, group)
 
     ids = []
-    monkeypatch.setattr(S, 'train_step', watch)
+    monkeypatch.setattr(S.Trainer, 'train_step', watch)
     train_and_measure(base(**{'train.epochs': 7}), unique=128)
     assert seen == set(ids[0].tolist())
 
 
 def test_a_run_that_is_stopped_has_the_rate_of_the_whole(monkeypatch):
-    rates, step = [], S.train_step
+    rates, step = [], S.Trainer.train_step
 
     def watch(t, group):
         found = step(t, group)
         rates.append(t.optimizer.param_groups[0]['lr'])
         return found
 
-    monkeypatch.setattr(S, 'train_step', watch)
+    monkeypatch.setattr(S.Trainer, 'train_step', watch)
     whole = train_and_measure(base())
     first, rates[:] = rates[:], []
     half = train_and_measure(base(), stop=3)

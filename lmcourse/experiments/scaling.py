@@ -286,11 +286,11 @@ def fit_isoflop(
 class ScalingLaw:
     "Nats per token by size and text."
 
-    E: float  # what stays
-    A: float  # A / N^a: for want of parameters
-    a: float
-    B: float  # B / D^b: for want of text
-    b: float
+    E: float  # irreducible loss, nats per token
+    A: float  # of A / N^alpha, the loss for want of parameters
+    alpha: float
+    B: float  # of B / D^beta, the loss for want of text
+    beta: float
 
     def __call__(
         self,
@@ -298,7 +298,7 @@ class ScalingLaw:
         tokens,  # D
     ):
         "Nats per token ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), equation 2)."
-        return self.E + self.A / parameters**self.a + self.B / tokens**self.b
+        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
     def best(
         self,
@@ -307,7 +307,7 @@ class ScalingLaw:
     ) -> tuple:  # (parameters, tokens)
         """The best way to spend a budget, in closed form: where a little more of either helps alike ([Hoffmann et al.,
         2022](../docs/bibliography.md#hoffmann2022), equation 4)."""
-        n = (self.a * self.A / (self.b * self.B) * (flops / per) ** self.b) ** (1 / (self.a + self.b))
+        n = (self.alpha * self.A / (self.beta * self.B) * (flops / per) ** self.beta) ** (1 / (self.alpha + self.beta))
         return n, flops / per / n
 
 # %% ../../nbs/22_scaling.ipynb #877a49fb

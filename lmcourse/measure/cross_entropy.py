@@ -46,10 +46,10 @@ class LossSum:
     "Summed surprise and the number of tokens that caused it; tallies add, and divide once at the end."
 
     nats: torch.Tensor | float  # sum of -ln p over the scored tokens
-    count: int  # number of scored tokens
+    num_tokens: int  # scored tokens
 
     def __add__(self, other):
-        return LossSum(self.nats + other.nats, self.count + other.count)
+        return LossSum(self.nats + other.nats, self.num_tokens + other.num_tokens)
 
     def __radd__(self, other):
         return self if other == 0 else NotImplemented
@@ -57,9 +57,9 @@ class LossSum:
     @property
     def mean(self):  # nats per token
         "Nats per token, the one division; raises `LMCourseError` where nothing was scored."
-        if not self.count:
+        if not self.num_tokens:
             raise LMCourseError('no tokens were scored, so they have no mean: is every target ignored?')
-        return self.nats / self.count
+        return self.nats / self.num_tokens
 
 # %% ../../nbs/01_cross_entropy.ipynb #f9aed63a
 def cross_entropy_by_hand(

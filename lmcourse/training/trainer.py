@@ -319,7 +319,7 @@ def forward_backward(
     for x_BT, y_BT in group:
         loss = self.compute_loss(x_BT, y_BT)
         penalty = self.model.regularization()
-        objective = loss.nats if penalty is None else loss.nats + penalty * loss.count
+        objective = loss.nats if penalty is None else loss.nats + penalty * loss.num_tokens
         (objective / count).backward()
         nats = nats + loss.nats.detach()
     return nats
