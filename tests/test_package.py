@@ -64,3 +64,13 @@ def test_every_import_is_declared_and_every_requirement_imported():
     imported -= set(sys.stdlib_module_names) | {'lmcourse'}
     assert imported - declared == set(), 'imported, and not declared'
     assert declared - imported - {'fastcore', 'ipywidgets'} == set(), 'declared, and not imported'
+
+
+def test_what_the_readme_draws_is_there():
+    "Every folder and module in its tree."
+    tree = (ROOT / 'README.md').read_text(encoding='utf-8').split('## Where things are')[1].split('```')[1]
+    for line in tree.strip().splitlines():
+        names = line.split('  ')[0 if line[0] != ' ' else 1].strip()
+        folder = ROOT / 'lmcourse' if line.startswith(' ') else ROOT
+        for name in names.split(', '):
+            assert (folder / name).exists() or (folder / f'{name}.py').exists(), f'the README draws {name}'
