@@ -520,4 +520,4 @@ def test_a_ladder_takes_any_architecture(tmp_path):
     from lmcourse.experiments.ladder import trained_rungs
 
     (row,) = trained_rungs('markov', 'word', ('transformer-small',), tmp_path, False, max_steps=2)
-    assert row['rung'] == 'TRANSFORMER'
+    assert row['rung'] == 'Transformer'

@@ -45,6 +45,14 @@ class Diverged(TrainingError):
 class Trainer:
     "One run: the model, its data and optimizer, how far it has come, and the folder that it writes to."
 
+    recipe: Recipe  # the whole of the experiment
+    data: TokenizedCorpus  # the text as ids
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    batches: StatefulBatches | WindowBatches  # of the train split
+    total_steps: int  # that the recipe asks for
+    state: 'TrainState'  # how far the run has come
+    run: Run | None  # its folder; None in a process that writes none
     rank, world_size = 0, 1  # the number of this process, and how many there are
 
     def fit(self) -> Run | None:  # the run, with its summary; None in a process that writes none
