@@ -90,7 +90,7 @@ def test_the_models_own_loss_is_for_training_only(tmp_path, monkeypatch):
     "Evaluation never estimates: with the estimate broken on purpose, a trained model is still scored exactly."
     t = Trainer(small(), tmp_path / 'run', show=False)
     exact = T.evaluate(t.model, t.data.validation, t.data.tokenizer.bos_id).perplexity
-    monkeypatch.setattr(type(t.model), 'training_loss', lambda *a: pytest.fail('evaluation asked for the estimate'))
+    monkeypatch.setattr(type(t.model), 'loss', lambda *a: pytest.fail('evaluation asked for the estimate'))
     assert T.evaluate(t.model, t.data.validation, t.data.tokenizer.bos_id).perplexity == exact
 
 
