@@ -104,15 +104,7 @@ SMALL = dict(
 def forward_and_loss(name, device):
     net = model(SMALL[name], device).train()
     h_BTD, _ = net(ids(B, T).to(device))
-    own = getattr(net, 'training_loss', None)
-    nats = (
-        own(h_BTD, ids(B, T), 'fp32').nats
-        if own
-        else fused_loss.fused_cross_entropy(
-            h_BTD, net.lm_head.weight, net.lm_head.bias, ids(B, T), precision='fp32'
-        ).nats
-    )
-    nats.backward()
+    net.loss(h_BTD, ids(B, T), 'fp32').nats.backward()
     return net.lm_head.weight.grad
 
 
