@@ -1557,6 +1557,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'lmcourse/training/trainer.py'),
                                            'lmcourse.training.trainer.Trainer.train_step': ( 'training.html#trainer.train_step',
                                                                                              'lmcourse/training/trainer.py'),
+                                           'lmcourse.training.trainer.Trainer.update_bar': ( 'training.html#trainer.update_bar',
+                                                                                             'lmcourse/training/trainer.py'),
                                            'lmcourse.training.trainer.Trainer.update_timers': ( 'training.html#trainer.update_timers',
                                                                                                 'lmcourse/training/trainer.py'),
                                            'lmcourse.training.trainer.Trainer.validate': ( 'training.html#trainer.validate',

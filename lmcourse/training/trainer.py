@@ -170,6 +170,8 @@ def __init__(
     self.state = TrainState()
     self.run = run if self.rank or isinstance(run, Run) else self.new_run(run)
     self.saved_as = None  # the state in the folder that this trainer goes on from
+    self.bar, self.train_nats = ProgressBar(0, show=False), math.nan
+    self.tic, self.last_save = time.perf_counter(), 0.0
     if not self.rank and not kept:
         write_json(self.run.path / 'tokenizer.json', self.data.tokenizer.to_dict())
 
@@ -255,7 +257,7 @@ def writing(self: Trainer):
 @patch
 def begin(self: Trainer) -> str | None:  # a reason to make no step at all
     "Start the clock and the progress bar."
-    self.bar = ProgressBar(self.total_steps, self.state.step, self.show and not self.rank)
+    self.bar = ProgressBar(self.total_steps, self.state.step, False if self.rank else self.show)
     self.model.train()
     self.tic, self.last_save = time.perf_counter(), self.state.elapsed
     return self.stop_reason(False)
@@ -424,9 +426,17 @@ def log_step(
         lr=self.optimizer.param_groups[0]['lr'],
         grad_norm=float(norm),
     )
-    best = f', validation best {state.validation.perplexity:.1f}' if state.validation else ''
-    self.bar.step(state.step, f'train {math.exp(min(mean, 99)):.1f}{best}')
+    self.train_nats = mean
+    if not self.eval_due():
+        self.update_bar()
     self.tic = time.perf_counter()
+
+
+@patch
+def update_bar(self: Trainer):
+    "Show the training perplexity of the last row, and the best of validation."
+    best = f', validation best {self.state.validation.perplexity:.1f}' if self.state.validation else ''
+    self.bar.step(self.state.step, f'train {math.exp(min(self.train_nats, 99)):.1f}{best}')
 
 
 @patch
@@ -553,6 +563,7 @@ def keep(self: Trainer, m: Measurement):
         self.save_best()
     self.run.finish(self.summary())
     self.bar.line(f'step {state.step}: validation perplexity {m.perplexity:.2f}')
+    self.update_bar()
 
 # %% ../../nbs/12_training.ipynb #e4faf992
 @patch
