@@ -115,7 +115,7 @@ def test_a_damaged_tokenizer_is_made_again(name, size, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:size])
     assert load_tokenizer(name, CORPUS, 1, tmp_path).to_dict() == before
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and f'the kept {name} tokenizer of rows is damaged' in said[0]
+    assert len(said) == 1 and f'the cached {name} tokenizer of rows is damaged' in said[0]
     assert load_tokenizer(name, CORPUS, 1, tmp_path).to_dict() == before and capsys.readouterr().err == ''
 
 
