@@ -210,8 +210,8 @@ def train_whitespace(
     rows: Sequence,  # rows of the train split
     min_count: int = 3,  # rarer tokens become <unk>
 ) -> SubwordTokenizer:
-    """`Whitespace` with `<unk>` not declared: letters and signs are separated, and an `<unk>` written in the text becomes
-    three tokens."""
+    """`Whitespace` with `<unk>` not declared: letters and signs are separated, and an `<unk>` written in the text
+    becomes three tokens."""
     from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
 
     count, cut = Backend(models.WordLevel()), pre_tokenizers.Whitespace()
