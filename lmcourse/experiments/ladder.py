@@ -190,7 +190,7 @@ def _climb(corpus, tokenizer, out, show, log_fn, changes):
     out.mkdir(parents=True, exist_ok=True)
     log_fn(
         f'{corpus}: {data.train.num_tokens:,} tokens to train on, {data.validation.num_tokens:,} to validate on,'
-        f' {data.vocab_size:,} types'
+        f' a vocabulary of {data.vocab_size:,}'
     )
     for r in itertools.chain(ngram_rungs(data), trained_rungs(corpus, tokenizer, out=out, show=show, **changes)):
         rungs.append(r)

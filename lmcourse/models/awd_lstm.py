@@ -222,7 +222,8 @@ def variable_bptt(
     length: int,  # tokens of a batch, about
 ) -> Callable:  # (seed, epoch, step) -> T of that batch
     """Lengths for `StatefulBatches`: normal around `length`, or in one batch of twenty around half of it, with a
-    standard deviation of a fourteenth; at least 5 ([Merity et al., 2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
+    standard deviation of a fourteenth; 5 at least ([Merity et al.,
+    2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
 
     def drawn(seed, epoch, step):
         coin = random.Random(f'{seed} {epoch} {step}')
