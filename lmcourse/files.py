@@ -215,8 +215,8 @@ def append_jsonl(
 
 # %% ../nbs/engine/files.ipynb #4f4f7105
 def read_jsonl(path: Path) -> list[dict]:  # the rows, oldest first; none where there is no file yet
-    """The rows of `append_jsonl`. An unfinished last line, as a killed process leaves it, does not count; a damaged line
-    raises `FileError`."""
+    """The rows of `append_jsonl`. An unfinished last line, as a killed process leaves it, does not count; a damaged
+    line raises `FileError`."""
     try:
         lines = read_bytes(path, MAX_JSON_BYTES * 16).split(b'\n')[:-1]
     except MissingFileError:
@@ -321,7 +321,7 @@ def _checked(tensors, beside):
 def load_safetensors(
     path: Path,
 ) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
-    "The tensors of a file by `save_safetensors`, tied ones tied again. Raises `FileError` for a missing or altered file."
+    "The tensors of `save_safetensors`, tied ones tied again. Raises `FileError` for a missing or altered file."
     from safetensors import safe_open, SafetensorError
 
     damaged = FileError(
