@@ -44,7 +44,7 @@ def format_conditions(d: dict) -> str:
             f', one every {d["stride"]}' if d['stride'] != d['context_length'] else ''
         )
     return (
-        f'state carried, lanes: {d["eval_batch_size"]}'
+        f'state carried, streams: {d["eval_batch_size"]}'
         if d['context_length'] is None
         else f'{d["context_length"]} tokens before each'
     )
@@ -57,7 +57,7 @@ def format_measurement(m: Measurement | dict) -> str:
     low_high = f' (95 %: {d["ci95"][0]:.4g} to {d["ci95"][1]:.4g})' if d['ci95'] else ''
     return (
         f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["num_tokens"]:,}'
-        f' {d["tokenizer"]} tokens, {d["vocab_size"]:,} types, {d["num_unk"]:,} unknown; {format_conditions(d)}'
+        f' {d["tokenizer"]} tokens, vocabulary of {d["vocab_size"]:,}, {d["num_unk"]:,} unknown; {format_conditions(d)}'
         + (f'; adapting: {d["adaptation"]}' if d.get('adaptation') else '')
     )
 

@@ -57,7 +57,7 @@ class Tokenizer:
         self.dtype = np.min_scalar_type(vocab_size - 1)
 
     def __repr__(self):
-        return f'{self.name} tokenizer, {self.vocab_size:,} types'
+        return f'{self.name} tokenizer, vocabulary of {self.vocab_size:,}'
 
     def chunks(
         self,

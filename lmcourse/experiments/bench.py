@@ -403,7 +403,7 @@ def ratios_table(
             times, low, high = ratio(r['seconds'], name, against)
             rows.append(
                 {
-                    'tokens × width × types': f'{r["num_tokens"]} × {r["width"]} × {r["vocab_size"]}',
+                    'tokens × width × vocabulary': f'{r["num_tokens"]} × {r["width"]} × {r["vocab_size"]}',
                     'contestant': name,
                     'times as long': f'{times:.2f} ({low:.2f} – {high:.2f})',
                     'MB': round(m / 1e6) if (m := r['memory'].get(name)) is not None else None,

@@ -73,7 +73,7 @@ class Exercise:
     def says(self, guess) -> str:  # the reply: begins with 'Right:' or 'Not yet:'
         "The reply to an answer."
         if guess is None or guess is ...:
-            return 'Write down an answer first.'
+            return 'Write down a guess first.'
         if isinstance(self.answer, Callable):
             return self._of_function(guess)
         if _agree(guess, self.answer, self.tol):
@@ -99,7 +99,7 @@ class Exercise:
                 return f'Not yet: with {_shown(args)} it gives None; is there a `return`?'
             if not _agree(got, want, self.tol):
                 return (
-                    f'Not yet: with {_shown(args)} it gives {_shown(got)}, and {_shown(want)} is right.'
+                    f'Not yet: with {_shown(args)} it gives {_shown(got)}, and {_shown(want)} is wanted.'
                     f' {self.otherwise}'
                 )
         return f'Right: {self.right}'

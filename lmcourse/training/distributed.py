@@ -120,7 +120,7 @@ def together():
             raise
         raise PeerLostError(
             'another of the processes has ended (its own message says why), and this one cannot go on alone: what was'
-            ' saved can be taken up again with --resume'
+            ' saved can be resumed with --resume'
         ) from e
 
 # %% ../../nbs/24_distributed.ipynb #9169b838
