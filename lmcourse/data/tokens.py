@@ -156,7 +156,7 @@ class SubwordTokenizer(Tokenizer):
         self,
         name: str,  # whitespace, gpt2, gpt2-note or bpe:N
         backend,  # tokenizers.Tokenizer
-        first: str,  # the token that stands before a text
+        first: str,  # the token before a text
         unk: str | None = None,  # the token for what is outside the vocabulary
     ):
         self.backend, self.first, self.unk, self.id_of = backend, first, unk, backend.get_vocab()
@@ -186,7 +186,7 @@ class SubwordTokenizer(Tokenizer):
         )
 
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
-        "The subword pieces that ids stand for; bytes that are only part of a letter are shown as \\x.."
+        "The subword pieces that ids stand for; bytes that are only part of a character are shown as \\x.."
         pieces = [self.backend.id_to_token(i) or '' for i in self._checked(ids)]
         return pieces if self.unk else [_as_bytes(piece).decode(errors='backslashreplace') for piece in pieces]
 

@@ -34,7 +34,7 @@ def _rung(name: str, parameters: int, validation, test, seconds: float) -> dict:
 def ngram_rungs(
     data: TokenizedCorpus,  # the text as ids
     orders: tuple = (1, 2, 5),  # Kneser-Ney models of these orders
-):  # yields rows: rung, parameters, tokens, types, validation, test, seconds
+):  # yields rows: rung, num_parameters, num_tokens, vocab_size, validation, test, seconds
     "The n-gram models: uniform, then modified Kneser-Ney."
     names = {1: 'unigram', 2: 'bigram', 3: 'trigram'}
     for order in (0, *orders):

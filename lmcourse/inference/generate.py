@@ -332,7 +332,7 @@ def distinct_1(
 def token_nats(
     model: nn.Module,
     ids: Sequence,  # a text, short enough to be read at once
-    bos_id: int,  # what stands before it
+    bos_id: int,  # the id before it
 ) -> list[float]:  # nats of each token
     "The negative log-likelihood of each token of a text, with the context that generation has."
     text, at, nats = [bos_id, *map(int, ids)], 1, []

@@ -471,7 +471,7 @@ def from_state_dict(
             raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
         if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * vocab_size:
             raise NgramError(
-                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `state_dict`,'
+                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays made by `state_dict`,'
                 ' all of one model?'
             )
         model.levels.append(DiscountedTable(NgramTable(keys, counts, contexts, vocab_size)))

@@ -210,7 +210,7 @@ class Recipe:
             _check_numbers(section, getattr(self, section))
 
     def to_dict(self) -> dict:  # plain JSON values
-        "The recipe as plain values, for a file; the model's class stands in it by its path."
+        "The recipe as plain values, for a file; the model's class is written as its path."
         kind = type(self.model)
         return asdict(self) | {'model': {'class': f'{kind.__module__}:{kind.__qualname__}'} | asdict(self.model)}
 
