@@ -38,32 +38,32 @@ from .experiments.bench import run_benchmarks
 
 # %% ../nbs/engine/command_line.ipynb #428485ae
 def format_conditions(d: dict) -> str:
-    "What the model could look back on when it was measured."
+    "The context that the model had when it was measured."
     if d['stride'] is not None:
         return f'windows of {d["context_length"]}' + (
             f', one every {d["stride"]}' if d['stride'] != d['context_length'] else ''
         )
     return (
-        f'state carried, lanes: {d["eval_batch_size"]}'
+        f'state carried, streams: {d["eval_batch_size"]}'
         if d['context_length'] is None
         else f'{d["context_length"]} tokens before each'
     )
 
 
 def format_measurement(m: Measurement | dict) -> str:
-    "A measurement in one line, with the conditions that it must not travel without."
+    "A measurement in one line, with its conditions."
     d = m if isinstance(m, dict) else m.to_dict()
     bits = f', {d["bits_per_byte"]:.3f} bits per byte' if d['bits_per_byte'] is not None else ''
     low_high = f' (95 %: {d["ci95"][0]:.4g} to {d["ci95"][1]:.4g})' if d['ci95'] else ''
     return (
         f'{d["split"]}: perplexity {d["perplexity"]:.2f}{low_high}{bits}; {d["corpus"]}, {d["num_tokens"]:,}'
-        f' {d["tokenizer"]} tokens, {d["vocab_size"]:,} types, {d["num_unk"]:,} unknown; {format_conditions(d)}'
+        f' {d["tokenizer"]} tokens, vocabulary of {d["vocab_size"]:,}, {d["num_unk"]:,} unknown; {format_conditions(d)}'
         + (f'; adapting: {d["adaptation"]}' if d.get('adaptation') else '')
     )
 
 # %% ../nbs/engine/command_line.ipynb #197c42c5
 def cmd_list(a):
-    "The recipes, with what their sources claim."
+    "The recipes, with the perplexities that their sources report."
     rows = []
     for name in recipe_names():
         r = get_recipe(name)
@@ -79,7 +79,7 @@ def cmd_list(a):
 
 
 def cmd_baseline(a):
-    "Counting: fit modified Kneser-Ney on a corpus's train split and score the other two."
+    "N-gram model: fit modified Kneser-Ney on a corpus's train split and score the other two."
     if not 0 <= a.order <= 20:
         raise LMCourseError(f'--order lies between 0 and 20, got {a.order}')
     tic = time.perf_counter()
@@ -98,9 +98,7 @@ def _latest(recipe: str) -> Path:
         key=lambda p: (p / 'config.json').stat().st_mtime,
     )
     if not found:
-        raise LMCourseError(
-            f'there is no run of {recipe!r} under runs/ to take up again: name its folder, --resume FOLDER'
-        )
+        raise LMCourseError(f'there is no run of {recipe!r} under runs/ to resume: name its folder, --resume FOLDER')
     return found[-1]
 
 
@@ -119,8 +117,7 @@ def cmd_run(a):
             o for o, given in (('--corpus', a.corpus), ('--tiny', a.tiny)) if given
         }:
             raise LMCourseError(
-                f'a run is taken up again as it was begun; {", ".join(sorted(other))} would make it another: start a'
-                ' new one'
+                f'a run is resumed as it was begun; {", ".join(sorted(other))} would make it another: start a new one'
             )
         trainer = from_checkpoint(path, trainer_class=kind, **{k.partition('.')[2]: v for k, v in changes.items()})
     else:
@@ -131,7 +128,7 @@ def cmd_run(a):
             changes = {'data.corpus': a.corpus} | changes
         trainer = kind(override(r, changes), a.out)
     if (run := fit_distributed(trainer)) is None:
-        return None, ''  # of several processes, the first answers
+        return None, ''  # of several processes, the first prints the answer
     s = run.summary
     lines = [
         f'{run.path}: {s["steps"]:,} steps, {s["epochs"]:.2f} epochs, {s["tokens_per_second"]:,.0f} tokens per second;'
@@ -158,8 +155,8 @@ def cmd_eval(a):
 
 
 def cmd_results(a):
-    """The published records, and the runs under a folder if one is named, beside what they claim and what counting
-    reaches."""
+    """The published records, and the runs under a folder if one is named, beside what they claim and what n-gram
+    models reach."""
     if a.runs and not Path(a.runs).is_dir():
         raise LMCourseError(f'there is no folder {a.runs!r}')
     runs = records() + (records(a.runs) if a.runs else [])
@@ -168,7 +165,7 @@ def cmd_results(a):
 
 
 def cmd_compare(a):
-    "Where two runs differ, and which was better where that can be said."
+    "How the settings of two runs differ, and which was better, where they are comparable."
     c = compare_runs(Run.open(a.a), Run.open(a.b))
     rows, names = (
         [dict(field=k, first=str(v[0]), second=str(v[1])) for k, v in c['configuration'].items()],
@@ -187,13 +184,13 @@ def cmd_compare(a):
 
 
 def cmd_publish(a):
-    "Keep the small parts of a run as a record."
+    "Store the small parts of a run as a record."
     to = publish(a.run)
     return {'record': str(to)}, f'published as {to}'
 
 
 def cmd_generate(a):
-    "Go on with a prompt, a token at a time; the text is shown as it grows."
+    "Continue a prompt, one token at a time; the text is shown as it grows."
     sampling = SamplingConfig(0.0 if a.greedy else a.temperature, a.top_k, a.top_p, a.min_p, a.penalty)
     model, tokenizer, _ = load_model(a.run, a.device)
     shown = ''
@@ -204,7 +201,7 @@ def cmd_generate(a):
                 f' {", ".join(map(repr, w.unknown_words))}',
                 file=sys.stderr,
             )
-        whole = w.text.rstrip('\ufffd')  # a letter of which some bytes are still to come
+        whole = w.text.rstrip('\ufffd')  # a character of which some bytes are still missing
         if not a.json:
             print(whole[len(shown) :], end='', file=a.stdout, flush=True)
             shown = whole
@@ -215,13 +212,13 @@ def cmd_generate(a):
 
 # %% ../nbs/engine/command_line.ipynb #62e07861
 def progress(text: str):
-    "A line of progress, where somebody is watching."
+    "A line of progress, in a terminal or notebook only."
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
 
 
 def cmd_ladder(a):
-    "Climb from knowing nothing to trained networks on one text; a table, a figure, and where to go on."
+    "Measure models on one text, from uniform to trained networks; a table, a figure, and where to go on."
     out = run_ladder(
         a.corpus, a.tokenizer, a.out, log_fn=progress, **({} if a.max_steps is None else {'max_steps': a.max_steps})
     )
@@ -229,7 +226,7 @@ def cmd_ladder(a):
 
 
 def cmd_campaign(a):
-    "Run a list of recipes under one clock, several at once; expectation beside result."
+    "Run a list of recipes within one time limit, several at once; expected beside measured results."
     if a.check:
         found = check_campaign(a.file, a.device, log_fn=_say)
         return found, markdown_table(found['rows'], ['recipe', 'tokens_per_second', 'peak_memory', 'resumed', 'failed'])
@@ -242,13 +239,13 @@ def _say(line):
 
 
 def cmd_bench(a):
-    "Measure our speed against the usual way of writing the same, side by side in one run."
+    "Measure our speed beside that of the usual way to write the same, in one run."
     answer = run_benchmarks(a.out, quick=a.quick)
     return answer, json.dumps(to_jsonable(answer), indent=2)
 
 # %% ../nbs/engine/command_line.ipynb #f0c98812
 class _Fields(argparse.Action):
-    "Nothing alone: shows `--section.field value` in the help."
+    "Shows `--section.field value` in the help; not an option itself."
 
     def __call__(self, parser, *_):
         parser.error('--section.field stands for a field of the recipe, as in --optim.lr 1e-3')
@@ -278,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         cmd_baseline,
         'baseline',
         corpus,
-        arg('--order', type=int, default=5, help='words in a gram; 0 is uniform'),
+        arg('--order', type=int, default=5, help='words in an n-gram; 0 is uniform'),
         arg('--tokenizer', default='word', help='word, whitespace, gpt2, gpt2-note or bpe:N'),
         arg('--min-count', type=int, default=3, help='rarer words become <unk>'),
     )
@@ -293,13 +290,13 @@ def _parser() -> argparse.ArgumentParser:
         arg('--max-minutes', type=float),
         arg('--seed', type=int),
         arg('--out', help='folder of the run'),
-        arg('--tiny', action='store_true', help='the small twin, in seconds'),
+        arg('--tiny', action='store_true', help='the small version, in seconds'),
         arg(
             '--resume',
             nargs='?',
             const='',
             metavar='RUN',
-            help='go on with a run: this folder, or --out, or the newest',
+            help='resume a run: this folder, or --out, or the newest',
         ),
         arg(
             '--section.field',
@@ -323,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
             type=int,
             help=(
                 'tokens from one window to the next, for a model that carries no state; shorter than the window, each'
-                ' token has more before it'
+                ' token has more context'
             ),
         ),
     )
@@ -339,14 +336,18 @@ def _parser() -> argparse.ArgumentParser:
         cmd_generate,
         'generate',
         run,
-        arg('prompt', nargs='?', default='', help='the text to go on with; none: one begins'),
-        arg('--tokens', type=int, default=100, help='how many to write'),
+        arg('prompt', nargs='?', default='', help='the text to continue; none: a new text'),
+        arg('--tokens', type=int, default=100, help='how many tokens to generate'),
         arg('--temperature', type=float, default=1.0, help='0: always the likeliest'),
         arg('--greedy', action='store_true', help='the same as --temperature 0'),
-        arg('--top-k', type=int, metavar='K', help='draw among the K likeliest'),
-        arg('--top-p', type=float, metavar='P', help='draw from the nucleus that has this share of the probability'),
-        arg('--min-p', type=float, metavar='P', help='draw what is at least so likely as this share of the likeliest'),
-        arg('--penalty', type=float, default=1.0, help='above 1: discourage what the text already has'),
+        arg('--top-k', type=int, metavar='K', help='sample among the K likeliest'),
+        arg(
+            '--top-p', type=float, metavar='P', help='sample from the nucleus that has this fraction of the probability'
+        ),
+        arg(
+            '--min-p', type=float, metavar='P', help='sample what is at least this fraction as likely as the likeliest'
+        ),
+        arg('--penalty', type=float, default=1.0, help='above 1: discourage tokens that the text already has'),
         arg('--seed', type=int, default=0),
         arg('--device', default='auto'),
     )
@@ -365,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
         arg('--max-minutes', type=float, help='of all runs together'),
         arg('--jobs', type=int, default=1, help='runs at a time'),
         arg('--device', default='auto'),
-        arg('--out', default='runs/campaign', help='its folder; the same one again goes on'),
+        arg('--out', default='runs/campaign', help='its folder; the same one again continues'),
         arg('--check', action='store_true', help='only what the device can do, and the first steps of each recipe'),
     )
     command(cmd_bench, 'bench', arg('--out', help='file for the measurement'), arg('--quick', action='store_true'))
@@ -373,7 +374,7 @@ def _parser() -> argparse.ArgumentParser:
 
 # %% ../nbs/engine/command_line.ipynb #e40c0a0c
 def parse_args(argv: list[str] | None):
-    "The words as a namespace; `--section.field value` pairs go into `fields`."
+    "The arguments as a namespace; `--section.field value` pairs go into `fields`."
     p = _parser()
     a, rest = p.parse_known_args(argv)
     if rest and a.command != 'run':
@@ -384,22 +385,22 @@ def parse_args(argv: list[str] | None):
             p.error(f'unknown words: {name} {value}; a field of the recipe is written --section.field value')
         a.fields[name[2:].replace('-', '_')] = value
     if len(rest) % 2:
-        p.error(f'{rest[-1]} stands alone: a field of the recipe is written --section.field value')
+        p.error(f'{rest[-1]} has no value: a field of the recipe is written --section.field value')
     return a
 
 # %% ../nbs/engine/command_line.ipynb #1fcc09ed
 def main(
-    argv: list[str] | None = None,  # words after `lmcourse`; None: those of the command line
+    argv: list[str] | None = None,  # arguments after `lmcourse`; None: those of the command line
 ) -> int:  # the exit status
     "Run one command."
-    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')
     try:
         status = _carry_out(parse_args(argv))
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read has had enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
     except OSError as e:  # the answer could not be written
@@ -412,7 +413,7 @@ def main(
 
 
 def _carry_out(a) -> int:
-    "The command, its answer, and its exit status."
+    "Run the command, print its answer, and return its exit status."
     try:
         rank = rank_and_world_size()[0]
     except LMCourseError as e:
@@ -420,14 +421,14 @@ def _carry_out(a) -> int:
         return e.exit_code
     a.stdout = sys.stdout
     if rank and a.function is not cmd_run:
-        return 0  # of the commands, a run alone is shared among processes
+        return 0  # only the command `run` is shared among processes
     say = lambda what: print(f'lmcourse{f", process {rank}" if rank else ""}: {what}', file=sys.stderr)
     try:
         with redirect_stdout(sys.stderr):
             answer, text = a.function(a)
     except LMCourseError as e:
         if rank:
-            return 0  # the first process has the same to say, and answers for all
+            return 0  # the first process has the same message, and prints it for all
         say(e)
         return e.exit_code
     except KeyboardInterrupt:

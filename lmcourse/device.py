@@ -17,13 +17,13 @@ from .errors import LMCourseError, warn
 
 # %% ../nbs/engine/device.ipynb #977de7ca
 class DeviceError(LMCourseError):
-    "A device that is not there, or that cannot do what is asked."
+    "A device that does not exist, or that cannot do what is asked."
 
 # %% ../nbs/engine/device.ipynb #48e6fe98
 def _agrees(name) -> bool:
-    """Whether one step on a device that nobody has tried the course on gives the gradients that the processor gives; it
-    says so where not."""
-    with torch.random.fork_rng(devices=[]):  # what is asked here changes no random number of a run
+    """Whether one step on a device on which the course was never tried gives the same gradients as the processor; it
+    warns where not."""
+    with torch.random.fork_rng(devices=[]):  # this check changes no random number of a run
         torch.manual_seed(0)
         layer, x = nn.LSTM(8, 8, batch_first=True), torch.randn(2, 5, 8)
 
@@ -64,28 +64,30 @@ def pick_device(name: str = 'auto') -> torch.device:  # auto, cpu, cuda, mps, cu
 # %% ../nbs/engine/device.ipynb #c1d74d9e
 def to_device(
     t: torch.Tensor,  # ids or targets
-    device: torch.device,  # where the weights lie
+    device: torch.device,  # where the weights are
 ) -> torch.Tensor:  # the same numbers there
-    "Move a small tensor; from the CPU to a GPU without waiting for what the GPU is doing."
+    "Move a small tensor; from the CPU to a GPU without waiting for the GPU."
     return t.to(device, non_blocking=t.device.type == 'cpu' and device.type == 'cuda')
 
 # %% ../nbs/engine/device.ipynb #14acaf02
 def has_bf16(
-    device: torch.device | str = 'cpu',  # where the products would be made
+    device: torch.device | str = 'cpu',  # where the products would be computed
 ) -> bool:  # whether that processor has bfloat16 products of its own
-    "Ask the processor; one that cannot be asked has none."
+    "Ask the processor; where it cannot be asked, False."
     kind = torch.device(device).type
     if kind == 'cuda':
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != 'cpu' or not torch.backends.mkldnn.is_available():
         return False
-    can = getattr(torch.cpu, 'get_capabilities', dict)()  # newer torch tells; an older one is asked feature by feature
+    can = getattr(
+        torch.cpu, 'get_capabilities', dict
+    )()  # newer torch lists them; an older one is asked feature by feature
     older = (getattr(torch.cpu, name, bool) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))
     return bool(can.get('avx512_bf16') or can.get('amx_bf16') or any(ask() for ask in older))
 
 # %% ../nbs/engine/device.ipynb #f7166a4e
 def _seconds(dtype, tries=7):
-    "The shortest of a few times that one product takes."
+    "The shortest of several timings of one product."
     a, b, times = torch.ones(512, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype), []
     with torch.autocast('cpu', enabled=False):
         for _ in range(tries):
@@ -97,17 +99,17 @@ def _seconds(dtype, tries=7):
 
 @functools.cache
 def _clocked(kind, index):
-    "Whether bfloat16 pays on the device of that kind and number."
+    "Whether bfloat16 is faster on the device of that kind and number."
     if not has_bf16(kind):
         return False
     return kind != 'cpu' or _seconds(torch.float32) > 1.25 * _seconds(torch.bfloat16)
 
 
 def bf16_is_faster(
-    device: torch.device | str = 'cpu',  # where the products would be made
+    device: torch.device | str = 'cpu',  # where the products would be computed
 ) -> bool:  # whether they are clearly faster in bfloat16
-    """Ask the processor, and where it is no GPU, the clock: a quarter faster at least. Asked once a device, however it
-    is written."""
+    """Ask the processor, and where it is no GPU, measure: a quarter faster at least. Done once for each device, however
+    its name is written."""
     device = torch.device(device)
     return _clocked(device.type, 0 if device.index is None else device.index)
 
@@ -117,10 +119,10 @@ MIN_BF16_MULTIPLIES = 2**26  # multiplications in one product; with fewer, round
 
 def resolve_precision(
     precision: str,  # 'auto', 'fp32' or 'bf16'
-    device: torch.device | str,  # where the products are made
+    device: torch.device | str,  # where the products are computed
     multiplies: int | None = None,  # multiplications in one product; None: many
 ) -> str:  # 'fp32' or 'bf16'
-    """What a run's precision is on this device: asked once, at its start, and written down.
+    """The precision of a run on this device, decided once, at its start, and recorded.
 
     'auto' is 'bf16' where the device is clearly faster at it and the products are large enough. Raises `DeviceError`
     for another name, and for 'bf16' where the device has no such products."""
@@ -138,7 +140,7 @@ def resolve_precision(
 
 # %% ../nbs/engine/device.ipynb #242b81a3
 def _processor():
-    "The processor's name, and whether it multiplies in bfloat16 by itself (None: not known), as Linux tells."
+    "The processor's name, and whether it has bfloat16 products of its own (None: not known), as Linux says."
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError:
@@ -151,7 +153,7 @@ def _processor():
 
 # %% ../nbs/engine/device.ipynb #d37f9d79
 def environment() -> dict:  # versions, processor, GPU; no names of people, machines or folders
-    "What a run runs on: as much as a number may depend on, and nothing about whose machine it is."
+    "The machine of a run: all that a result may depend on, and nothing about whose machine it is."
     name, bf16 = _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     code = hashlib.sha256(
@@ -182,7 +184,7 @@ def environment() -> dict:  # versions, processor, GPU; no names of people, mach
 
 # %% ../nbs/engine/device.ipynb #0beece96
 def peak_memory() -> int | None:  # bytes; None where the system does not say
-    "The most memory that this process has held."
+    "The peak memory of this process."
     try:
         import resource
     except ImportError:

@@ -12,9 +12,9 @@ import sys
 class LMCourseError(ValueError):
     "A request that cannot be met: its message says what was wrong, where, and what to do."
 
-    exit_code = 2  # of the command line; 1 where the request was good and something failed on the way
+    exit_code = 2  # of the command line; 1 where the request was valid and something failed later
 
 # %% ../nbs/engine/errors.ipynb #4d2a522b
 def warn(sentence: str) -> None:
-    "Print one sentence for the person at the keyboard, beside what the program prints."
+    "Print one sentence for the user, on standard error."
     print(f'lmcourse: {sentence}', file=sys.stderr)

@@ -26,17 +26,17 @@ class MissingFileError(FileError):
 
 
 class DiskFullError(FileError):
-    "No room for what was to be written."
+    "The disk has no room for the file."
 
     exit_code = 1
 
 
-SAFE_NAME = re.compile(r"(?!\.\.?$)[\w.:+-]{1,100}")  # what a name read from a file may be before it becomes a path
+SAFE_NAME = re.compile(r"(?!\.\.?$)[\w.:+-]{1,100}")  # names from a file that may become part of a path
 
 # %% ../nbs/engine/files.ipynb #9ffd79a7
 def to_jsonable(
     value,  # numbers, strings, lists, dictionaries, dataclasses, arrays, tensors, paths
-    where='',  # name of the place that the value stands in, for the message
+    where='',  # name of the value, for the message
     finite: bool = False,  # refuse a number that is not finite, as a configuration must
 ):  # the same in JSON's six kinds of value; a number that is not finite becomes None
     """A value as JSON can hold it. Raises `FileError` for what has no such form, and with `finite` for infinity and
@@ -72,7 +72,7 @@ def to_jsonable(
 def translate_oserror(
     path: Path,  # what is being written
 ):
-    "Turn the system's errors in writing `path` into a sentence that says what to do."
+    "Turn the system's errors in writing `path` into a message that says what to do."
     try:
         yield
     except OSError as e:
@@ -91,7 +91,7 @@ def atomic_write(
     path: Path,  # the file
     shared: bool = False,  # several processes may write it at once: each its own temporary file
 ):  # an open binary file
-    "A file to write to. It replaces `path` in one step once the disk has confirmed it; unfinished, it disappears."
+    "A file to write to. It replaces `path` in one step once it is on the disk; an unfinished file is removed."
     path = Path(path)
     new = path.with_name(f'.{path.name}.{os.getpid()}-{secrets.token_hex(4)}' if shared else f'{path.name}.tmp')
     try:
@@ -121,8 +121,8 @@ MAX_TENSOR_BYTES = 2**40
 
 @contextmanager
 def _opened(path, max_bytes):
-    """The file opened for reading, if it is a regular file of sane size: a pipe or a device would be waited for, or
-    read, without end."""
+    """The file opened for reading, if it is a regular file of a plausible size: reading a pipe or a device may never
+    end."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
     except OSError as e:
@@ -151,7 +151,7 @@ def read_bytes(
     path: Path,  # a regular file
     max_bytes: int,  # a larger file is refused
 ) -> bytes:
-    "What is in a file. Raises `MissingFileError` or `FileError`."
+    "The contents of a file. Raises `MissingFileError` or `FileError`."
     with _opened(path, max_bytes) as file:
         try:
             return file.read()
@@ -159,11 +159,11 @@ def read_bytes(
             raise FileError(f'cannot read {path}: {e.strerror or e}') from e
 
 # %% ../nbs/engine/files.ipynb #3f3dbf91
-MAX_DEPTH = 100  # of lists and dictionaries within one another, in a file that is read
+MAX_DEPTH = 100  # of nested lists and dictionaries, in a file that is read
 
 
 def _deeper_than(value, depth) -> bool:
-    "Whether lists and dictionaries stand within one another more than `depth` times."
+    "Whether lists and dictionaries are nested more than `depth` deep."
     if not isinstance(value, (list, dict)):
         return False
     if not depth:
@@ -172,15 +172,15 @@ def _deeper_than(value, depth) -> bool:
 
 
 def write_json(
-    path: Path,  # the file; what stood there before stays whole until the new text is on the disk
+    path: Path,  # the file; its old contents stay whole until the new ones are on the disk
     value,  # see `to_jsonable`
 ):
-    "A value into a JSON file, all of it or nothing of it."
+    "Write a value into a JSON file, whole or not at all."
     write_bytes(path, [(json.dumps(to_jsonable(value), indent=1, allow_nan=False) + '\n').encode()])
 
 
 def read_json(path: Path):  # the file's value
-    "What `write_json` wrote. Raises `FileError` where the file is missing, damaged, or no regular file."
+    "The value that `write_json` wrote. Raises `FileError` where the file is missing, damaged, or no regular file."
     text = read_bytes(path, MAX_JSON_BYTES)
     try:
         value = json.loads(text.decode('utf-8'))
@@ -197,8 +197,8 @@ def append_jsonl(
     path: Path,  # a file with one JSON object a line
     row: dict,  # see `to_jsonable`
 ):
-    """One more line, handed to the system at once. An unfinished last line is cut off first; on a full disk the file
-    keeps its old end."""
+    """Append one line, and flush it at once. An unfinished last line is cut off first; on a full disk the file keeps
+    its old end."""
     line, path = (json.dumps(to_jsonable(row), allow_nan=False) + '\n').encode(), Path(path)
     with translate_oserror(path), open(path, 'a+b', buffering=0) as f:
         end = f.seek(0, os.SEEK_END)
@@ -215,8 +215,8 @@ def append_jsonl(
 
 # %% ../nbs/engine/files.ipynb #4f4f7105
 def read_jsonl(path: Path) -> list[dict]:  # the rows, oldest first; none where there is no file yet
-    """The rows of `append_jsonl`. A last line with no end, as a kill leaves it, does not count; a damaged line raises
-    `FileError`."""
+    """The rows of `append_jsonl`. An unfinished last line, as a killed process leaves it, does not count; a damaged
+    line raises `FileError`."""
     try:
         lines = read_bytes(path, MAX_JSON_BYTES * 16).split(b'\n')[:-1]
     except MissingFileError:
@@ -234,7 +234,7 @@ def read_jsonl(path: Path) -> list[dict]:  # the rows, oldest first; none where 
 
 # %% ../nbs/engine/files.ipynb #a58496db
 def _distinct(tensors):
-    "The tensors without their twins, and {twin: the name it shares its memory with}: tied weights are stored once."
+    "The tensors without duplicates, and {duplicate: the name it shares its memory with}: tied weights are stored once."
     seen, same = {}, {}
     for name, t in tensors.items():
         place = (t.device, t.data_ptr(), t.dtype, t.shape, t.stride()) if t.numel() else name
@@ -255,7 +255,7 @@ def _tensor_crc(tensors, crc=0):
 
 
 def _checksum(tensors, meta, same):
-    """CRC-32 of all that a checkpoint holds: the texts beside the tensors, each tensor's name, type and shape, and the
+    """CRC-32 of all that a checkpoint holds: the text beside the tensors, each tensor's name, type and shape, and the
     bytes."""
     facts = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in sorted(tensors)]
     return str(_tensor_crc(tensors, zlib.crc32(json.dumps([meta, same, facts]).encode())))
@@ -264,10 +264,10 @@ def _checksum(tensors, meta, same):
 def save_safetensors(
     path: Path,  # file to write, `.safetensors`
     tensors: dict[str, torch.Tensor],  # any shapes, on any device; tensors that share memory are stored once
-    meta: dict | None = None,  # JSON values to stand beside them, infinities allowed
+    meta: dict | None = None,  # JSON values to store with them, infinities allowed
 ):
-    """Tensors into a safetensors file with a checksum, all or nothing. Raises `FileError` on a full disk, and for
-    what cannot be stored."""
+    """Write tensors into a safetensors file with a checksum, whole or not at all. Raises `FileError` on a full disk,
+    and for what cannot be stored."""
     from safetensors.torch import save
 
     tensors, same = _distinct(tensors)
@@ -280,7 +280,7 @@ def save_safetensors(
 
 # %% ../nbs/engine/files.ipynb #9a2f3f2d
 def _whole_layout(file):
-    "Whether a safetensors file is as long as its table of contents says; the file stands at its beginning."
+    "Whether a safetensors file is as long as its table of contents says; it is left at its beginning."
     size = os.fstat(file.fileno()).st_size
     try:
         length = int.from_bytes(file.read(8), 'little')
@@ -321,12 +321,12 @@ def _checked(tensors, beside):
 def load_safetensors(
     path: Path,
 ) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
-    "What `save_safetensors` wrote, twins twins again. Raises `FileError` where it is missing, cut short or altered."
+    "The tensors of `save_safetensors`, tied ones tied again. Raises `FileError` for a missing or altered file."
     from safetensors import safe_open, SafetensorError
 
     damaged = FileError(
-        f'{path} is damaged, cut short or altered on the disk: delete it, and take the run up again with --resume '
-        'from what else it saved, or run it anew'
+        f'{path} is damaged, cut short or altered on the disk: delete it, and resume the run with --resume '
+        'from what else it saved, or run it again'
     )
     try:
         with _opened(path, MAX_TENSOR_BYTES) as file:
@@ -357,7 +357,7 @@ def load_safetensors(
 def cache_folder(
     cache: str | Path | None = None,  # a folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
 ) -> Path:
-    "Where things are kept that can be made again."
+    "The folder for files that can be made again."
     return Path(cache or os.environ.get('LMCOURSE_CACHE') or '~/.cache/lmcourse').expanduser()
 
 
@@ -377,7 +377,7 @@ def write_checked_json(
 
 
 def read_checked_json(path: Path):  # the value, or None where there is no file
-    "What `write_checked_json` wrote. Raises `ValueError` where it is damaged."
+    "The value that `write_checked_json` wrote. Raises `ValueError` where it is damaged."
     try:
         kept = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

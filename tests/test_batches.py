@@ -155,8 +155,8 @@ def test_any_whole_numbers_will_do(kind, tmp_path):
 @pytest.mark.parametrize(
     'make, sentence',
     [
-        (lambda: StatefulBatches(range(9), 10, 5, 0), '9 tokens are too few for 10 lanes'),
-        (lambda: StatefulBatches([], 1, 5, 0), '0 tokens are too few for 1 lanes'),
+        (lambda: StatefulBatches(range(9), 10, 5, 0), '9 tokens are too few for 10 streams'),
+        (lambda: StatefulBatches([], 1, 5, 0), '0 tokens are too few for 1 streams'),
         (lambda: WindowBatches([], 5, 1, 0), '0 tokens are too few for a batch of 1 windows of 5, which needs 1'),
         (
             lambda: WindowBatches(range(20), 5, 5, 0, drop_last=True),
@@ -177,7 +177,7 @@ def test_any_whole_numbers_will_do(kind, tmp_path):
         ),
         (
             lambda: StatefulBatches(range(20), 2, 5, 0).load_state_dict({'epoch': 0, 'position': 3}),
-            '3 batches into a pass that has 2',
+            '3 batches into an epoch that has 2',
         ),
     ],
 )

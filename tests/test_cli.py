@@ -465,8 +465,8 @@ def test_a_terminal_that_lacks_a_letter(codec):
     'env, says',
     [
         (dict(RANK='0', WORLD_SIZE='2'), 'start with torchrun'),
-        (dict(RANK='x', WORLD_SIZE='2'), 'no place among processes'),
-        (dict(RANK='3', WORLD_SIZE='2'), 'no place among processes'),
+        (dict(RANK='x', WORLD_SIZE='2'), 'no rank among processes'),
+        (dict(RANK='3', WORLD_SIZE='2'), 'no rank among processes'),
     ],
 )
 def test_distributed_processes_without_torchrun(env, says, tmp_path):

@@ -179,7 +179,7 @@ def test_an_interval_beyond_the_largest_number_is_infinite():
 
 
 @pytest.mark.parametrize(
-    'quotient, what', [(bits_per_byte, 'some bytes'), (bits_per_token, 'one token'), (word_perplexity, 'one word')]
+    'quotient, what', [(bits_per_byte, 'one byte'), (bits_per_token, 'one token'), (word_perplexity, 'one word')]
 )
 def test_a_quotient_over_nothing_is_refused_in_words(quotient, what):
     with pytest.raises(LMCourseError, match=what):

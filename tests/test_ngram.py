@@ -70,13 +70,13 @@ def test_a_guess_is_the_likeliest_type(order, text):
 def test_what_cannot_be_counted_or_scored_is_said_in_a_sentence(model):
     with pytest.raises(NgramError, match='nothing to count'):
         model.fit([], vocab_size=3, bos_id=0)
-    with pytest.raises(NgramError, match='position 2 is 3, but a vocabulary of 3 types has ids 0 to 2'):
+    with pytest.raises(NgramError, match='position 2 is 3, but a vocabulary of 3 entries has ids 0 to 2'):
         model.fit([0, 1, 3], 3, 0)
     with pytest.raises(NgramError, match='position 0 is -1'):
         model.fit([-1], 3, 0)
     with pytest.raises(NgramError, match='bos_id'):
         model.fit([1], 3, 3)
-    with pytest.raises(NgramError, match='at least one type'):
+    with pytest.raises(NgramError, match='at least one entry'):
         model.fit([1], 0, 0)
     with pytest.raises(NgramError, match='whole numbers'):
         model.fit([0.5], 3, 0)

@@ -216,9 +216,9 @@ def test_a_lesson_is_shown_as_it_should_be(lesson, site):
 def test_parameters_have_their_shapes_and_units(site):
     text = re.sub(r'<[^>]+>', '', (site / 'api' / 'measure.cross_entropy.html').read_text(encoding='utf-8'))
     for said in (
-        'logits – scores (..., V), the types last',
-        'targets – ids (...) of the tokens that came, int64',
-        'summed nats, and how many tokens they are from',
+        'logits – logits (..., V), the vocabulary last',
+        'targets – ids (...) of the target tokens, int64',
+        'summed nats, and the number of tokens',
     ):
         assert said in text
     for l in LESSONS:
@@ -232,7 +232,7 @@ def test_parameters_have_their_shapes_and_units(site):
 def test_a_comment_at_the_end_of_a_line_goes_to_the_parameter_it_is_about(site):
     html = (site / 'api' / 'data.batches.html').read_text(encoding='utf-8')
     text = re.sub(r'<[^>]+>', '', html)
-    assert 'epoch – the number of the pass, from 0' in text and 'Returns:\nthe number of the pass' not in text
+    assert 'epoch – the number of the epoch, from 0' in text and 'Returns:\nthe number of the epoch' not in text
 
 
 def test_the_glossary_says_one_sentence_for_each_term(site, pages):

@@ -101,8 +101,8 @@ def test_damage_is_noticed_and_mended(damage, tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert (
         len(said) == 1
-        and 'the kept tokens of rows as word are unfinished or damaged' in said[0]
-        and 'cutting the text again' in said[0]
+        and 'the cached tokens of rows as word are unfinished or damaged' in said[0]
+        and 'tokenizing the text again' in said[0]
     )
     assert right(cut(tmp_path)) and capsys.readouterr().err == ''
 
@@ -115,7 +115,7 @@ def test_a_damaged_tokenizer_is_made_again(name, size, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:size])
     assert load_tokenizer(name, CORPUS, 1, tmp_path).to_dict() == before
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and f'the kept {name} tokenizer of rows is damaged' in said[0]
+    assert len(said) == 1 and f'the cached {name} tokenizer of rows is damaged' in said[0]
     assert load_tokenizer(name, CORPUS, 1, tmp_path).to_dict() == before and capsys.readouterr().err == ''
 
 
@@ -125,7 +125,7 @@ def in_memory(cache, capsys, reason):
     assert right(data) and not isinstance(data.train.ids, np.memmap) and not data.train.ids.flags.writeable
     assert (
         len(said) == 1
-        and 'the tokens of rows as word cannot be kept' in said[0]
+        and 'the tokens of rows as word cannot be stored' in said[0]
         and reason in said[0]
         and 'they stay in memory' in said[0]
     )

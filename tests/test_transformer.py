@@ -141,7 +141,7 @@ def test_a_turn_keeps_lengths_and_knows_only_distances():
 @pytest.mark.parametrize(
     'fields, says',
     [
-        (dict(num_heads=3), '128 among 3'),
+        (dict(num_heads=3), '128 is no multiple of 3'),
         (dict(positions='none'), "'learned' or 'rotary'"),
         (dict(norm='batch'), "'layer' or 'rms'"),
         (dict(activation='tanh'), "'gelu', 'relu2' or"),

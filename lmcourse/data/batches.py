@@ -13,7 +13,7 @@ from ..errors import LMCourseError
 
 # %% ../../nbs/06_batches.ipynb #f18ab6df
 class BatchError(LMCourseError):
-    "A text that cannot be cut as asked."
+    "A text that cannot be cut into batches as asked."
 
 # %% ../../nbs/06_batches.ipynb #a6a23c7b
 def _gather(ids_N, at_BT, keep_BT, bos_id):
@@ -43,39 +43,39 @@ def _count(name, value, least=1):
 
 # %% ../../nbs/06_batches.ipynb #3817184d
 class Batches:
-    "A stream cut into batches, with a bookmark; the two ways of cutting are `StatefulBatches` and `WindowBatches`."
+    "A stream cut into batches, whose position can be saved; the two kinds are `StatefulBatches` and `WindowBatches`."
 
     def __init__(
         self,
         ids,  # the stream (N,): tensor, array or memory-mapped file of whole numbers
-        bos_id: int,  # the input for the first guess of the stream
-        seed: int = 0,  # what is random follows from this and the number of the pass
+        bos_id: int,  # the input for the first prediction of the stream
+        seed: int = 0,  # all randomness follows from this and the number of the epoch
     ):
         self.ids_N, self.bos_id = _stream(ids), _count('bos_id', bos_id, 0)
         self.seed, self.epoch, self.position, self._go_on = _count('seed', seed, 0), 0, 0, False
 
-    def set_epoch(self, epoch: int) -> None:  # the number of the pass, from 0
-        "Turn to another pass; a pass that `load_state_dict` has put us in the middle of is not disturbed."
+    def set_epoch(self, epoch: int) -> None:  # the number of the epoch, from 0
+        "Go to another epoch; an epoch that `load_state_dict` is about to resume keeps its position."
         if _count('epoch', epoch, 0) != self.epoch:
             self.epoch, self.position, self._go_on = epoch, 0, False
 
-    def state_dict(self) -> dict:  # the bookmark: {'epoch', 'position'}, position in batches
-        "Where this pass stands."
+    def state_dict(self) -> dict:  # {'epoch', 'position'}, position in batches
+        "The position in this epoch."
         return {'epoch': self.epoch, 'position': self.position}
 
-    def load_state_dict(self, state: dict) -> None:  # a bookmark made by `state_dict`, with the same settings
-        """Go to a bookmark: the next iteration yields the rest of that pass. Raises `BatchError` if the pass has no
-        such place."""
+    def load_state_dict(self, state: dict) -> None:  # made by `state_dict`, with the same settings
+        """Go to a saved position: the next iteration yields the rest of that epoch. Raises `BatchError` if the epoch
+        has no such position."""
         self.set_epoch(state['epoch'])
         if not 0 <= state['position'] <= len(self):
             raise BatchError(
-                f"the state is {state['position']} batches into a pass that has {len(self)}: "
+                f"the state is {state['position']} batches into an epoch that has {len(self)}: "
                 "was it saved with another text, or another batch size or length?"
             )
         self.position, self._go_on = state['position'], True
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # (x_BT, y_BT), int64
-        "The batches of this pass, from its start, or from a bookmark just loaded."
+        "The batches of this epoch, from its start, or from a position just loaded."
         start, self._go_on = self.position if self._go_on else 0, False
         for step in range(start, len(self)):
             self.position = step + 1
@@ -83,15 +83,15 @@ class Batches:
 
 # %% ../../nbs/06_batches.ipynb #95189549
 class StatefulBatches(Batches):
-    """Contiguous lanes, read side by side, each batch going on where the last one stopped: for models that carry a
+    """Contiguous streams, read in parallel, each batch continuing where the last one stopped: for models that carry a
     state."""
 
     def __init__(
         self,
         ids,  # the stream (N,)
         batch_size: int,  # B, the rows of a batch
-        seq_len: int,  # T, the tokens that each lane moves on per batch
-        bos_id: int,  # the input for the first guess of the stream
+        seq_len: int,  # T, the tokens of each stream in a batch
+        bos_id: int,  # the input for the first prediction of the stream
         seq_len_fn: Callable | None = None,  # (seed, epoch, step) -> T of that batch, instead of a constant one
         seed: int = 0,  # handed to `seq_len_fn`
     ):
@@ -103,19 +103,19 @@ class StatefulBatches(Batches):
         )
         if len(self.ids_N) < self.batch_size:
             raise BatchError(
-                f'{len(self.ids_N):,} tokens are too few for {self.batch_size:,} lanes, which need one token each: '
-                'take fewer lanes or more text'
+                f'{len(self.ids_N):,} tokens are too few for {self.batch_size:,} streams, which need one token each: '
+                'take fewer streams or more text'
             )
         self.edges_B1 = np.arange(self.batch_size + 1) * len(self.ids_N) // self.batch_size
         self._boundaries = (None, [])
 
     @property
-    def num_tokens(self) -> int:  # targets per pass
+    def num_tokens(self) -> int:  # targets per epoch
         "Every token is a target once."
         return len(self.ids_N)
 
-    def boundaries(self) -> list[int]:  # columns at which the batches of this pass begin, and the last one's end
-        "How the longest lane is divided over the batches."
+    def boundaries(self) -> list[int]:  # columns at which the batches of this epoch begin, and the last one's end
+        "How the longest stream is divided into batches."
         if self._boundaries[0] == self.epoch:
             return self._boundaries[1]
         ends, end = [0], int(np.diff(self.edges_B1).max())
@@ -130,9 +130,9 @@ class StatefulBatches(Batches):
 
     def get_batch(
         self,
-        step: int,  # number of the batch in this pass, from 0
+        step: int,  # number of the batch in this epoch, from 0
     ) -> tuple[torch.Tensor, torch.Tensor]:  # x_BT, y_BT: int64; T is less in the last batch
-        "One batch. A lane that is a token shorter than the others ends with the target -100."
+        "One batch. A stream that is a token shorter than the others ends with the target -100."
         at_BT = self.edges_B1[:-1, None] + np.arange(*self.boundaries()[step : step + 2])
         return _gather(self.ids_N, at_BT, at_BT < self.edges_B1[1:, None], self.bos_id)
 
@@ -144,17 +144,17 @@ def _shuffled(count, seed, epoch):
 
 # %% ../../nbs/06_batches.ipynb #b8aac56d
 class WindowBatches(Batches):
-    """Windows of a fixed length, each standing alone, in the text's order or shuffled: for models that start anew in
-    every batch."""
+    """Independent windows of a fixed length, in the text's order or shuffled: for models that start afresh in every
+    batch."""
 
     def __init__(
         self,
         ids,  # the stream (N,)
         seq_len: int,  # T, the tokens of a window
         batch_size: int,  # B, the windows of a batch
-        bos_id: int,  # the input for the first guess of the stream
-        stride: int | None = None,  # tokens from the start of a window to that of the next; None: the length
-        shuffle: bool = True,  # a new order in every pass, from seed and epoch
+        bos_id: int,  # the input for the first prediction of the stream
+        stride: int | None = None,  # tokens from the start of a window to that of the next; None: seq_len
+        shuffle: bool = True,  # a new order in every epoch, from seed and epoch
         seed: int = 0,  # for the order
         drop_last: bool = False,  # leave out a last batch that has fewer windows than the others
         score_once: bool = False,  # where windows overlap, a token is a target only in the first that has it
@@ -181,8 +181,8 @@ class WindowBatches(Batches):
 
     def starts(
         self,
-        step: int | None = None,  # number of a batch, or None for the whole pass
-    ) -> np.ndarray:  # places in the stream where the windows begin, in the order they are read
+        step: int | None = None,  # number of a batch, or None for the whole epoch
+    ) -> np.ndarray:  # positions in the stream where the windows begin, in the order they are read
         "Where the windows of a batch begin."
         if self._order[0] != self.epoch:
             order = _shuffled(self.num_windows, self.seed, self.epoch) if self.shuffle else np.arange(self.num_windows)
@@ -195,19 +195,19 @@ class WindowBatches(Batches):
         return self._order[1][some] * self.stride
 
     def _scored(self, starts):
-        "From where to where in the stream the windows at `starts` are scored."
+        "The ranges of the stream that are scored in the windows at `starts`."
         old = (self.seq_len - self.stride) * (starts > 0) if self.score_once else 0
         return starts + old, np.minimum(starts + self.seq_len, len(self.ids_N))
 
     @property
-    def num_tokens(self) -> int:  # targets per pass
-        "How many guesses are scored in this pass, a token counted as often as it is a target."
+    def num_tokens(self) -> int:  # targets per epoch
+        "The number of targets scored in this epoch; a token counts as often as it is a target."
         begins, ends = self._scored(self.starts())
         return int((ends - begins).sum())
 
     def get_batch(
         self,
-        step: int,  # number of the batch in this pass, from 0
+        step: int,  # number of the batch in this epoch, from 0
     ) -> tuple[torch.Tensor, torch.Tensor]:  # x_BT, y_BT: int64; fewer rows in the last batch
         "One batch. Past the end of the text the targets are -100."
         starts_B = self.starts(step)

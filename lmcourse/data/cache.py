@@ -18,11 +18,11 @@ from ..files import atomic_write, read_checked_json, write_checked_json
 # %% ../../nbs/engine/token_cache.ipynb #fc2a37bd
 def write_ids(
     path: Path,  # an .npy file; its folder is made
-    chunks: Iterable[np.ndarray],  # ids, piece by piece
+    chunks: Iterable[np.ndarray],  # ids, chunk by chunk
     dtype: np.dtype,  # of the ids
-    unk_id: int | None = None,  # which of them is unknown
+    unk_id: int | None = None,  # the id of unknown words
 ) -> dict:  # num_tokens, num_unk, and a check of the bytes
-    "Write a stream to an .npy file as it comes; returns its facts: tokens, unknown tokens, a check of the bytes."
+    "Write a stream to an .npy file chunk by chunk; returns its facts: tokens, unknown tokens, a check of the bytes."
     facts = {'num_tokens': 0, 'num_unk': 0, 'check': 0}
     form = {'descr': np.lib.format.dtype_to_descr(dtype), 'fortran_order': False}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +38,13 @@ def write_ids(
     return facts
 
 # %% ../../nbs/engine/token_cache.ipynb #40306552
-IN_MEMORY = 2**26  # bytes of ids that are read as a whole; more are mapped
+IN_MEMORY = 2**26  # bytes of ids that are read as a whole; larger files are memory-mapped
 
 
 def read_ids(
     path: Path,  # an .npy file
     dtype: np.dtype,  # of its ids
-    facts: dict,  # num_tokens and check, as `write_ids` gave them
+    facts: dict,  # num_tokens and check, as `write_ids` returned them
 ) -> np.ndarray:  # ids_N, read-only; memory-mapped where they are many
     "Ids from their file. Raises `ValueError` where they are damaged."
     try:
@@ -59,12 +59,12 @@ def read_ids(
 
 # %% ../../nbs/engine/token_cache.ipynb #c374977a
 def write_facts(folder: Path, facts: dict):  # {split: facts}
-    "Say that everything in a cache folder is there."
+    "Mark a cache folder as complete."
     write_checked_json(folder / 'facts.json', facts)
 
 
 def read_facts(folder: Path) -> dict | None:
-    "What `write_facts` wrote; None where there is no folder. Raises `ValueError` for an unfinished or damaged one."
+    "The facts of `write_facts`; None where there is no folder. Raises `ValueError` for an unfinished or damaged one."
     facts = read_checked_json(folder / 'facts.json')
     if facts is None and folder.is_dir() and any(folder.iterdir()):
         raise ValueError('facts.json is missing')
@@ -73,13 +73,13 @@ def read_facts(folder: Path) -> dict | None:
 
 def make_once(
     folder: Path,  # in the cache
-    read: Callable,  # () -> what is there, or None; raises `ValueError` where it is damaged
-    write: Callable,  # () -> None, makes it
-    what: str,  # a name for it, for the messages
+    read: Callable,  # () -> the contents, or None; raises `ValueError` where they are damaged
+    write: Callable,  # () -> None, writes the contents
+    what: str,  # its name in messages
     root: Path,  # the cache
-):  # what `read` gives; None where nothing can be kept
-    "Read what is in the cache; where it is not, or is damaged, make it, one process at a time."
-    with suppress(OSError, ValueError):  # no lock is needed for what is whole
+):  # the result of `read`; None where nothing can be stored
+    "Read a folder of the cache; where it is missing or damaged, make it, one process at a time."
+    with suppress(OSError, ValueError):  # no lock is needed to read a complete folder
         if (found := read()) is not None:
             return found
     try:
@@ -89,9 +89,9 @@ def make_once(
                 if (found := read()) is not None:
                     return found
             except ValueError as e:
-                warn(f'the kept tokens of {what} are unfinished or damaged ({e}); cutting the text again')
+                warn(f'the cached tokens of {what} are unfinished or damaged ({e}); tokenizing the text again')
             write()
             return read()
     except OSError as e:
-        warn(f'the tokens of {what} cannot be kept in {root} ({e.strerror}); they stay in memory')
+        warn(f'the tokens of {what} cannot be stored in {root} ({e.strerror}); they stay in memory')
         return None

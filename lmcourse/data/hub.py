@@ -66,8 +66,8 @@ def run_child(
     offline: bool = False,  # forbid the network
     bars: bool = False,  # show its progress bars in a terminal
 ) -> tuple:  # (what it printed, None), or (None, the reason)
-    """Run `code` in a process that can be stopped: what it printed, or None and the reason. With `bars` its stderr is
-    shown on a terminal."""
+    """Run `code` in a process that can be stopped; returns what it printed, or None and the reason. With `bars` its
+    stderr is shown on a terminal."""
     env = dict(os.environ, **dict.fromkeys(('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE'), '1') if offline else {})
     shown = None if bars and sys.stderr and sys.stderr.isatty() else subprocess.PIPE
     try:
@@ -118,8 +118,8 @@ def splits_from_hub(
     config: str,  # wikitext-2-v1, ...
     timeout: float,  # seconds that the hub has to answer
 ) -> tuple:  # ({split: rows}, None), or (None, the reason)
-    """The splits from the hub, which has `timeout` seconds to answer and thirty times as long to send; None and the
-    reason else."""
+    """The splits from the hub, which has `timeout` seconds to answer and thirty times as long to send; otherwise None
+    and the reason."""
     if not importlib.util.find_spec('datasets'):
         return None, 'so the hub was not asked'
     if os.environ.get('HF_HUB_OFFLINE', '0').upper() in ('1', 'TRUE', 'YES', 'ON'):

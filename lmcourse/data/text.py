@@ -34,7 +34,7 @@ SPLITS = ('train', 'validation', 'test')
 class Corpus:
     "A text in three parts, each a sequence of rows; a row keeps its newline, and a blank row may be ''."
 
-    name: str  # what a record calls it
+    name: str  # its name in records
     splits: dict  # {'train': rows, 'validation': rows, 'test': rows}; rows may be lazy
     meaningful_bytes: bool = True  # False where the spelling means nothing, as in made-up words
 
@@ -43,7 +43,7 @@ class Corpus:
             if split not in self.splits:
                 raise CorpusError(f'{self.name} has no {split} split: a corpus needs {", ".join(SPLITS)}')
             if isinstance(self.splits[split], str):
-                raise CorpusError(f'{self.name}: {split} is one string, a sequence of rows is wanted')
+                raise CorpusError(f'{self.name}: {split} is one string, and must be a sequence of rows')
             if not len(self.splits[split]):
                 raise CorpusError(f'{self.name}: {split} has no rows')
 
@@ -54,17 +54,17 @@ class Corpus:
         return self.splits[split]
 
     def words(self, split: str) -> int:  # white-space words, plus one per row for its end
-        "What `word_perplexity` divides by, whatever the tokenizer."
+        "The number of words that `word_perplexity` divides by, for any tokenizer."
         return sum(len(row.split()) + 1 for row in self[split])
 
     def bytes(self, split: str) -> int | None:  # UTF-8 bytes, newlines counted; None where they mean nothing
-        "What bits per byte divide by, whatever the tokenizer."
+        "The number of bytes that bits per byte divide by, for any tokenizer."
         rows = self[split]
         return sum(len(row.encode()) for row in rows) if self.meaningful_bytes else None
 
     def fingerprint(self, split: str) -> str:  # 16 hexadecimal digits
-        """The text's identity: SHA-256 over its rows, each with its length before it, so that no two divisions into
-        rows agree."""
+        """A hash that identifies the text: SHA-256 over its rows, each with its length before it, so that another
+        division into rows has another hash."""
         sha = hashlib.sha256()
         for row in self[split]:
             sha.update(b'%d:%s' % (len(b := row.encode()), b))
@@ -80,7 +80,7 @@ def _some(names, most=6):
 def docstrings(
     tree: ast.AST,  # a parsed module, class or function
 ) -> list[str]:  # its docstring, its methods' and functions', its classes', in order
-    "The docstrings of a source file, read from its syntax and never by running it."
+    "The docstrings of a source file, read from its syntax tree without running it."
     found = [ast.get_docstring(tree)]
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
@@ -94,7 +94,7 @@ _PLAIN = re.compile(r"""[("'`*]*[A-Za-z][A-Za-z'/-]*[.,;:!?)"'`*]*""")
 
 
 def _is_prose(words):
-    "Whether a paragraph reads as English: five words or more, three in four of them plain, and a stop at the end."
+    "Whether a paragraph reads as English: five words or more, three in four of them plain, and a full stop at the end."
     return (
         len(words) >= 5
         and words[-1][-1] in '.!?:)"'
@@ -106,7 +106,7 @@ _ENDS = re.compile(r"""([("'\[{]*)(.*?)([)\]}"',;:!?.]*)""")
 
 
 def _split_punctuation(word) -> list[str]:
-    "A word and the punctuation at its ends, apart; brackets that close within the word and abbreviations stay whole."
+    "Split a word from the punctuation at its ends; abbreviations and brackets that close within the word stay whole."
     before, core, after = _ENDS.fullmatch(word).groups()
     while after and {')': '(', ']': '[', '}': '{'}.get(after[0], ' ') in core:
         core, after = core + after[0], after[1:]
@@ -149,14 +149,14 @@ _SKIP = {
 
 
 def _sources(root):
-    "The standard library's own source files, in an order that no file system or locale decides."
+    "The standard library's own source files, in an order that depends on no file system or locale."
     for here, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if f not in _SKIP and not f.startswith('config-'))
         yield from (Path(here) / f for f in sorted(files) if f.endswith('.py'))
 
 # %% ../../nbs/04_text.ipynb #2b0acaec
 def _parse(source) -> ast.Module:
-    """The syntax of a source file; the collector of cycles rests meanwhile, which halves the time, and so do warnings
+    """The syntax tree of a source file; garbage collection is off meanwhile, which halves the time, and so are warnings
     of odd escapes."""
     resting = gc.isenabled()
     gc.disable()
@@ -170,7 +170,7 @@ def _parse(source) -> ast.Module:
 
 # %% ../../nbs/04_text.ipynb #6ade6d6a
 @lru_cache
-def stdlib_documents() -> dict[str, list[str]]:  # {a topic or module: its paragraphs}, repeats and all
+def stdlib_documents() -> dict[str, list[str]]:  # {a topic or module: its paragraphs}, repeats included
     "The prose that comes with this Python: the language reference's topics, then each module's docstrings."
     root, found = Path(sysconfig.get_path('stdlib')), {}
     if (topics := root / 'pydoc_data' / 'topics.py').exists():
@@ -195,10 +195,10 @@ def _word_ngrams(rows, n) -> Iterator[tuple]:
 # %% ../../nbs/04_text.ipynb #ce4028fb
 def ngram_overlap(
     rows: Sequence,  # the text that is scored
-    train: Sequence,  # the text that was learnt from
-    n: int = 8,  # words in a stretch
-) -> float:  # share of the stretches in `rows`, 0 to 1; 0 where no row has n words
-    """How much of a text can be had by copying from train; Lee et al., 2022, use 50 subword tokens where this uses n
+    train: Sequence,  # the text to train on
+    n: int = 8,  # words in an n-gram
+) -> float:  # fraction of the n-grams in `rows` that train has, 0 to 1; 0 where no row has n words
+    """How much of a text could be copied from train; Lee et al. (2022) use 50 subword tokens where this uses n
     words."""
     wanted = Counter(_word_ngrams(rows, n))
     seen = {stretch for stretch in _word_ngrams(train, n) if stretch in wanted}
@@ -207,8 +207,8 @@ def ngram_overlap(
 # %% ../../nbs/04_text.ipynb #105c4f84
 def deduplicate(
     documents: dict[str, list[str]],  # {document: rows}
-) -> dict[str, list[str]]:  # the same, each row only where it first stands; emptied documents gone
-    "Every row once."
+) -> dict[str, list[str]]:  # the same, each row only at its first occurrence; emptied documents removed
+    "Keep the first occurrence of every row."
     seen = set()
     once = {name: [row for row in rows if not (row in seen or seen.add(row))] for name, rows in documents.items()}
     return {name: rows for name, rows in once.items() if rows}
@@ -216,10 +216,10 @@ def deduplicate(
 # %% ../../nbs/04_text.ipynb #c9dbb936
 def split_documents(
     documents: dict[str, list[str]],  # {document: rows}
-    share: float = 0.05,  # of the words, for validation and for test each
+    share: float = 0.05,  # fraction of the words, for validation and for test each
 ) -> dict[str, list[str]]:  # {split: rows}; each document begins with a title row
-    """Whole documents to splits, in the order of their names' hashes: to validation while there is room, then to test,
-    else to train."""
+    """Assign whole documents to splits, in the order of their names' hashes: to validation while there is room, then
+    to test, the others to train."""
     size = {name: sum(len(row.split()) + 1 for row in rows) for name, rows in documents.items()}
     room, part = dict.fromkeys(SPLITS[1:], share * sum(size.values())), {}
     for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
@@ -232,12 +232,12 @@ def split_documents(
     }
 
 # %% ../../nbs/04_text.ipynb #e262dfa8
-_PROSE_VERSION = 1  # of what is taken from Python's sources; a change of it makes what is cached anew
+_PROSE_VERSION = 1  # of the text taken from Python's sources; a new version rebuilds the cache
 
 
 @lru_cache
 def _stdlib():
-    "Python's prose, split by document; kept in the cache as long as no source file changes."
+    "Python's prose, split by document; cached as long as no source file changes."
     root = Path(sysconfig.get_path('stdlib'))
     facts = [(str(path.relative_to(root)), path.stat()) for path in (*_sources(root), *root.glob('pydoc_data/*.py'))]
     key = digest(_PROSE_VERSION, sys.version, [(name, s.st_size, s.st_mtime_ns) for name, s in facts])
@@ -264,9 +264,9 @@ def _wikitext(name, timeout):
 # %% ../../nbs/04_text.ipynb #606fe1b6
 def stationary_distribution(
     p_VVV: np.ndarray,  # p_VVV[a, b, c]: the probability of c after a, b
-) -> np.ndarray:  # pi_VV[a, b]: the share of the places in an endless text at which a, b have just passed
-    """The shares of pairs that one more token leaves as they are: pi_bc = sum over a of pi_ab p_abc, and their sum is
-    one."""
+) -> np.ndarray:  # pi_VV[a, b]: the fraction of positions in an endless text that follow a, b
+    """The stationary distribution of pairs of tokens, unchanged by one more token: pi_bc = sum over a of pi_ab p_abc,
+    and their sum is one."""
     V = len(p_VVV)
     step = np.zeros((V, V, V, V))
     for b in range(V):
@@ -278,13 +278,13 @@ def stationary_distribution(
 # %% ../../nbs/04_text.ipynb #34ee3064
 def conditional_entropy(
     p_VVV: np.ndarray,  # p_VVV[a, b, c]: the probability of c after a, b
-    memory: int = 2,  # how many tokens back the guesser may look: 0, 1 or 2
+    memory: int = 2,  # tokens of context: 0, 1 or 2
 ) -> float:  # nats per token
-    "The cross-entropy that the best guesser with this memory comes down to; with memory 2, the source's entropy rate."
+    "The lowest cross-entropy of any model with this much context; with 2 tokens, the source's entropy rate."
     pi_VV, H = (
         stationary_distribution(p_VVV),
         lambda p: -(p * np.log(np.where(p > 0, p, 1))).sum(-1),
-    )  # what never comes costs nothing
+    )  # what never occurs costs nothing
     if memory == 2:
         return float((pi_VV * H(p_VVV)).sum())
     joint_VV = np.einsum('ab,abc->bc', pi_VV, p_VVV)
@@ -294,8 +294,8 @@ def conditional_entropy(
 
 # %% ../../nbs/04_text.ipynb #a7d3e16e
 def _draw_odds(V, uniform):
-    """Odds of each type after each pair of types: whole numbers, from + * / alone, so that machines agree to the last
-    one."""
+    """Odds of each token after each pair of tokens: whole numbers, from + * / alone, so that all machines agree
+    exactly."""
 
     def odds(k):
         return 1 + int(1 / ((u := uniform()) * u + k))
@@ -321,31 +321,31 @@ class MarkovSource:
 
     def __init__(
         self,
-        words: int = 24,  # how many words; with the row's end there is one type more
-        seed: int = 33,  # of words and odds; of 0 to 39, the one with rows of about 11 tokens and no word that runs on
+        words: int = 24,  # number of words; the end of a row is one more entry of the vocabulary
+        seed: int = 33,  # of words and odds; chosen from 0 to 39 for rows of about 11 tokens and no word that runs on
     ):
         uniform = random.Random(seed).random
         self.words = _draw_words(words, uniform)
-        self.vocab_size = words + 1  # type 0 is the row's end
+        self.vocab_size = words + 1  # id 0 is the row's end
         self.sums_VVV = [
             [[*itertools.accumulate(o_V)] for o_V in o_VV] for o_VV in _draw_odds(self.vocab_size, uniform)
         ]
 
     @cached_property
-    def p_VVV(self) -> np.ndarray:  # (types, types, types)
-        "p_VVV[a, b, c]: the probability of type c after a, then b."
+    def p_VVV(self) -> np.ndarray:  # (V, V, V)
+        "p_VVV[a, b, c]: the probability of token c after a, then b."
         sums_VVV = np.array(self.sums_VVV, dtype=float)
         return np.diff(sums_VVV, prepend=0.0) / sums_VVV[:, :, -1:]
 
     @cached_property
     def entropy_rate(self) -> float:  # nats per token, the row's end counted
-        "The exact entropy per token, below which no guesser stays."
+        "The exact entropy per token: no model has a lower cross-entropy."
         return conditional_entropy(self.p_VVV)
 
     def rows(
         self,
         n_tokens: int,  # stop at the first row's end at or after this many tokens, row ends counted
-        seed: int,  # decides the draw
+        seed: int,  # of the draw
     ) -> list[str]:  # rows with their newline; a blank row is ''
         "Draw a text; it begins as if two rows had just ended."
         uniform, a, b, n, row, rows = random.Random(seed).random, 0, 0, 0, [], []
@@ -359,16 +359,16 @@ class MarkovSource:
                 row = []
         return rows
 
-    def ids(self, rows: Sequence) -> np.ndarray:  # (N,) types: 0 for a row's end, then the words in their order
-        "Rows to types; raises `CorpusError` at a word that this source does not have."
+    def ids(self, rows: Sequence) -> np.ndarray:  # (N,) ids: 0 for a row's end, then the words in their order
+        "Rows to ids; raises `CorpusError` for a word that this source does not have."
         id_of = {word: i for i, word in enumerate(self.words, 1)}
         try:
             return np.array([i for row in rows for i in (*(id_of[w] for w in row.split()), 0)])
         except KeyError as e:
             raise CorpusError(f'{e} is no word of this source, which has {_some(self.words)}') from None
 
-    def nats(self, rows: Sequence) -> np.ndarray:  # (N,) surprise of each token, in nats
-        "What the source itself thinks of a text: the score of the guesser that knows everything there is to know."
+    def nats(self, rows: Sequence) -> np.ndarray:  # (N,) negative log-likelihood of each token, in nats
+        "The negative log-likelihood of a text under the source itself: the score of a model that knows the true odds."
         c_N = self.ids(rows)
         a_N, b_N = np.append([0, 0], c_N)[:-2], np.append([0], c_N)[:-1]
         return -np.log(self.p_VVV[a_N, b_N, c_N])
@@ -385,7 +385,7 @@ def _markov():
 
 # %% ../../nbs/04_text.ipynb #17a73182
 def _not_utf8(path, data, at):
-    "The sentence for a file with a byte that UTF-8 does not have at offset `at`."
+    "The message for a file that is not UTF-8 because of its byte at offset `at`."
     line = data.count(b'\n', 0, at) + 1
     return (
         f'{path} is not UTF-8: byte 0x{data[at]:02x} at offset {at:,}, line {line:,}; if it is Latin-1, convert it with'
@@ -394,7 +394,7 @@ def _not_utf8(path, data, at):
 
 
 def _unreadable(path, error) -> CorpusError:
-    "What to raise where the system will not read a path."
+    "The error for a path that the system cannot read."
     hint = '; look at its permissions with `ls -l`' if isinstance(error, PermissionError) else ''
     return CorpusError(f'{path} cannot be read: {error.strerror or error}{hint}')
 
@@ -412,7 +412,7 @@ def read_lines(
             f'{path} is UTF-16, not UTF-8: convert it with `iconv -f UTF-16 -t UTF-8 {path.name} > new.txt`'
         )
     if (at := data.find(0)) >= 0:
-        raise CorpusError(f'{path} is a binary file (a zero byte at offset {at:,}), and text is wanted')
+        raise CorpusError(f'{path} is a binary file (a zero byte at offset {at:,}); give a text file')
     bom = 3 if data.startswith(b'\xef\xbb\xbf') else 0
     try:
         text = data[bom:].decode()
@@ -425,10 +425,10 @@ def read_lines(
 
 # %% ../../nbs/04_text.ipynb #00eb4898
 def split_rows(
-    rows: Sequence,
-    name: str = 'the text',  # lines in their order  # what an error calls it
+    rows: Sequence,  # lines in their order
+    name: str = 'the text',  # its name in an error message
 ) -> dict[str, list]:  # {'train': 90 %, 'validation': 5 %, 'test': 5 %} of the lines, in this order
-    "Cut one text in three; raises `CorpusError` where there are fewer than 20 lines or a part would have no word."
+    "Split one text in three; raises `CorpusError` where there are fewer than 20 lines or a part would have no word."
     n, twentieth = len(rows), len(rows) // 20
     if not twentieth:
         raise CorpusError(
@@ -452,8 +452,8 @@ _TEXT = ('', '.txt', '.text', '.tokens', '.raw', '.md')
 
 
 def _split_from_filename(path) -> str | None:
-    """The split that a text file's name claims, as in train.txt, ptb.valid.txt, wiki.test.tokens; None where it claims
-    none."""
+    """The split that a text file's name stands for, as in train.txt, ptb.valid.txt, wiki.test.tokens; None where it
+    names none."""
     found = {_CLAIMS[w] for w in re.split('[^a-z]+', path.name.lower()) if w in _CLAIMS}
     return found.pop() if len(found) == 1 and path.suffix.lower() in _TEXT else None
 
@@ -461,7 +461,7 @@ def _split_from_filename(path) -> str | None:
 def split_files(
     folder: Path,  # a folder with three text files
 ) -> dict[str, Path]:  # {'train': …, 'validation': …, 'test': …}
-    "Which file is which split, by name; raises `CorpusError` where one is missing or two claim the same."
+    "The file of each split, by its name; raises `CorpusError` where a split has no file, or two."
     try:
         paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith('.'))
     except OSError as e:
@@ -479,7 +479,7 @@ def split_files(
 
 # %% ../../nbs/04_text.ipynb #c0ac00ba
 def _load_local(path):
-    "A corpus from a file, split by itself, or from a folder of three."
+    "A corpus from one file, which is split in three, or from a folder of three files."
     name = path.resolve().name
     if path.is_file():
         return Corpus(name, split_rows(read_lines(path), str(path)))
@@ -490,7 +490,7 @@ CORPORA = ('stdlib', 'markov', *_CONFIGS)
 
 # %% ../../nbs/04_text.ipynb #9ac20146
 def _unknown(name, path):
-    "The sentence for a name that is no corpus and no file."
+    "The message for a name that is no corpus and no file."
     if path.exists():
         return f'{name} is neither a file nor a folder'
     looks_like_path = len(path.parts) > 1 or path.suffix
@@ -527,7 +527,9 @@ def load_corpus(
         raise _unreadable(name, e) from None
 
 # %% ../../nbs/04_text.ipynb #8a780708
-def corpus_available(name: str | Path) -> bool:  # as for `load_corpus`  # whether it loads without a network
+def corpus_available(
+    name: str | Path,  # as for `load_corpus`
+) -> bool:  # whether it loads without a network
     "Whether a corpus is on this machine; never asks the hub."
     if name in _CONFIGS:
         return bool(splits_from_folder(_CONFIGS[name])[0] or splits_from_cache(_CONFIGS[name])[0])

@@ -23,13 +23,13 @@ from .text import SPLITS, Corpus, load_corpus
 
 # %% ../../nbs/05_tokens.ipynb #4c234c17
 class TokenError(LMCourseError):
-    "A text that cannot be cut as asked, or ids that stand for nothing."
+    "A text that cannot be tokenized as asked, or ids that are not in the vocabulary."
 
 # %% ../../nbs/05_tokens.ipynb #bdfeeae3
 def build_vocab(
     rows: Sequence,  # rows of the train split
-    min_count: int = 3,  # a word seen less often is left to <unk>
-) -> list[str]:  # the vocabulary: <unk>, <eos>, then words from the most frequent on, equals by spelling
+    min_count: int = 3,  # rarer words become <unk>
+) -> list[str]:  # the vocabulary: <unk>, <eos>, then words by falling frequency, ties by spelling
     "The vocabulary of the `word` tokenizer."
     seen = Counter()
     for row in rows:
@@ -45,25 +45,25 @@ class Tokenizer:
     def __init__(
         self,
         name: str,  # word, whitespace, gpt2, gpt2-note or bpe:N
-        vocab_size: int,  # one more than the largest id: the number of classes a model guesses among
+        vocab_size: int,  # one more than the largest id: the number of classes of a prediction
         bos_id: int,  # the input before the first token of a text
-        eos: str | None = None,  # what is put at the end of each row, or None where nothing is
-        unk_id: int | None = None,  # what stands for a word outside the vocabulary, or None where there is no outside
-        row_ends: bool = True,  # whether the tokens tell where a row ends
-        keeps_text: bool = True,  # whether they give the text back, so that every byte is paid for
+        eos: str | None = None,  # the token put at the end of each row; None: none
+        unk_id: int | None = None,  # the id for words outside the vocabulary; None where any text can be encoded
+        row_ends: bool = True,  # whether the tokens show where a row ends
+        keeps_text: bool = True,  # whether the text can be restored from them, so that every byte is predicted
     ):
         self.name, self.vocab_size, self.bos_id, self.eos, self.unk_id = name, vocab_size, bos_id, eos, unk_id
         self.row_ends, self.keeps_text = row_ends, keeps_text
         self.dtype = np.min_scalar_type(vocab_size - 1)
 
     def __repr__(self):
-        return f'{self.name} tokenizer, {self.vocab_size:,} types'
+        return f'{self.name} tokenizer, vocabulary of {self.vocab_size:,}'
 
     def chunks(
         self,
         rows: Sequence,  # rows of text, perhaps far more than fit into memory
     ) -> Iterator[np.ndarray]:  # the ids of ten thousand rows at a time, in the smallest unsigned type that holds them
-        "The stream of ids of a split, piece by piece."
+        "The stream of ids of a split, chunk by chunk."
         for some in _in_chunks(rows):
             yield np.fromiter((i for ids in self._rows(some) for i in ids), self.dtype)
 
@@ -72,7 +72,7 @@ class Tokenizer:
         return np.concatenate([np.empty(0, self.dtype), *self.chunks(rows)])
 
     def _checked(self, ids):
-        "The ids as a list; raises `TokenError` at one that stands for nothing."
+        "The ids as a list; raises `TokenError` for one that is not in the vocabulary."
         for i in (ids := [int(i) for i in ids]):
             if not 0 <= i < self.vocab_size:
                 raise TokenError(
@@ -84,12 +84,12 @@ class Tokenizer:
     @property
     def ids_by_frequency(
         self,
-    ) -> bool:  # whether id 2 is the commonest type of the train split, id 3 the next, and so on
-        "Vocabularies of whole words are sorted; pieces stand in the order in which they were merged."
+    ) -> bool:  # whether id 2 is the most frequent word of the train split, id 3 the next, and so on
+        "Vocabularies of whole words are sorted by frequency; subword pieces are in the order of their merges."
         return self.name in ('word', 'whitespace')
 
     def predicted_rows(self, rows: Sequence) -> Iterator[str]:  # the text that the ids stand for, row by row
-        "What is predicted of a text: a denominator that counts more makes a model look better than it is."
+        "The part of a text that is predicted: a denominator that counts more makes a model look better than it is."
         if self.name == 'gpt2-note':
             yield from (row.strip() for row in rows if row.strip())
         else:
@@ -97,7 +97,7 @@ class Tokenizer:
 
     @staticmethod
     def from_dict(d: dict) -> 'Tokenizer':  # made by a tokenizer's `to_dict`
-        "A tokenizer as it was kept. Raises `TokenError` for what no tokenizer's `to_dict` has made."
+        "A tokenizer from its stored form. Raises `TokenError` for anything that no tokenizer's `to_dict` has made."
         try:
             _parsed(d['name'], 1)
             return WordTokenizer(_words(d['vocabulary'])) if d['name'] == 'word' else SubwordTokenizer.revive(d)
@@ -115,17 +115,17 @@ def _in_chunks(rows):
 
 # %% ../../nbs/05_tokens.ipynb #3e7eb632
 class WordTokenizer(Tokenizer):
-    "White space divides; a word outside the vocabulary is `<unk>`, and each row ends with `<eos>`."
+    "Splits text at white space; words outside the vocabulary become `<unk>`, and each row ends with `<eos>`."
 
     def __init__(
         self,
-        vocabulary: Sequence[str],  # the types, `<unk>` and `<eos>` first
+        vocabulary: Sequence[str],  # the words, `<unk>` and `<eos>` first
     ):
         super().__init__('word', len(vocabulary), 1, '<eos>', 0)
         self.vocabulary = list(vocabulary)
         self.id_of = {word: i for i, word in enumerate(self.vocabulary)}
 
-    def encode(self, text: str) -> list[int]:  # ids; no <eos> is put
+    def encode(self, text: str) -> list[int]:  # ids, without <eos>
         "Words to ids."
         return [self.id_of.get(word, 0) for word in text.split()]
 
@@ -144,19 +144,19 @@ class WordTokenizer(Tokenizer):
             .replace('\n ', '\n')
         )
 
-    def to_dict(self) -> dict:  # goes through JSON
-        "All there is to the tokenizer, to be kept beside a model."
+    def to_dict(self) -> dict:  # can be written as JSON
+        "The whole tokenizer as plain values, to be stored with a model."
         return {'name': 'word', 'vocabulary': self.vocabulary}
 
 # %% ../../nbs/05_tokens.ipynb #f099f6f4
 class SubwordTokenizer(Tokenizer):
-    "A tokenizer of the `tokenizers` library, by whichever rules it was made with."
+    "A tokenizer of the `tokenizers` library, with any of its rules."
 
     def __init__(
         self,
         name: str,  # whitespace, gpt2, gpt2-note or bpe:N
         backend,  # tokenizers.Tokenizer
-        first: str,  # the token that stands before a text
+        first: str,  # the token before a text
         unk: str | None = None,  # the token for what is outside the vocabulary
     ):
         self.backend, self.first, self.unk, self.id_of = backend, first, unk, backend.get_vocab()
@@ -171,8 +171,8 @@ class SubwordTokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> list[int]:  # ids
-        """Text to ids. Raises `TokenError` for a text that is not Unicode: half of a character, as a stray byte of a
-        command line becomes."""
+        """Text to ids. Raises `TokenError` for a text that is not Unicode, such as half of a character from a stray
+        byte of a command line."""
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except TypeError:
@@ -186,7 +186,7 @@ class SubwordTokenizer(Tokenizer):
         )
 
     def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:  # one string per id
-        "The pieces that ids stand for; bytes that are only part of a letter are shown as \\x.."
+        "The subword pieces that ids stand for; bytes that are only part of a character are shown as \\x.."
         pieces = [self.backend.id_to_token(i) or '' for i in self._checked(ids)]
         return pieces if self.unk else [_as_bytes(piece).decode(errors='backslashreplace') for piece in pieces]
 
@@ -194,24 +194,24 @@ class SubwordTokenizer(Tokenizer):
         "The text that ids stand for."
         return self.backend.decode(self._checked(ids), skip_special_tokens=False)
 
-    def to_dict(self) -> dict:  # goes through JSON
-        "All there is to the tokenizer, to be kept beside a model."
+    def to_dict(self) -> dict:  # can be written as JSON
+        "The whole tokenizer as plain values, to be stored with a model."
         return {'name': self.name, 'backend': self.backend.to_str(), 'first': self.first, 'unk': self.unk}
 
     @classmethod
     def revive(cls, d: dict) -> 'SubwordTokenizer':  # made by `to_dict`
-        "The tokenizer as it was kept."
+        "The tokenizer from its stored form."
         from tokenizers import Tokenizer as Backend
 
         return cls(d['name'], Backend.from_str(d['backend']), d['first'], d['unk'])
 
 # %% ../../nbs/05_tokens.ipynb #9c6e95ca
 def train_whitespace(
-    rows: Sequence,
-    min_count: int = 3,  # rows of the train split  # a token seen less often is left to <unk>
+    rows: Sequence,  # rows of the train split
+    min_count: int = 3,  # rarer tokens become <unk>
 ) -> SubwordTokenizer:
-    """`Whitespace` with `<unk>` not declared: letters and signs part, and a `<unk>` that is written in the text becomes
-    three tokens."""
+    """`Whitespace` with `<unk>` not declared: letters and signs are separated, and an `<unk>` written in the text
+    becomes three tokens."""
     from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
 
     count, cut = Backend(models.WordLevel()), pre_tokenizers.Whitespace()
@@ -228,7 +228,7 @@ def train_whitespace(
 
 # %% ../../nbs/05_tokens.ipynb #d20bcd95
 def _byte_letters():
-    "The letter by which byte-level vocabularies write each byte: {letter: byte}."
+    "The letter that byte-level vocabularies use for each byte: {letter: byte}."
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     other = [b for b in range(256) if b not in plain]
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(other)}
@@ -240,17 +240,17 @@ def _as_bytes(piece, byte_of=_byte_letters()):  # noqa: B008  (made once)
 
 # %% ../../nbs/05_tokens.ipynb #227e17f3
 def train_bpe(
-    rows: Sequence,
-    pieces: int,  # rows of the train split  # types in all: 256 bytes, <|endoftext|>, and what is merged
+    rows: Sequence,  # rows of the train split
+    pieces: int,  # size of the vocabulary: 256 bytes, <|endoftext|>, and the merged pieces
 ) -> SubwordTokenizer:
     """Byte-level BPE, as GPT-2's; a text too short for that many merges gives fewer pieces. A run of 256 characters
-    without a blank is cut, so that a text without blanks takes no longer than another."""
+    without a space is split, so that a text without spaces takes no longer than another."""
     from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
 
     backend = Backend(models.BPE())
     longest = pre_tokenizers.Split(
         Regex(r'\S{256}'), 'isolated'
-    )  # learning merges takes the square of the longest word's time
+    )  # the time to learn merges grows with the square of the longest word
     backend.pre_tokenizer = pre_tokenizers.Sequence([longest, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -285,9 +285,7 @@ def _gpt2(name, timeout):
 TOKENIZERS = ('word', 'whitespace', 'gpt2', 'gpt2-note', 'bpe:N')
 
 # %% ../../nbs/05_tokens.ipynb #db9ebe1a
-_MOST_TYPES = (
-    2_000_000  # of a vocabulary: more is no vocabulary but a mistake, or a file that somebody made to fill a memory
-)
+_MOST_TYPES = 2_000_000  # entries of a vocabulary: a larger one is a mistake, or a file made to fill the memory
 
 
 def _words(vocabulary):
@@ -306,13 +304,13 @@ def _words(vocabulary):
 
 
 def _parsed(name, min_count):
-    "A tokenizer's kind and, for bpe:N, its N; raises `TokenError` for what is no name or no count."
+    "A tokenizer's kind and, for bpe:N, its N; raises `TokenError` for an unknown name or a bad count."
     kind, colon, n = str(name).partition(':')
     if kind != 'bpe' and (colon or kind not in TOKENIZERS):
         raise TokenError(f"'{name}' is no tokenizer; there are {', '.join(TOKENIZERS)}")
     if kind == 'bpe' and not (n.isascii() and n.isdigit() and len(n) < 9 and 256 < int(n) <= _MOST_TYPES):
         raise TokenError(
-            f"'{str(name)[:40]}' wants a number of pieces from 257 on (256 bytes and <|endoftext|>), at most"
+            f"'{str(name)[:40]}' needs a number of pieces from 257 on (256 bytes and <|endoftext|>), at most"
             f" {_MOST_TYPES:,}, as in bpe:8000"
         )
     if not isinstance(min_count, int) or min_count < 1:
@@ -323,7 +321,7 @@ def _parsed(name, min_count):
 def load_tokenizer(
     name: str,  # word, whitespace, gpt2, gpt2-note or bpe:N
     corpus: Corpus | str | Path | None = None,  # its train split makes the vocabulary; GPT-2's needs none
-    min_count: int = 3,  # word, whitespace: a type seen less often in train is left to <unk>
+    min_count: int = 3,  # word, whitespace: words rarer than this in train become <unk>
     cache: str | Path | None = None,  # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
     timeout: float = 20,  # seconds that the hub has, where GPT-2's file must be fetched
 ) -> Tokenizer:
@@ -338,26 +336,26 @@ def load_tokenizer(
         if kept := read_checked_json(path):
             return Tokenizer.from_dict(kept)
     except (OSError, ValueError) as e:
-        warn(f'the kept {name} tokenizer of {corpus.name} is damaged ({e}); making it again')
+        warn(f'the cached {name} tokenizer of {corpus.name} is damaged ({e}); making it again')
     if kind == 'word':
         tokenizer = WordTokenizer(build_vocab(corpus['train'], min_count))
     else:
         tokenizer = train_bpe(corpus['train'], pieces) if pieces else train_whitespace(corpus['train'], min_count)
     with suppress(OSError):
-        write_checked_json(path, tokenizer.to_dict())  # what cannot be kept is made again next time
+        write_checked_json(path, tokenizer.to_dict())  # if it cannot be stored, it is made again next time
     return tokenizer
 
 # %% ../../nbs/05_tokens.ipynb #e556905e
 @dataclass(frozen=True, eq=False)
 class TokenSplit:
-    "A split as ids, with what it takes to measure a model on it."
+    "A split as ids, with the counts that a measurement on it needs."
 
     name: str  # train, validation or test
     ids: np.ndarray = field(repr=False)  # ids_N, read-only; memory-mapped where the cache could be written
-    num_bytes: int | None  # UTF-8; None where not every byte is paid for: unknown, <unk> or made-up words, text lost
+    num_bytes: int | None  # UTF-8; None where not every byte is predicted: unknown, <unk> or made-up words, text lost
     num_words: int  # white-space words of what is predicted, plus one per row where row ends are predicted
     num_unk: int  # tokens that are <unk>
-    fingerprint: str  # of the text that the tokens tell
+    fingerprint: str  # of the text that the tokens represent
     corpus: str  # the corpus's name
     tokenizer: Tokenizer
 
@@ -374,10 +372,10 @@ class TokenSplit:
 
     def measurement(
         self,
-        nats: float,  # summed surprise of all its tokens
-        **conditions,  # context, stride, carried, lanes; accuracy and interval where they are known
+        nats: float,  # summed negative log-likelihood of all its tokens
+        **conditions,  # context_length, stride, state_carried, eval_batch_size; accuracy and ci95 where known
     ) -> Measurement:
-        "A model's nats on this split, with the passport of what was scored."
+        "A model's nats on this split as a `Measurement`, with the conditions of the measurement."
         return Measurement.from_nats(
             nats,
             num_tokens=self.num_tokens,
@@ -406,13 +404,13 @@ class TokenizedCorpus:
 
     @property
     def vocab_size(self) -> int:  # V, the number of classes
-        "What a model of this corpus guesses among."
+        "The number of classes that a model of this corpus predicts."
         return self.tokenizer.vocab_size
 
 # %% ../../nbs/05_tokens.ipynb #9bf0eaec
 def _text_facts(corpus, split, tokenizer, unknown):
-    """The fingerprint of the text behind a split, and the words and bytes of what is predicted of it. Bytes are None
-    unless every one of them is paid for."""
+    """The fingerprint of the text of a split, and the words and bytes of the part that is predicted. Bytes are None
+    unless every one of them is predicted."""
     fingerprint, words, size, hidden = corpus.fingerprint(split), 0, 0, bool(unknown)
     for row in tokenizer.predicted_rows(corpus[split]):
         words += len(row.split()) + tokenizer.row_ends
@@ -427,7 +425,7 @@ def _text_facts(corpus, split, tokenizer, unknown):
 
 # %% ../../nbs/05_tokens.ipynb #98f4b2f8
 def _in_memory(corpus, tokenizer):
-    "Cut a corpus and keep it nowhere."
+    "Tokenize a corpus in memory, without a cache."
     splits = {}
     for split in SPLITS:
         ids = tokenizer.encode_rows(corpus[split])
@@ -445,7 +443,7 @@ def _in_memory(corpus, tokenizer):
 
 # %% ../../nbs/05_tokens.ipynb #e43af45d
 def _write_splits(folder, corpus, tokenizer):
-    "Cut a corpus into the files of a cache folder; what is written last says that all is there."
+    "Tokenize a corpus into the files of a cache folder; the file written last says that all are there."
     facts = {}
     for split in SPLITS:
         ids = write_ids(folder / f'{split}.npy', tokenizer.chunks(corpus[split]), tokenizer.dtype, tokenizer.unk_id)
@@ -468,10 +466,10 @@ def _read_splits(folder, corpus, tokenizer):
 def tokenize_corpus(
     corpus: Corpus | str | Path,  # a corpus, its name, or a path
     tokenizer: str | Tokenizer = 'word',  # a name, or a tokenizer that was made before
-    min_count: int = 3,  # word, whitespace: a type seen less often in train is left to <unk>
+    min_count: int = 3,  # word, whitespace: words rarer than this in train become <unk>
     cache: str | Path | None = None,  # folder; None: $LMCOURSE_CACHE, else ~/.cache/lmcourse
 ) -> TokenizedCorpus:
-    "A corpus as three streams of ids: cut once, and from then on read from the cache."
+    "A corpus as three streams of ids: tokenized once, and then read from the cache."
     if not isinstance(corpus, Corpus):
         corpus = load_corpus(corpus)
     if not isinstance(tokenizer, Tokenizer):

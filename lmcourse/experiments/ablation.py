@@ -19,7 +19,7 @@ from ..training.trainer import Trainer, evaluate
 # %% ../../nbs/14_lstm_vs_gru.ipynb #9f22a8f5
 @recipe
 def lstm_small():
-    "Two LSTM layers of 64 on the embedded text, windows of 35: the place from which one factor at a time is changed."
+    "Two LSTM layers of 64 on the embedded text, windows of 35: the baseline of which one factor at a time is changed."
     return Recipe(
         'lstm-small',
         RecurrentConfig(cell='lstm', embedding_dim=64, hidden_size=64, num_layers=2, dropout=0.3),
@@ -30,11 +30,11 @@ def lstm_small():
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #30f3669f
 def time_steps(
-    base: Recipe,  # where to start
-    changes: dict,  # {what it is called: {'section.field': value}}
+    base: Recipe,  # the baseline
+    changes: dict,  # {name: {'section.field': value}}
     rounds: int = 100,  # steps of each
-) -> dict:  # {what it is called: seconds of each step}
-    "Time the training steps of several settings in turns; three steps of each, which warm things up, are not counted."
+) -> dict:  # {name: seconds of each step}
+    "Time the training steps of several settings in turn; the first three steps of each, a warmup, are not counted."
     with tempfile.TemporaryDirectory() as folder:
         trainers = {
             s: Trainer(override(base, change), Path(folder) / str(i), show=False)
@@ -67,8 +67,8 @@ ABLATIONS = {
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #c42d8e15
 def run_setting(
-    base: Recipe,  # where to start
-    setting: str,  # what the change is called
+    base: Recipe,  # the baseline
+    setting: str,  # name of the change
     changes: dict,  # {'section.field': value}
     seed: int,
     max_steps: int | None = None,  # stop earlier
@@ -82,7 +82,7 @@ def run_setting(
         )
         run = t.fit()
         if not run.summary['finished']:
-            raise KeyboardInterrupt  # a run cut short is no row of a table
+            raise KeyboardInterrupt  # an interrupted run is no row of the table
         how = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
         seen = evaluate(t.model, t.data.train, t.data.tokenizer.bos_id, **how)
         s, log = run.summary, run.metrics()
@@ -103,14 +103,14 @@ def run_setting(
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #69395b1b
 def run_ablation(
-    base: Recipe,  # where to start; its training budget is everybody's
-    changes: dict,  # {what it is called: {'section.field': value}}
+    base: Recipe,  # the baseline; all settings have its training budget
+    changes: dict,  # {name: {'section.field': value}}
     seeds: int,  # how many runs of each
     out: str | Path,  # a JSON file of rows; those already there are not run again
     log_fn=None,  # called with a line when a run is done
     max_steps: int | None = None,
 ) -> list[dict]:  # the rows
-    "Run every change under every seed, one file for all; stopped, it goes on where it was."
+    "Run every change with every seed, into one file; called again after an interruption, it continues."
     out = Path(out)
     rows = read_json(out) if out.exists() else []
     done = {(r['setting'], r['seed']) for r in rows}
@@ -158,8 +158,8 @@ def ablation_effects(
 # %% ../../nbs/14_lstm_vs_gru.ipynb #7d46d7ce
 def subset_corpus(
     folder: str | Path,  # made if it is not there
-    words: int = 25_000,  # about how many to learn from
-    corpus: str = 'stdlib',  # whose beginning
+    words: int = 25_000,  # about how many to train on
+    corpus: str = 'stdlib',  # the corpus whose beginning is taken
 ) -> str:  # the folder: a corpus by path
     "The beginning of a text as a corpus of its own, with the same validation and test."
     folder, text, kept = Path(folder), load_corpus(corpus), []
@@ -187,7 +187,7 @@ OVERFIT |= {
 
 
 def overfit_recipe(folder: str | Path) -> Recipe:  # where the text goes
-    "One layer, a small text, and forty times as many steps as one pass over it has."
+    "One layer, a small text, and forty times as many steps as one epoch has."
     base = override(
         get_recipe('lstm-small'),
         {'model.num_layers': 1, 'data.corpus': subset_corpus(folder), 'train.log_every': 46, 'train.eval_every': 46},

@@ -31,12 +31,12 @@ from ..models.tied_rnn import zipf_bias_init
 
 # %% ../../nbs/engine/benchmarks.ipynb #03fb6995
 def time_interleaved(
-    fns: dict[str, Callable],  # the contestants: {name: a function without arguments}
+    fns: dict[str, Callable],  # what is compared: {name: a function without arguments}
     repeats: int = 7,  # rounds
-    clock: Callable = time.perf_counter,  # what tells the time
+    clock: Callable = time.perf_counter,  # the clock that measures the time
 ) -> dict[str, list[float]]:  # {name: seconds in each round}
-    """Time functions in turns: one call each to warm up, then rounds in which each is called once, every round
-    beginning with another."""
+    """Time functions in turn: one warmup call each, then rounds in which each is called once, every round starting
+    with another."""
     if repeats < 1 or not fns:
         raise LMCourseError(f'a measurement needs a contestant and a round, got {len(fns)} and {repeats}')
     names, seconds = list(fns), {name: [] for name in fns}
@@ -51,11 +51,11 @@ def time_interleaved(
 
 
 def ratio(
-    seconds: dict[str, list[float]],  # what `time_interleaved` gave
+    seconds: dict[str, list[float]],  # the result of `time_interleaved`
     name: str,
-    against: str,  # two contestants
+    against: str,  # two of the names
 ) -> tuple[float, float, float]:  # median, and the quartiles of the rounds
-    "How many times as long `name` takes as `against`, by rounds."
+    "How many times as long `name` takes as `against`, round by round."
     r = [a / b for a, b in zip(seconds[name], seconds[against])]
     low, _, high = statistics.quantiles(r, n=4, method='inclusive') if len(r) > 1 else r * 3
     return statistics.median(r), low, high
@@ -76,7 +76,7 @@ def _memory(field):
 
 
 def _child(target, arguments):
-    "In the fresh process: prepare, run once, print the bytes that it took."
+    "In the fresh process: prepare, run once, print the bytes that the run took."
     module, name = target.split(':')
     run = getattr(importlib.import_module(module), name)(**arguments)
     before = _memory('VmRSS')
@@ -87,8 +87,8 @@ def _child(target, arguments):
 def subprocess_peak_memory(
     target: str,  # 'module:function'; the function prepares, and returns a function without arguments
     **arguments,  # what it is called with, as JSON
-) -> int | None:  # bytes that the run took on top of what was prepared; None where the system does not tell
-    "The most memory that something needs, measured in a process of its own."
+) -> int | None:  # bytes that the run took on top of what was prepared; None where the system does not say
+    "The peak memory of a function, measured in a process of its own."
     code = (
         'import json, sys; from lmcourse.experiments.bench import _child; _child(sys.argv[1], json.loads(sys.argv[2]))'
     )
@@ -101,7 +101,7 @@ def subprocess_peak_memory(
 
 # %% ../../nbs/engine/benchmarks.ipynb #574b782c
 def something_large(megabytes: int = 100) -> Callable:  # a function that holds that much for a moment
-    "A contestant whose appetite is known, to check the scales with."
+    "A function whose memory use is known, to check the measurement with."
     return lambda: b'x' * (megabytes * 10**6)
 
 # %% ../../nbs/engine/benchmarks.ipynb #710035a8
@@ -126,7 +126,7 @@ def _torch_chunked(h, w, b, y):
 
 
 def losses(low: bool | None = None) -> dict[str, Callable]:  # {name: function of hidden states, head, bias and targets}
-    "The ways to get a loss and its slopes; those in 16 bits only where the processor has them (`low` overrides)."
+    "The ways to compute a loss and its gradients; those in 16 bits only if the processor has them (`low` overrides)."
     fns = {
         'fused fp32': lambda *a: fused_cross_entropy(*a, precision='fp32').nats,
         'fused bf16': lambda *a: fused_cross_entropy(*a, precision='bf16').nats,
@@ -146,8 +146,8 @@ def loss_step(
     width: int,  # D
     vocab_size: int,  # V
     device: str = 'cpu',
-) -> Callable:  # one step: loss, and slopes of hidden states, head and bias
-    "Prepare one contestant's step on made-up numbers, the same for all."
+) -> Callable:  # one step: loss, and gradients of hidden states, head and bias
+    "Prepare one step of that loss on made-up numbers, the same for all."
     g = torch.Generator().manual_seed(0)
     h, w, b = (
         torch.randn(*shape, generator=g).to(device)
@@ -157,7 +157,7 @@ def loss_step(
     y, loss = torch.randint(vocab_size, (num_tokens,), generator=g).to(device), losses(True)[name]
     loss(
         *(t[:8].detach().clone().requires_grad_() for t in inputs), y[:8] % 8
-    ).backward()  # what is loaded on first use is not weighed
+    ).backward()  # what is loaded on first use is not measured
 
     def step():
         for t in inputs:
@@ -175,7 +175,7 @@ BENCHMARKS = {}
 
 
 def benchmark(f: Callable) -> Callable:  # the same function
-    "Put a function into the list of `run_benchmarks`: called with `quick`, it returns what is to be written down."
+    "Add a function to the list of `run_benchmarks`: called with `quick`, it returns the result to store."
     BENCHMARKS[f.__name__.removeprefix('bench_')] = f
     return f
 
@@ -188,7 +188,7 @@ def bench_loss(
     names: list | None = None,  # of `losses`; None: all
     device: str = 'cpu',
 ) -> dict:  # the shape, {name: seconds in each round}, {name: bytes above the inputs}
-    "Race the ways to get a loss and its slopes at one shape."
+    "Compare the ways to compute a loss and its gradients at one shape."
     names = [n for n in losses() if names is None or n in names]
     shape = dict(num_tokens=num_tokens, width=width, vocab_size=vocab_size)
     seconds = time_interleaved({n: loss_step(n, **shape, device=device) for n in names}, repeats)
@@ -206,7 +206,7 @@ SHAPES = [
     (2240, 400, 33278),
     (2240, 1150, 33278),
 ]  # lstm-a, chinchilla-3, awd-lstm tied and untied
-CURVE = [1000, 4000, 16000, 64000]  # types, at the first of these shapes
+CURVE = [1000, 4000, 16000, 64000]  # vocabulary sizes, at the first of these shapes
 
 
 @benchmark
@@ -271,8 +271,8 @@ def training_step(
 # %% ../../nbs/engine/benchmarks.ipynb #19c96704
 def bench_stages(
     recipe: str, vocab_size: int, repeats: int
-) -> dict:  # recipe, types, tokens, {stage: seconds}, {stage: {part: seconds}}
-    "Race the stages of a recipe's step."
+) -> dict:  # recipe, vocabulary size, tokens, {stage: seconds}, {stage: {part: seconds}}
+    "Compare the stages of a recipe's step."
     stages = [s for s in STAGES if s != 'layers in 16 bits' or bf16_is_faster()]
     parts, fns = {s: [] for s in stages}, {s: training_step(s, recipe, vocab_size) for s in stages}
     seconds = time_interleaved({s: lambda s=s: parts[s].append(fns[s]()) for s in stages}, repeats)
@@ -285,7 +285,7 @@ def bench_stages(
 
 @benchmark
 def bench_step(quick: bool = False) -> list:  # one `bench_stages` a recipe
-    "A whole training step: what everybody writes, then one change at a time until it is ours."
+    "A whole training step: the usual way, then one change at a time until it is ours."
     return (
         [bench_stages('ladder-lstm', 2000, 3)]
         if quick
@@ -295,8 +295,8 @@ def bench_step(quick: bool = False) -> list:  # one `bench_stages` a recipe
 # %% ../../nbs/engine/benchmarks.ipynb #75604dde
 def count_in_dictionaries(
     ids: list,  # token ids
-) -> tuple:  # grams by length; contexts: how often seen, how many different tokens after; grams: how many before
-    "The tables of a trigram model, by way of Python's dictionaries."
+) -> tuple:  # n-grams by length; contexts: how often seen, how many different tokens after; n-grams: how many before
+    "The tables of a trigram model, counted in Python's dictionaries."
     grams = Counter(), Counter(zip(ids, ids[1:])), Counter(zip(ids, ids[1:], ids[2:]))
     seen, different, before = Counter(), Counter(), Counter()
     for n in (1, 2):
@@ -309,7 +309,7 @@ def count_in_dictionaries(
 
 # %% ../../nbs/engine/benchmarks.ipynb #5fa2c09b
 def _words(quick):
-    "The rows of a text and its name: WikiText-2 where it is at hand."
+    "The rows of a text and its name: WikiText-2 where it is available."
     name = 'wikitext-2' if not quick and corpus_available('wikitext-2') else 'stdlib'
     return name, load_corpus(name)
 
@@ -334,7 +334,7 @@ def bench_ngram(quick: bool = False) -> dict:  # corpus, tokens, seconds in each
 
 @benchmark
 def bench_tokens(quick: bool = False) -> dict:  # corpus, rows, seconds in each round
-    "Text to ids: the word tokenizer beside a line of Python, pieces in batches beside pieces row by row."
+    "Text to ids: the word tokenizer beside a line of Python, subword pieces in batches beside row by row."
     name, corpus = _words(quick)
     rows = list(corpus['validation'][: 500 if quick else 4000])
     word, bpe = load_tokenizer('word', corpus), load_tokenizer('bpe:1000', corpus)
@@ -344,7 +344,7 @@ def bench_tokens(quick: bool = False) -> dict:  # corpus, rows, seconds in each 
         return np.array([id_of.get(w, 0) for row in rows for w in [*row.split(), '<eos>']], dtype=word.dtype)
 
     if not np.array_equal(line(), word.encode_rows(rows)):
-        raise LMCourseError('the line of Python gives other ids: the race is void')
+        raise LMCourseError('the line of Python gives other ids: the comparison is void')
     seconds = time_interleaved(
         {
             'word tokenizer': lambda: word.encode_rows(rows),
@@ -358,8 +358,8 @@ def bench_tokens(quick: bool = False) -> dict:  # corpus, rows, seconds in each 
 
 # %% ../../nbs/engine/benchmarks.ipynb #77a25df4
 def run_benchmarks(
-    out: str | Path | None = None,  # a file to keep the measurement in; None: it is only returned
-    quick: bool = False,  # small shapes and few rounds: seconds, for a look whether it works
+    out: str | Path | None = None,  # a file to store the measurement in; None: it is only returned
+    quick: bool = False,  # small shapes and few rounds: seconds, to check that it works
     only: list | None = None,  # names of `BENCHMARKS`; None: all
 ) -> dict:  # the machine, and what each benchmark measured
     "Measure everything on this list, here and now; progress goes to standard error."
@@ -379,7 +379,7 @@ def run_benchmarks(
 
 
 def _rounded(x):
-    "Floats to five digits, all the way down: more would be noise."
+    "Floats rounded to five digits, at every depth: more would be noise."
     if isinstance(x, dict):
         return {k: _rounded(v) for k, v in x.items()}
     if isinstance(x, list):
@@ -387,23 +387,23 @@ def _rounded(x):
     return float(f'{x:.5g}') if isinstance(x, float) else x
 
 # %% ../../nbs/engine/benchmarks.ipynb #63cf1a5c
-def load_stored() -> dict:  # what `run_benchmarks` returned when it was kept
+def load_stored() -> dict:  # the result of `run_benchmarks` when it was stored
     "The measurement that is shipped with the package."
     return json.loads((files('lmcourse') / 'records' / 'benchmarks.json').read_text())
 
 
 def ratios_table(
-    results: list[dict],  # what `bench_loss` returned, for some shapes
-    against: str,  # the contestant that the others are measured by
+    results: list[dict],  # results of `bench_loss`, for some shapes
+    against: str,  # the name that the others are compared with
 ) -> str:  # Markdown
-    "Time by rounds against one contestant, with quartiles, and memory in megabytes above the inputs."
+    "Time relative to one of them, with quartiles over the rounds, and memory in megabytes above the inputs."
     rows = []
     for r in results:
         for name in r['seconds']:
             times, low, high = ratio(r['seconds'], name, against)
             rows.append(
                 {
-                    'tokens × width × types': f'{r["num_tokens"]} × {r["width"]} × {r["vocab_size"]}',
+                    'tokens × width × vocabulary': f'{r["num_tokens"]} × {r["width"]} × {r["vocab_size"]}',
                     'contestant': name,
                     'times as long': f'{times:.2f} ({low:.2f} – {high:.2f})',
                     'MB': round(m / 1e6) if (m := r['memory'].get(name)) is not None else None,
@@ -412,7 +412,9 @@ def ratios_table(
     return markdown_table(rows)
 
 # %% ../../nbs/engine/benchmarks.ipynb #9733ed02
-def stages_table(kept: list[dict]) -> str:  # what `bench_stages` returned  # Markdown
+def stages_table(
+    kept: list[dict],  # results of `bench_stages`
+) -> str:  # Markdown
     "How many tokens a second each stage trains on, as a multiple of the first stage's, with quartiles over the rounds."
     rows = []
     for r in kept:

@@ -21,7 +21,7 @@ from ..device import pick_device
 
 # %% ../../nbs/engine/campaign.ipynb #24df1955
 class CampaignError(LMCourseError):
-    "A campaign's file that cannot be read, or that asks for what does not exist."
+    "A campaign's file that cannot be read, or that names something that does not exist."
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class CampaignRun:
 
     recipe: str  # its name
     seed: int = 0
-    expected: float | None = None  # validation perplexity, written down before
+    expected: float | None = None  # validation perplexity, predicted before the run
     corpus: str | None = None  # None: the recipe's own
-    tiny: bool = False  # the small twin
+    tiny: bool = False  # the small version
     fields: dict = field(default_factory=dict)  # {'section.field': value}
     adapt: tuple = ()  # kinds of adaptation that are measured afterwards
 
@@ -54,7 +54,7 @@ _FIELDS = ('recipe', 'seeds', 'expected', 'corpus', 'tiny', 'fields', 'adapt')
 
 
 def load_campaign(
-    path: str | Path,  # a TOML file, or the name of one that travels with the course: gpu, rehearsal
+    path: str | Path,  # a TOML file, or the name of one in the package: gpu, rehearsal
 ) -> list[CampaignRun]:
     "The runs of a campaign, in their order. Raises `CampaignError` or `RecipeError` before anything is run."
     path = Path(path)
@@ -85,8 +85,10 @@ def load_campaign(
     return runs
 
 # %% ../../nbs/engine/campaign.ipynb #eff89f2f
-def run_state(folder: Path) -> str:  # of one run  # done, stopped or waiting
-    "How far a run has come, by its folder alone."
+def run_state(
+    folder: Path,  # of one run
+) -> str:  # done, stopped or waiting
+    "The state of a run, by its folder alone."
     summary = Run.open(folder).summary if (folder / 'config.json').exists() else None
     if summary and summary.get('finished') and summary.get('stopped') != 'max_minutes':
         return 'done'
@@ -98,7 +100,7 @@ def campaign_row(
     out: Path,  # the campaign's folder
     state: str | None = None,  # None: as its folder says
 ) -> dict:  # recipe, seed, expected, measured, seconds, steps, tokens_per_second, state
-    "What is known of a run, for the table and for the file."
+    "A row about one run, for the table and for the file."
     folder = out / run.name
     summary = (Run.open(folder).summary if (folder / 'config.json').exists() else None) or {}
     validation = summary.get('validation') or {}
@@ -114,8 +116,10 @@ def campaign_row(
     )
 
 
-def campaign_table(rows: list[dict]) -> str:  # as `campaign_row` makes them  # Markdown
-    "Expectation beside result."
+def campaign_table(
+    rows: list[dict],  # as `campaign_row` makes them
+) -> str:  # Markdown
+    "A table of the expected and the measured perplexities."
     return markdown_table(
         rows,
         dict(
@@ -131,11 +135,13 @@ def campaign_table(rows: list[dict]) -> str:  # as `campaign_row` makes them  # 
     )
 
 # %% ../../nbs/engine/campaign.ipynb #004c6082
-_SMALL = 4 * 2**20  # bytes of best weights that still travel
+_SMALL = 4 * 2**20  # bytes of best weights that are still packed
 
 
-def pack(out: Path) -> Path:  # the campaign's folder  # the archive in it
-    "Everything small of every run in one archive."
+def pack(
+    out: Path,  # the campaign's folder
+) -> Path:  # the archive in it
+    "Pack all small files of every run into one archive."
     names = (
         'config.json',
         'environment.json',
@@ -161,7 +167,7 @@ def pack(out: Path) -> Path:  # the campaign's folder  # the archive in it
 
 # %% ../../nbs/engine/campaign.ipynb #d56eec7d
 def _command(run, folder, minutes, device):
-    "The words that start a run, or take it up again."
+    "The command line that starts a run, or resumes it."
     words = ['run', run.recipe, '--device', device]
     if run_state(folder) == 'stopped':
         done = (Run.open(folder).summary or {}).get('seconds') or 0.0
@@ -195,7 +201,7 @@ def _adapt_command(folder, kind, device):
 
 
 def _spawn(words, log):
-    "A process in a session of its own, so that a Ctrl-C reaches it through us."
+    "Start a process in a session of its own, so that a Ctrl-C reaches it through us."
     env = os.environ | {
         'PYTHONPATH': os.pathsep.join(
             filter(None, [str(Path(str(files('lmcourse'))).parent), os.environ.get('PYTHONPATH')])
@@ -206,7 +212,7 @@ def _spawn(words, log):
 
 
 def _end(children, patience=60):
-    "Ask every process to stop and to save; wait for it; and make an end where it does not."
+    "Ask every process to save and stop; wait for it; kill it where it does not."
     for child in children:
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
@@ -220,17 +226,17 @@ def _end(children, patience=60):
 
 # %% ../../nbs/engine/campaign.ipynb #7aeb4c90
 def run_campaign(
-    path: str | Path,  # the campaign's file, or the name of one that travels
-    out: str | Path = 'runs/campaign',  # its folder; the same one again goes on
-    max_minutes: float | None = None,  # of all; None: until everything is done
+    path: str | Path,  # the campaign's file, or the name of one in the package
+    out: str | Path = 'runs/campaign',  # its folder; the same one again continues
+    max_minutes: float | None = None,  # of all runs together; None: until everything is done
     jobs: int = 1,  # runs at a time
     device: str = 'auto',
     log_fn=print,  # called with a line when a run starts or ends
     pack_every: float = 60.0,  # seconds between two archives
 ) -> list[dict]:  # a row for each run
-    "Run a list of recipes under one clock. Raises `KeyboardInterrupt` after a Ctrl-C, when every run has saved."
+    "Run a list of recipes within one time limit. Raises `KeyboardInterrupt` after a Ctrl-C, when every run has saved."
     if jobs < 1:
-        raise CampaignError(f'at least one run goes at a time, got --jobs {jobs}')
+        raise CampaignError(f'at least one run must go at a time, got --jobs {jobs}')
     if max_minutes is not None and not 0 < max_minutes < 1e6:
         raise CampaignError(f'--max-minutes is above 0, got {max_minutes}')
     runs, out, began, packed = load_campaign(path), Path(out), time.monotonic(), time.monotonic()
@@ -303,7 +309,7 @@ def _main_thread():
 def ceilings(
     device: str = 'auto',  # where to measure
 ) -> dict:  # TFLOP/s of matrix products in fp32 and bf16, GB/s of a copy
-    "What the device does at most, by its own clock."
+    "The highest measured throughput of the device."
     d = pick_device(device)
     n, rounds = (8192, 10) if d.type == 'cuda' else (1024, 5)
     wait = torch.cuda.synchronize if d.type == 'cuda' else lambda: None
@@ -335,7 +341,7 @@ def check_one(
     device: str = 'auto',
     num_steps: int = 20,
 ) -> dict:  # tokens_per_second, peak_memory, precision, resumed
-    "Take a run's first steps, keep its state, take it up again, and take one more."
+    "Take a run's first steps, save its state, resume from it, and take one more step."
     recipe = override(
         run.to_recipe(),
         {'train.device': device, 'train.max_steps': None, 'train.max_minutes': None, 'train.epochs': 100},
@@ -369,7 +375,7 @@ def check_one(
 
 
 def _check_child():
-    "One check in a process of its own: the run comes in by the standard input, the row goes out as a line."
+    "One check in a process of its own: it reads the run from standard input, and prints its row as a line."
     run, device, num_steps = json.loads(sys.stdin.read())
     print(json.dumps(check_one(CampaignRun(**run), device, num_steps)))
 
@@ -381,7 +387,7 @@ def check_campaign(
     seconds: float = 100.0,  # of all
     log_fn=print,  # called with a line for each
 ) -> dict:  # ceilings, and a row for each recipe
-    "The first minute on a machine. Nothing in it stops the rest."
+    "A check of a new machine in a minute: the first steps of each recipe. A recipe that fails does not stop the rest."
     runs = list({r.recipe: r for r in load_campaign(path)}.values())
     began, rows = time.monotonic(), []
     top = ceilings(device)

@@ -12,8 +12,8 @@ from ..models.transformer import TransformerConfig
 # %% ../../nbs/23_chinchilla.ipynb #5378827d
 @recipe
 def chinchilla_small():
-    """The model and the settings of the fourth note's first two experiments on the embedded text, two passes: the place
-    from which its third is reached one change at a time.
+    """The model and the settings of the fourth note's first two experiments on the embedded text, two epochs: the
+    baseline from which its third is reached one change at a time.
 
     `lmcourse run chinchilla-small`."""
     return Recipe(
@@ -40,7 +40,7 @@ CONFOUNDS = {
 # %% ../../nbs/23_chinchilla.ipynb #67a5d9e8
 @recipe
 def chinchilla_plateau():
-    """The shape of the fourth note's third experiment, narrow, on the embedded text, ten passes at a constant rate: a
+    """The shape of the fourth note's third experiment, narrow, on the embedded text, ten epochs at a constant rate: a
     curve that flattens.
 
     `lmcourse run chinchilla-plateau`, two minutes on one core."""

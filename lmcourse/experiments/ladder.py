@@ -34,8 +34,8 @@ def _rung(name: str, parameters: int, validation, test, seconds: float) -> dict:
 def ngram_rungs(
     data: TokenizedCorpus,  # the text as ids
     orders: tuple = (1, 2, 5),  # Kneser-Ney models of these orders
-):  # yields rows: rung, parameters, tokens, types, validation, test, seconds
-    "The rungs that only count: uniform, then modified Kneser-Ney."
+):  # yields rows: rung, num_parameters, num_tokens, vocab_size, validation, test, seconds
+    "The n-gram models: uniform, then modified Kneser-Ney."
     names = {1: 'unigram', 2: 'bigram', 3: 'trigram'}
     for order in (0, *orders):
         tic = time.perf_counter()
@@ -47,7 +47,7 @@ def ngram_rungs(
 
 # %% ../../nbs/13_ladder.ipynb #19e42dd3
 def _ladder_recipe(name: str, cell: str) -> Recipe:
-    "Settings that bring a small recurrent network as far as a minute on two cores allows."
+    "Settings that train a small recurrent network as well as a minute on two cores allows."
     return Recipe(
         name,
         RecurrentConfig(
@@ -80,10 +80,10 @@ def trained_rungs(
     tokenizer: str = 'word',
     recipes: tuple = ('ladder-lstm', 'ladder-gru'),  # what is trained, in order
     out: str | Path | None = None,  # a folder for the runs; None: each its own under runs/
-    show: bool | None = None,  # a progress bar; None: where somebody is watching
+    show: bool | None = None,  # a progress bar; None: only in a terminal or notebook
     **changes,  # fields of their train section: max_steps=20, ...
 ):
-    "The rungs that learn: each recipe trained on the corpus."
+    "The neural networks: each recipe trained on the corpus."
     for name in recipes:
         r = override(
             get_recipe(name),
@@ -137,11 +137,11 @@ def ladder_table(rungs: list[dict]) -> str:  # Markdown
 # %% ../../nbs/13_ladder.ipynb #b92b385b
 def plot_ladder(
     rungs: list[dict],
-    title: str = 'Each rung is a better guesser',  # what there is to see
+    title: str = 'Each rung predicts better',  # what the figure shows
     floor: float | None = None,  # perplexity of the source itself, where it is known
     ax=None,  # axes to draw on; None: new ones
 ):
-    "Validation perplexity rung by rung, from the most doors to the fewest, on a logarithmic scale."
+    "Validation perplexity rung by rung, from the highest to the lowest, on a logarithmic scale."
     import matplotlib.pyplot as plt
 
     if ax is None:
@@ -159,7 +159,7 @@ def plot_ladder(
     if floor:
         ax.axvline(floor, color='C1', label=f'the source itself, {floor:.2f}')
         ax.legend(loc='lower right')
-    ax.set_xlabel('validation perplexity, logarithmic')
+    ax.set_xlabel('validation perplexity (logarithmic scale)')
     ax.set_title(title)
     return ax
 
@@ -168,18 +168,18 @@ def run_ladder(
     corpus: str = 'stdlib',  # a corpus by name, or a path
     tokenizer: str = 'word',
     out: str | Path | None = None,  # a folder for the runs and the figure; None: a new one under runs/
-    show: bool | None = None,  # a progress bar; None: where somebody is watching
-    log_fn=print,  # called with a line when a rung is reached
+    show: bool | None = None,  # a progress bar; None: only in a terminal or notebook
+    log_fn=print,  # called with a line when a rung is done
     **changes,  # rungs, table (Markdown) and figure (its file)
 ) -> dict:
-    """The whole ladder on one text: counting, then networks trained on the spot; a figure and ladder.json go into the
+    """The whole ladder on one text: n-gram models, then networks trained now; a figure and ladder.json go into the
     folder."""
     out = Path(out or time.strftime('runs/ladder-%Y%m%d-%H%M%S'))
     try:
         return _climb(corpus, tokenizer, out, show, log_fn, changes)
     except KeyboardInterrupt:
         print(
-            f'lmcourse: stopped; what was reached is in {out}. To go on: lmcourse ladder {corpus} --out {out}',
+            f'lmcourse: stopped; the results so far are in {out}. To go on: lmcourse ladder {corpus} --out {out}',
             file=sys.stderr,
         )
         raise
@@ -189,8 +189,8 @@ def _climb(corpus, tokenizer, out, show, log_fn, changes):
     data, rungs = tokenize_corpus(corpus, tokenizer), []
     out.mkdir(parents=True, exist_ok=True)
     log_fn(
-        f'{corpus}: {data.train.num_tokens:,} tokens to learn from, {data.validation.num_tokens:,} to validate on,'
-        f' {data.vocab_size:,} types'
+        f'{corpus}: {data.train.num_tokens:,} tokens to train on, {data.validation.num_tokens:,} to validate on,'
+        f' a vocabulary of {data.vocab_size:,}'
     )
     for r in itertools.chain(ngram_rungs(data), trained_rungs(corpus, tokenizer, out=out, show=show, **changes)):
         rungs.append(r)

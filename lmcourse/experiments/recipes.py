@@ -80,7 +80,7 @@ def _tuned(name: str, cell: str, epochs: int) -> Recipe:
 
 @recipe
 def lstm_tuned():
-    """Two LSTM layers of 512 and 256, tied, the state carried, seventeen passes: what the notes' cell is worth when it
+    """Two LSTM layers of 512 and 256, tied, the state carried, seventeen epochs: what the notes' cell is worth when it
     is trained well.
 
     `lmcourse run lstm-tuned`: on one core of a 2026 server processor two hours and seven minutes to validation
@@ -90,7 +90,7 @@ def lstm_tuned():
 
 @recipe
 def gru_tuned():
-    """Two GRU layers of 512 and 256, tied, the state carried, seventeen passes.
+    """Two GRU layers of 512 and 256, tied, the state carried, seventeen epochs.
 
     `lmcourse run gru-tuned`."""
     return _tuned('gru-tuned', 'gru', 17)
@@ -98,7 +98,7 @@ def gru_tuned():
 # %% ../../nbs/engine/recipes.ipynb #ab4f2b89
 @recipe
 def tuned_small():
-    """Two LSTM layers of 128 and 64, tied, the state carried, on the embedded text: the small place to try a change in.
+    """Two LSTM layers of 128 and 64, tied, the state carried, on the embedded text: a small baseline to try changes on.
 
     `lmcourse run tuned-small`, half a minute on two cores."""
     return Recipe(
@@ -135,8 +135,8 @@ TIED_RNN_ABLATIONS = {
 
 # %% ../../nbs/engine/recipes.ipynb #f0055b07
 def many_epochs_recipe(folder: str | Path) -> Recipe:  # where the text goes
-    """`lstm-tuned` at three eighths of its widths, sixteen passes over a tenth of WikiText-2: the place to try what
-    matters late."""
+    """`lstm-tuned` at three eighths of its widths, sixteen epochs on a tenth of WikiText-2: a baseline for changes that
+    matter late."""
     return override(
         get_recipe('lstm-tuned'),
         {
@@ -172,8 +172,8 @@ _cosine = dict(weight_decay=0.02, max_grad_norm=0.25, lr_schedule='cosine', beta
 
 @recipe(reported_perplexity=128.3)
 def lstm_base():
-    """Two LSTM layers of 256 and a linear head, ordinary dropout, the state carried: the note's base, at settings of
-    ours.
+    """Two LSTM layers of 256 and a linear head, ordinary dropout, the state carried: the note's base, at our own
+    settings.
 
     `lmcourse run lstm-base`. Claimed: validation perplexity 128.3, test 121.7."""
     return Recipe(
@@ -188,7 +188,7 @@ def lstm_base():
 @recipe(reported_perplexity=80.27)
 def awd_lstm():
     """AWD-LSTM at the settings of its paper: 400 and 1150 wide, three layers, plain gradient descent, then its average,
-    750 passes.
+    750 epochs.
 
     `lmcourse run awd-lstm`, for a GPU. Claimed by the note: validation perplexity 80.27, test 77.11; by the paper 68.6
     and 65.8."""
@@ -203,7 +203,7 @@ def awd_lstm():
 
 @recipe
 def awd_lstm_fast():
-    """The same model in a tenth of the passes: AdamW, a warmup, half a cosine, 75 of them.
+    """The same model in a tenth of the epochs: AdamW, a warmup, half a cosine, 75 of them.
 
     `lmcourse run awd-lstm-fast`, for a GPU."""
     return Recipe(
@@ -217,8 +217,8 @@ def awd_lstm_fast():
 
 @recipe
 def awd_lstm_small():
-    """AWD-LSTM for a laptop: 512 and 232 wide, two layers, under ten million parameters, a sampled softmax, milder
-    parts that grow while it learns, AdamW and half a cosine, 16 passes.
+    """AWD-LSTM for a laptop: 512 and 232 wide, two layers, under ten million parameters, a sampled softmax, weaker
+    regularisation that grows during training, AdamW and half a cosine, 16 epochs.
 
     `lmcourse run awd-lstm-small`."""
     model = AWDLSTMConfig(
@@ -249,8 +249,8 @@ def awd_lstm_small():
 # %% ../../nbs/engine/recipes.ipynb #e90be77d
 @recipe
 def awd_tiny():
-    """AWD-LSTM at 64 and 128 wide, two layers, 48 passes with the paper's optimizer: the place from which one part at a
-    time is taken away.
+    """AWD-LSTM at 64 and 128 wide, two layers, 48 epochs with the paper's optimizer: the baseline from which one
+    part at a time is removed.
 
     `lmcourse run awd-tiny`."""
     return Recipe(
@@ -270,7 +270,7 @@ def awd_tiny():
 
 
 def awd_overfit_recipe(folder: str | Path) -> Recipe:  # where the text goes
-    "`awd-tiny` on a text that is small enough to be learnt by heart."
+    "`awd-tiny` on a text small enough to memorise."
     return override(get_recipe('awd-tiny'), {'data.corpus': subset_corpus(folder)})
 
 # %% ../../nbs/engine/recipes.ipynb #5673720a
@@ -342,40 +342,40 @@ def _chinchilla(number, model, epochs, lr=3e-4, batch=32, corpus='wikitext-103-r
 
 @recipe(reported_perplexity=464.64)
 def chinchilla_1():
-    """The fourth note's first experiment: a decoder of width 16 on WikiText-2, 300 passes.
+    """The fourth note's first experiment: a decoder of width 16 on WikiText-2, 300 epochs.
 
-    `lmcourse run chinchilla-1`. Claimed: validation perplexity 464.64 at pass 209."""
+    `lmcourse run chinchilla-1`. Claimed: validation perplexity 464.64 at epoch 209."""
     return _chinchilla(1, TransformerConfig(16, 2, 64, 2, dropout=0.3), 300, batch=8, corpus='wikitext-2-raw')
 
 
 @recipe(reported_perplexity=364.71)
 def chinchilla_2():
-    """The same decoder on WikiText-103, ten passes.
+    """The same decoder on WikiText-103, ten epochs.
 
-    `lmcourse run chinchilla-2`. Claimed: validation perplexity 1457.12 after one pass, 364.71 after ten."""
+    `lmcourse run chinchilla-2`. Claimed: validation perplexity 1457.12 after one epoch, 364.71 after ten."""
     return _chinchilla(2, TransformerConfig(16, 2, 64, 2, dropout=0.3), 10)
 
 
 @recipe(reported_perplexity=65.71)
 def chinchilla_3():
-    """Width 128, four blocks, on WikiText-103, twenty passes.
+    """Width 128, four blocks, on WikiText-103, twenty epochs.
 
-    `lmcourse run chinchilla-3`. Claimed: validation perplexity 65.71 at pass 10."""
+    `lmcourse run chinchilla-3`. Claimed: validation perplexity 65.71 at epoch 10."""
     return _chinchilla(3, TransformerConfig(128, 8, 512, 4), 20, lr=6e-4)
 
 
 @recipe(reported_perplexity=46.33)
 def chinchilla_4():
-    """Width 256, four blocks, on WikiText-103, fifteen passes; two processes in the note.
+    """Width 256, four blocks, on WikiText-103, fifteen epochs; two processes in the note.
 
     `torchrun --standalone --nproc-per-node 2 --no-python lmcourse run chinchilla-4`, or without torchrun on one device.
-    Claimed: validation perplexity 46.33 at pass 9."""
+    Claimed: validation perplexity 46.33 at epoch 9."""
     return _chinchilla(4, TransformerConfig(256, 8, 1024, 4), 15, lr=4e-4)
 
 
 @recipe
 def chinchilla_5():
-    """Width 256, eight blocks, on WikiText-103, up to fifteen passes, stopped after five looks without a gain.
+    """Width 256, eight blocks, on WikiText-103, up to fifteen epochs, stopped after five evaluations without a gain.
 
     `lmcourse run chinchilla-5`. Never recorded in the note, which hoped for 35 to 42."""
     return _chinchilla(5, TransformerConfig(256, 8, 1024, 8), 15, lr=4e-4, patience=5)
@@ -383,8 +383,8 @@ def chinchilla_5():
 # %% ../../nbs/engine/recipes.ipynb #7f787585
 @recipe
 def transformer_small():
-    """A decoder of width 64 and two blocks with the notes' choices, on the embedded text: the place to try one change
-    in.
+    """A decoder of width 64 and two blocks with the notes' choices, on the embedded text: the baseline to try one
+    change on.
 
     `lmcourse run transformer-small`, a minute on one core."""
     return Recipe(
@@ -425,8 +425,8 @@ TRANSFORMER_ABLATIONS = {
 # %% ../../nbs/engine/recipes.ipynb #90377196
 @recipe
 def chinchilla_1_tuned():
-    """The parameters of `chinchilla-1`, spent on blocks instead of a table: width 128, three blocks, 2,048 pieces,
-    Muon, ten passes.
+    """The parameters of `chinchilla-1`, spent on blocks instead of the embedding: width 128, three blocks, 2,048
+    pieces, Muon, ten epochs.
 
     `lmcourse run chinchilla-1-tuned`."""
     model = TransformerConfig(
@@ -466,7 +466,7 @@ def _sibling(number, width, layers, pieces, epochs, lr):
 @recipe
 def chinchilla_2_tuned():
     """The parameters and the text of `chinchilla-2`, spent as in `chinchilla-1-tuned`: width 128, three blocks, 2,048
-    pieces, ten passes.
+    pieces, ten epochs.
 
     `lmcourse run chinchilla-2-tuned`, for a GPU."""
     return _sibling(2, 128, 3, 2048, 10, 6e-3)
@@ -475,7 +475,7 @@ def chinchilla_2_tuned():
 @recipe
 def chinchilla_3_tuned():
     """The parameters and the text of `chinchilla-3`: width 256, six blocks, 8,192 pieces, a rate that falls to zero,
-    twenty passes.
+    twenty epochs.
 
     `lmcourse run chinchilla-3-tuned`, for a GPU."""
     return _sibling(3, 256, 6, 8192, 20, 4e-3)
@@ -484,7 +484,7 @@ def chinchilla_3_tuned():
 @recipe
 def chinchilla_4_tuned():
     """The parameters and the text of `chinchilla-4`: width 384, five blocks, 16,384 pieces, a rate that falls to zero,
-    fifteen passes.
+    fifteen epochs.
 
     `lmcourse run chinchilla-4-tuned`, for a GPU."""
     return _sibling(4, 384, 5, 16_384, 15, 3e-3)
@@ -493,7 +493,7 @@ def chinchilla_4_tuned():
 @recipe
 def chinchilla_5_tuned():
     """The parameters and the text of `chinchilla-5`: width 384, seven blocks, 16,384 pieces, a rate that falls to zero,
-    fifteen passes.
+    fifteen epochs.
 
     `lmcourse run chinchilla-5-tuned`, for a GPU."""
     return _sibling(5, 384, 7, 16_384, 15, 3e-3)

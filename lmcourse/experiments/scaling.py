@@ -23,7 +23,7 @@ from ..models.transformer import TransformerConfig, parameter_breakdown
 
 # %% ../../nbs/22_scaling.ipynb #dfcb5f99
 class ScalingError(LMCourseError):
-    "A grid of runs that cannot be made, or a prediction that would be none."
+    "A grid of runs that cannot be made, or a prediction that was not made before its run."
 
 
 def forward_flops_per_token(
@@ -31,7 +31,7 @@ def forward_flops_per_token(
     vocab_size: int,  # V
     length: int | None = None,  # T, tokens of a window; None: the whole context
 ) -> dict:  # {part: floating-point operations}
-    """What one token costs on its way forward, by part: the products of matrices, and nothing else ([Hoffmann et al.,
+    """The cost of the forward pass of one token, by part: matrix products, and nothing else ([Hoffmann et al.,
     2022](../docs/bibliography.md#hoffmann2022), appendix F, which counts embeddings and the softmax too; an
     embedding is looked up here, and costs no product)."""
     D, T, matrices = c.d_model, length or c.context_length, 3 if c.activation == 'swiglu' else 2
@@ -47,14 +47,14 @@ def training_flops_per_token(
     vocab_size: int,  # V
     length: int | None = None,  # T, tokens of a window; None: the whole context
 ) -> int:  # floating-point operations for one token
-    "Forward once, and backward twice as much: each product has two factors, and each wants its gradient."
+    "A forward pass, and a backward pass of twice the cost: each product has two factors, and each needs its gradient."
     return 3 * sum(forward_flops_per_token(c, vocab_size, length).values())
 
 # %% ../../nbs/22_scaling.ipynb #b12bc800
 @recipe
 def scaling_small():
-    """A decoder with the bundle of lesson 20, of width 32 and one block, on the embedded text, read once: from here
-    sizes and budgets are varied.
+    """A decoder with the bundle of lesson 20, of width 32 and one block, on the embedded text, one epoch: the
+    baseline of which sizes and budgets are varied.
 
     `lmcourse run scaling-small`: a quarter of a minute on one core to validation perplexity 34.8, bpe:512."""
     model = TransformerConfig(
@@ -98,10 +98,10 @@ def size_overrides(
 # %% ../../nbs/22_scaling.ipynb #52883de9
 def train_and_measure(
     recipe: Recipe,  # the whole of the run
-    unique: int | None = None,  # read the first so many tokens of the train split, pass after pass; None: all of it
-    stop: int | None = None,  # leave after so many steps, wherever the learning rate is then; None: at the end
-) -> dict:  # counts, cost, and what came of it on validation
-    """Train for as long as the recipe says, look once, at the end, and say what it cost. Raises `Diverged` where the
+    unique: int | None = None,  # train on this many first tokens of the train split, epoch after epoch; None: all of it
+    stop: int | None = None,  # stop after this many steps, whatever the learning rate is then; None: at the end
+) -> dict:  # counts, cost, and the result on validation
+    """Train for as long as the recipe says, evaluate once, at the end, and report the cost. Raises `Diverged` where the
     loss stops being a number."""
     c, d = recipe.model, recipe.data
     with tempfile.TemporaryDirectory() as folder:
@@ -133,13 +133,13 @@ def train_and_measure(
 
 # %% ../../nbs/22_scaling.ipynb #9fdda17b
 def isoflop_plan(
-    base: Recipe,  # where to start
+    base: Recipe,  # the baseline
     sizes: list,  # (width, layers)
     budgets: list,  # FLOPs of a whole run
-    least: int = 100,  # steps that a run has, or it is left out
-) -> dict:  # {what the run is called: changes}
+    least: int = 100,  # fewest steps of a run; shorter runs are left out
+) -> dict:  # {name of the run: changes}
     """A run for each size and budget: as many steps as the budget pays for, the learning rate falling over just these.
-    Left out is what would need more text than there is."""
+    Runs that would need more text than there is are left out."""
     d, text, plan = base.data, tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count), {}
     for budget, (width, layers) in itertools.product(budgets, sizes):
         change = size_overrides(width, layers)
@@ -170,7 +170,7 @@ def _one(recipe, limits, threads):
 
 
 def _child():
-    "One run in a process of its own: what to do comes in by the standard input, the row goes out as a line."
+    "One run in a process of its own: it reads its work from standard input, and prints its row as a line."
     print(json.dumps(to_jsonable(_one(*pickle.load(sys.stdin.buffer)))))
 
 
@@ -210,8 +210,8 @@ def _made(work, jobs):
 
 # %% ../../nbs/22_scaling.ipynb #7561a42f
 def run_grid(
-    base: Recipe,  # where to start
-    settings: dict,  # {what a run is called: changes}; beside `override`'s, 'unique' and 'stop' of `train_and_measure`
+    base: Recipe,  # the baseline
+    settings: dict,  # {name of a run: changes}; besides `override`'s, 'unique' and 'stop' of `train_and_measure`
     out: str | Path,  # a JSON file, to which rows are added as they are made
     kind: str = 'grid',  # what these runs are for
     jobs: int = 1,  # runs at a time, each in a process of its own where there are several
@@ -249,15 +249,15 @@ def run_grid(
 
 
 def completed(rows: list[dict]) -> list[dict]:  # of `run_grid`
-    "The rows of runs that came to an end."
+    "The rows of runs that finished."
     return [r for r in rows if 'broken' not in r]
 
 # %% ../../nbs/22_scaling.ipynb #09a95cd7
 def fit_isoflop(
     rows: list[dict],  # runs of a grid
     budgets: list,  # FLOPs
-    size: str = 'num_parameters',  # or blocks: without the table
-) -> list[dict]:  # budget, rows, curve (in ln size), inside: if its valley is between runs; then size, tokens, nats
+    size: str = 'num_parameters',  # or blocks: without the embedding
+) -> list[dict]:  # budget, rows, curve (in ln size), inside: if its minimum is between runs; then size, tokens, nats
     """For each budget a parabola in the logarithm of the size, by least squares ([Hoffmann et al.,
     2022](../docs/bibliography.md#hoffmann2022), section 3.2)."""
     found = []
@@ -284,12 +284,12 @@ def fit_isoflop(
 # %% ../../nbs/22_scaling.ipynb #7c92a480
 @dataclass(frozen=True)
 class ScalingLaw:
-    "Nats per token by size and text."
+    "Nats per token as a function of parameters and tokens."
 
     E: float  # irreducible loss, nats per token
-    A: float  # of A / N^alpha, the loss for want of parameters
+    A: float  # of A / N^alpha, the loss from too few parameters
     alpha: float
-    B: float  # of B / D^beta, the loss for want of text
+    B: float  # of B / D^beta, the loss from too little text
     beta: float
 
     def __call__(
@@ -305,23 +305,23 @@ class ScalingLaw:
         flops: float,  # budget of a run
         per: float = 6.0,  # FLOPs for each parameter and token
     ) -> tuple:  # (parameters, tokens)
-        """The best way to spend a budget, in closed form: where a little more of either helps alike ([Hoffmann et al.,
-        2022](../docs/bibliography.md#hoffmann2022), equation 4)."""
+        """The best way to spend a budget, in closed form: where a little more of either helps equally ([Hoffmann et
+        al., 2022](../docs/bibliography.md#hoffmann2022), equation 4)."""
         n = (self.alpha * self.A / (self.beta * self.B) * (flops / per) ** self.beta) ** (1 / (self.alpha + self.beta))
         return n, flops / per / n
 
 # %% ../../nbs/22_scaling.ipynb #877a49fb
 def huber(
     r,  # residuals, of any shape
-    delta: float = 1e-3,  # where the bowl becomes a cone
+    delta: float = 1e-3,  # where the parabola becomes a line
 ):
-    """Half the square of a small residual; a large one counts in proportion ([Huber,
+    """The Huber loss: half the square of a small residual, and linear for a large one ([Huber,
     1964](../docs/bibliography.md#huber1964))."""
     return np.where(abs(r) <= delta, r * r / 2, delta * (abs(r) - delta / 2))
 
 
 def _terms(p_S5, n_R, d_R):
-    "ln of the values of S laws at R runs, and the share of each of the three terms in them."
+    "ln of the values of S laws at R runs, and the fraction of each of the three terms in them."
     lnA, a, lnB, b, lnE = p_S5.T[..., None]
     t_3SR = np.stack(np.broadcast_arrays(lnA - a * n_R, lnB - b * d_R, lnE))
     total_SR = np.logaddexp.reduce(t_3SR)
@@ -329,7 +329,7 @@ def _terms(p_S5, n_R, d_R):
 
 
 def fit_many(
-    p_S5,  # where S fits start: ln A, a, ln B, b, ln E
+    p_S5,  # where S fits start: ln A, alpha, ln B, beta, ln E
     n_R,
     d_R,
     y_R,  # logarithms of the parameters, tokens and nats of R runs
@@ -337,7 +337,7 @@ def fit_many(
     rounds: int = 100,
 ) -> tuple:  # (p_S5, loss_S)
     """Many fits side by side, by damped Gauss-Newton steps ([Marquardt, 1963](../docs/bibliography.md#marquardt1963)):
-    one that does not help is taken back, and the next is shorter."""
+    a step that does not help is undone, and the next is shorter."""
     loss = lambda p_S5: (weight_SR * huber(_terms(p_S5, n_R, d_R)[0] - y_R)).sum(-1)
     damp_S, loss_S = np.full(len(p_S5), 1e-2), loss(p_S5)
     for _ in range(rounds):
@@ -356,8 +356,8 @@ def fit_many(
 # %% ../../nbs/22_scaling.ipynb #cfb34ac9
 def fit_law(
     rows: list[dict],  # runs: parameters (or blocks), tokens, nats
-    size: str = 'num_parameters',  # or blocks: without the table
-    resamples: int = 0,  # how many times the runs are drawn anew and fitted again
+    size: str = 'num_parameters',  # or blocks: without the embedding
+    resamples: int = 0,  # how many times the runs are resampled and fitted again
     seed: int = 0,  # of the draws
 ) -> tuple:  # (the law, the laws of the resamples, the loss from each start, lowest first)
     """The law from 81 starts, the best kept ([Hoffmann et al., 2022](../docs/bibliography.md#hoffmann2022), appendix
@@ -375,7 +375,7 @@ def fit_law(
     for k in (size, 'num_tokens'):
         if len({r[k] for r in rows}) < 2 <= len(rows):
             raise ScalingError(
-                f'all runs have the same {k.replace("num_", "")}, and one alone does not tell an exponent: vary it'
+                f'all runs have the same {k.replace("num_", "")}, and one value does not tell an exponent: vary it'
             )
     n_R, d_R, y_R = np.log([[r[k] for r in rows] for k in (size, 'num_tokens', 'nats')]).reshape(3, -1)
     if len(n_R) < 6:
@@ -405,8 +405,8 @@ def predict_loss(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict:  # nats, low and high (95 %), law, runs
-    """What the law says of another run. Its interval: the laws of the resamples, and on top of each the miss of one of
-    the runs, widened for the five numbers that were fitted to them."""
+    """The law's prediction for another run. Its interval: the laws of the resamples, and added to each the residual of
+    one of the runs, widened for the five parameters that were fitted to them."""
     rows = completed(rows)
     law, again, _ = fit_law(rows, resamples=resamples, seed=seed)
     misses = np.array([math.log(r['nats'] / law(r['num_parameters'], r['num_tokens'])) for r in rows]) * math.sqrt(
@@ -418,14 +418,14 @@ def predict_loss(
 
 
 def predict_then_run(
-    base: Recipe,  # where to start, the grid's
+    base: Recipe,  # the grid's baseline
     sizes: list,  # (width, layers) to choose from
     budget: float,  # FLOPs, more than any run had
     out: str | Path,  # the grid's file
-    **how,  # jobs, threads, tell of `run_grid`
+    **how,  # jobs, threads, log_fn of `run_grid`
 ) -> tuple:  # (the prediction, the row of the run)
     """The grid's law picks a size for a larger budget, its prediction goes into the file, and then the run is made.
-    Raises `ScalingError` where the run is there and no prediction."""
+    Raises `ScalingError` where the run exists without a prediction."""
     log, plan = read_json(out), isoflop_plan(base, sizes, [budget], least=1)
     said = next((r for r in log if r['kind'] == 'prediction' and r['run'] in plan), None)
     if said is None:

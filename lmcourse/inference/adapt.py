@@ -26,14 +26,14 @@ class AdaptError(LMCourseError):
 
 
 def _nats(log_BTV, y_BT):
-    """From log-probabilities the surprises of the targets, and how many first guesses were right; the target -100 is
-    scored by nobody."""
+    """The negative log-likelihoods of the targets, from log-probabilities, and the number of right top predictions; the
+    target -100 is not scored."""
     y_BT = y_BT.to(log_BTV.device)
     return -log_BTV.gather(-1, y_BT.clamp(min=0).unsqueeze(-1)).squeeze(-1), int((log_BTV.argmax(-1) == y_BT).sum())
 
 
 class StreamingEvaluator:
-    """A model that reads a text once, from its first token to its last, scoring each before it is learnt from;
+    """Reads a text once, from its first token to its last, and scores each token before the model learns from it;
     afterwards the model is what it was."""
 
     many_streams, adaptation = True, None
@@ -56,21 +56,21 @@ class StreamingEvaluator:
         self.model.train(self.was_training)
 
     def hidden(self, x_BT: torch.Tensor) -> torch.Tensor:  # h_BTD
-        "Hidden states of a batch; the state is handed on, and no gradient goes through it."
+        "Hidden states of a batch; the state is carried on, without a gradient."
         h_BTD, state = self.model(x_BT.to(self.model.lm_head.weight.device), self.state)
         self.state = detach_state(state) if self.model.stateful else None
         return h_BTD.float()
 
     def logits(self, h_BTD: torch.Tensor) -> torch.Tensor:  # logits_BTV
-        "The head's scores."
+        "The head's logits."
         return F.linear(h_BTD, self.model.lm_head.weight, self.model.lm_head.bias)
 
     @torch.no_grad()
     def score_batch(
         self,
         x_BT: torch.Tensor,  # inputs
-        y_BT: torch.Tensor,  # the tokens that came
-    ) -> tuple:  # (nats_BT, how many first guesses were right)
+        y_BT: torch.Tensor,  # the target tokens
+    ) -> tuple:  # (nats_BT, number of right top predictions)
         "Score a batch that follows the one before it."
         return _nats(self.logits(self.hidden(x_BT)).log_softmax(-1), y_BT)
 
@@ -80,9 +80,9 @@ def score_stream(
     ids,  # (N,) the text
     bos_id: int,  # context of the very first token
     eval_batch_size: int = 1,  # parallel streams that the text is cut into, each with a memory of its own
-) -> tuple:  # (nats_N, how many first guesses were right)
-    """Read a text to its end, every token scored once. Raises `AdaptError` for lanes that would learn from each other's
-    future."""
+) -> tuple:  # (nats_N, number of right top predictions)
+    """Read a text to its end, every token scored once. Raises `AdaptError` for parallel streams that would learn from
+    each other's future."""
     if eval_batch_size > 1 and not reader.many_streams:
         raise AdaptError(
             'dynamic evaluation reads one stream, not'
@@ -105,7 +105,7 @@ def evaluate_stream(
     eval_batch_size: int = 1,  # parallel streams
     interval: bool = False,  # compute a 95 % interval too
 ) -> Measurement:
-    "A reader's measurement; its passport says how the model adapted."
+    "The measurement of an evaluator; its conditions say how the model adapted."
     nats_N, num_correct = score_stream(reader, split.ids, bos_id, eval_batch_size)
     window = None if reader.model.stateful else reader.seq_len
     return split.measurement(
@@ -121,12 +121,12 @@ def evaluate_stream(
 
 # %% ../../nbs/18_adaptation.ipynb #fcfc2225
 def cache_attention(
-    h_BTD: torch.Tensor,  # states in which a guess is to be made
-    keys_BND: torch.Tensor,  # states remembered, the oldest first; the last T are those of h_BTD themselves
-    theta: float,  # how much likeness counts
-    window: int,  # how far back the memory goes, in tokens
-) -> torch.Tensor:  # w_BTN, what each memory weighs in each guess: sums to one, or to zero where there is no memory yet
-    "How alike a state is to each that came before it ([Grave et al., 2017](../docs/bibliography.md#grave2017))."
+    h_BTD: torch.Tensor,  # hidden states of the predictions
+    keys_BND: torch.Tensor,  # stored states, the oldest first; the last T are those of h_BTD themselves
+    theta: float,  # how much similarity counts
+    window: int,  # how far back the cache reaches, in tokens
+) -> torch.Tensor:  # w_BTN, weight of each stored state in each prediction: sums to one, or to zero while there is none
+    "The attention of each state to the states before it ([Grave et al., 2017](../docs/bibliography.md#grave2017))."
     at_N = torch.arange(keys_BND.shape[1], device=h_BTD.device)
     ago_TN = at_N[-h_BTD.shape[1] :, None] - at_N
     scores_BTN = theta * h_BTD @ keys_BND.transpose(1, 2)
@@ -134,21 +134,21 @@ def cache_attention(
 
 # %% ../../nbs/18_adaptation.ipynb #d53b2329
 class NeuralCache(StreamingEvaluator):
-    """A reader that mixes into each guess the words that followed states like this one ([Grave et al.,
+    """An evaluator that mixes into each prediction the words that followed similar states ([Grave et al.,
     2017](../docs/bibliography.md#grave2017))."""
 
     def __init__(
         self,
         model: nn.Module,
-        window: int = 2000,  # states remembered, in each lane
-        theta: float = 0.3,  # how much likeness counts
-        cache_weight: float = 0.1,  # of the cache in each guess, in [0, 1)
+        window: int = 2000,  # states stored, in each stream
+        theta: float = 0.3,  # how much similarity counts
+        cache_weight: float = 0.1,  # of the cache in each prediction, in [0, 1)
         seq_len: int = 128,  # tokens read at once
     ):
         super().__init__(model, seq_len)
         if window < 1 or not 0 <= cache_weight < 1:
             raise AdaptError(
-                'a cache remembers at least one state, and its weight lies in [0, 1): got window'
+                'a cache stores at least one state, and its weight lies in [0, 1): got window'
                 f' {window}, cache_weight {cache_weight}'
             )
         self.window, self.theta, self.cache_weight = window, theta, cache_weight
@@ -165,7 +165,7 @@ class NeuralCache(StreamingEvaluator):
     def update_cache(
         self, h_BTD: torch.Tensor, y_BT: torch.Tensor
     ) -> tuple:  # (keys_BND, words_BN), those of this batch at their end
-        "Add a batch to the memory, and forget what is too old."
+        "Add a batch to the cache, and drop what is too old."
         keys, words = (
             (h_BTD, y_BT)
             if self.keys is None
@@ -176,7 +176,7 @@ class NeuralCache(StreamingEvaluator):
 
     @torch.no_grad()
     def score_batch(self, x_BT, y_BT):
-        "Each guess mixes the model's with what the tokens before it were followed by."
+        "Each prediction mixes the model's with the words that followed similar states."
         h_BTD = self.hidden(x_BT)
         keys_BND, words_BN = self.update_cache(h_BTD, y_BT.to(h_BTD.device).clamp(min=0))
         w_BTN = cache_attention(h_BTD, keys_BND, self.theta, self.window)
@@ -192,11 +192,11 @@ class NeuralCache(StreamingEvaluator):
 @torch.no_grad()
 def cache_log_probs(
     cache: NeuralCache,
-    ids,  # (N,) the text, in one lane
+    ids,  # (N,) the text, as one stream
     bos_id: int,  # context of the very first token
-    thetas,  # K ways of weighing likeness
+    thetas,  # K values of theta
 ) -> tuple:  # (log_N, p_KN)
-    """The logarithm of what the model alone gave to each token, and what the cache alone would have given for each
+    """The log-probability of each token under the model alone, and its probability under the cache alone for each
     theta."""
     own, theirs = [], []
     with cache:
@@ -216,13 +216,13 @@ def cache_log_probs(
 
 def tune_cache(
     model: nn.Module,
-    ids,  # (N,) text that is not the one to be reported
+    ids,  # (N,) a text other than the one that is reported
     bos_id: int,  # context of its first token
-    sizes=(500, 2000),  # to be tried
+    sizes=(500, 2000),  # to try
     thetas=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
     shares=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
 ) -> list[dict]:  # rows: window, theta, cache_weight, perplexity
-    "Every combination, in one reading for each size."
+    "Every combination; the text is read once for each size."
     rows = []
     for window in sizes:
         own_N, their_KN = cache_log_probs(NeuralCache(model, window), ids, bos_id, thetas)
@@ -230,7 +230,7 @@ def tune_cache(
             for cache_weight in shares:
                 with np.errstate(divide='ignore'):
                     mixed_N = np.logaddexp(math.log1p(-cache_weight) + own_N, math.log(cache_weight) + np.log(p_N))
-                mixed_N[0] = own_N[0]  # the first token has no memory to mix in
+                mixed_N[0] = own_N[0]  # the first token has no cache to mix in
                 rows.append(
                     dict(
                         window=window,
@@ -243,8 +243,7 @@ def tune_cache(
 
 
 def best(rows: list[dict]) -> dict:  # the settings alone
-    """Of rows of settings and their perplexity, the settings of the lowest; a perplexity that is no number does not
-    count."""
+    """The settings of the row with the lowest perplexity; a perplexity that is not a number does not count."""
     row = min(
         rows,
         key=lambda r: r['perplexity'] if r['perplexity'] is not None and math.isfinite(r['perplexity']) else math.inf,
@@ -253,15 +252,15 @@ def best(rows: list[dict]) -> dict:  # the settings alone
 
 # %% ../../nbs/18_adaptation.ipynb #3ec7b696
 class DynamicEvaluation(StreamingEvaluator):
-    """A reader that takes a step down the gradient after each segment it was scored on ([Krause et al.,
-    2018](../docs/bibliography.md#krause2018)); the weights are put back at the end."""
+    """An evaluator that takes a gradient step on each segment after scoring it ([Krause et al.,
+    2018](../docs/bibliography.md#krause2018)); the weights are restored at the end."""
 
     many_streams = False
 
     def __init__(
         self,
         model: nn.Module,
-        lr: float = 0.1,  # learning rate; the gradient is that of the mean surprise of a segment
+        lr: float = 0.1,  # learning rate; the gradient is that of the mean negative log-likelihood of a segment
         decay: float = 0.0,  # fraction of the way back to the trained weights that each step goes
         rms: list | None = None,  # each parameter's root mean square gradient, which scales lr and decay; None: plain
         seq_len: int = 20,  # tokens of a segment
@@ -309,7 +308,7 @@ class DynamicEvaluation(StreamingEvaluator):
 
     @torch.no_grad()
     def update(self, grads):  # the gradient, one tensor for each parameter
-        "One step: back a little, then down."
+        "One step: decay towards the trained weights, then gradient descent."
         for i, (p, grad, old) in enumerate(zip(self.weights, grads, self.trained)):
             if self.decay:
                 p.lerp_(old, self.decay if self.decays is None else self.decays[i])
@@ -325,8 +324,8 @@ def gradient_rms(
     bos_id: int,  # context of its first token
     seq_len: int = 20,  # tokens of a segment
     eval_batch_size: int = 16,  # rows of a batch
-    batches: int = 100,  # from the beginning of each lane
-) -> list:  # for each parameter that is learnt, a tensor of its shape
+    batches: int = 100,  # from the beginning of each stream
+) -> list:  # for each trained parameter, a tensor of its shape
     """The root mean square of each weight's gradient on text that the model was trained on ([Krause et al.,
     2018](../docs/bibliography.md#krause2018))."""
     reader, n = StreamingEvaluator(model, seq_len), 0
@@ -353,11 +352,11 @@ def gradient_rms(
 
 def tune_dynamic(
     model: nn.Module,
-    ids,  # (N,) text that is not the one to be reported
+    ids,  # (N,) a text other than the one that is reported
     bos_id: int,  # context of its first token
     rms: list | None = None,  # what `gradient_rms` gave; None: plain descent
-    lrs=(0.03, 0.1, 0.3, 1.0),  # to be tried
-    decays=(0.001, 0.01),  # to be tried with the best of them
+    lrs=(0.03, 0.1, 0.3, 1.0),  # to try
+    decays=(0.001, 0.01),  # to try with the best of them
     seq_len: int = 20,  # tokens of a segment
     log_fn=None,  # called with a line for each
 ) -> list[dict]:  # rows: lr, decay, seq_len, perplexity
@@ -384,7 +383,7 @@ def tune(
     model: nn.Module,
     data: TokenizedCorpus,
     kind: str,  # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
-    tokens: int = 20_000,  # of the beginning of validation
+    tokens: int = 20_000,  # from the beginning of validation
     seq_len: int = 20,  # tokens of a segment of dynamic evaluation
     log_fn=None,  # called with a line for each setting of dynamic evaluation
 ) -> dict:  # kind, settings, tokens, grid
@@ -412,7 +411,7 @@ def build_evaluator(
     kind: str,  # cache, sgd or rms
     settings: dict,  # as `tune` chose them
 ) -> StreamingEvaluator:
-    "The reader with those settings."
+    "The evaluator with those settings."
     if kind == 'cache':
         return NeuralCache(model, **settings)
     rms = gradient_rms(model, data.train.ids, data.tokenizer.bos_id, settings['seq_len']) if kind == 'rms' else None
@@ -420,7 +419,7 @@ def build_evaluator(
 
 # %% ../../nbs/18_adaptation.ipynb #f745dc1e
 def _tuned(run, model, data, kind, tokens, log_fn, seq_len=20):
-    "Settings that were chosen for this run before, or chosen now and kept in its folder."
+    "Settings that were chosen for this run before, or chosen now and stored in its folder."
     path = run.path / 'adaptation.json'
     kept = read_json(path) if path.exists() else {}
     if kind not in kept:
@@ -437,7 +436,7 @@ def evaluate_run_adapted(
     tokens: int = 20_000,  # of validation, to tune on
     log_fn=None,  # called with a line of progress
 ) -> Measurement:
-    "Score a run's best weights on a split while they adapt, in one lane, with settings tuned on validation."
+    "Score a run's best weights on a split while they adapt, as one stream, with settings tuned on validation."
     model, data, _ = load_run(path, device)
     reader = build_evaluator(model, data, kind, _tuned(Run.open(path), model, data, kind, tokens, log_fn)['settings'])
     return evaluate_stream(reader, getattr(data, split), data.tokenizer.bos_id, interval=True)
@@ -446,14 +445,14 @@ def evaluate_run_adapted(
 def adapt_run(
     path: str | Path,  # a run's folder
     out: str | Path,  # a JSON file of rows; those already there are not measured again
-    kinds: tuple = KINDS,  # what to measure, beside the weights as they are
+    kinds: tuple = KINDS,  # what to measure, besides the weights as they are
     tokens: int = 40_000,  # of validation, to tune on
     seq_len: int = 20,  # tokens of a segment of dynamic evaluation
     device: str = 'auto',
     log_fn=None,  # called with a line of progress
 ) -> list[dict]:  # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
-    """Tune each kind on the beginning of validation, then measure validation and, once, test; stopped, it goes on where
-    it was."""
+    """Tune each kind on the beginning of validation, then measure validation and, once, test; after an interruption it
+    continues."""
     run, out = Run.open(path), Path(out)
     model, data, recipe = load_run(path, device)
     rows = read_json(out) if out.exists() else []

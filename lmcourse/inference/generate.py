@@ -21,7 +21,7 @@ from ..models.base import evaluating
 
 # %% ../../nbs/21_generation.ipynb #b25b382f
 class GenerateError(LMCourseError):
-    "A rule that cannot be followed, or a text that cannot be written as asked."
+    "A sampling rule that cannot be applied, or a text that cannot be generated as asked."
 
 
 def _refuse(wrong, message):
@@ -30,10 +30,10 @@ def _refuse(wrong, message):
 
 # %% ../../nbs/21_generation.ipynb #0c64fb89
 def sample_from_logits(
-    logits: torch.Tensor,  # (..., V), scores; a type with -inf is never drawn
-    u: torch.Tensor,  # (...), for each row a throw in [0, 1)
+    logits: torch.Tensor,  # (..., V); an entry with -inf is never drawn
+    u: torch.Tensor,  # (...), for each row a uniform random number in [0, 1)
 ) -> torch.Tensor:  # (...), ids
-    "Lay the probabilities end to end, and see which type the throw hits."
+    "Sample by the cumulative probabilities: the entry whose interval contains u."
     _refuse(
         bool(logits.isnan().any()),
         'there are scores that are not numbers: the model has diverged, or its weights are damaged',
@@ -46,16 +46,18 @@ def sample_from_logits(
     )
 
 # %% ../../nbs/21_generation.ipynb #24e01564
-def greedy(logits: torch.Tensor) -> torch.Tensor:  # (..., V)  # (...), ids
-    "The likeliest type; the first of those that are equal."
+def greedy(
+    logits: torch.Tensor,  # (..., V)
+) -> torch.Tensor:  # (...), ids
+    "The most likely entry; of equals, the first."
     return logits.argmax(-1)
 
 
 def temperature(
-    logits: torch.Tensor,
-    t: float,  # (..., V)  # 0 or more; 1 changes nothing, 0 leaves the likeliest alone
+    logits: torch.Tensor,  # (..., V)
+    t: float,  # 0 or more; 1 changes nothing, 0 keeps only the likeliest
 ) -> torch.Tensor:  # (..., V)
-    "Scores divided by the temperature, the best score taken away first, so that nothing overflows."
+    "Logits divided by the temperature; the largest is subtracted first, so that nothing overflows."
     _refuse(not 0 <= t < math.inf, f'a temperature is 0 or more, got {t}')
     if t:
         return (logits - logits.amax(-1, keepdim=True)) / t
@@ -65,46 +67,46 @@ def temperature(
 
 # %% ../../nbs/21_generation.ipynb #54ab345b
 def top_k(
-    logits: torch.Tensor,
-    k: int,  # (..., V)  # types that stay, at least 1
+    logits: torch.Tensor,  # (..., V)
+    k: int,  # number of entries to keep, at least 1
 ) -> torch.Tensor:  # (..., V), -inf elsewhere
-    """Keep the k likeliest types, and whatever is as likely as the last of them ([Fan et al.,
+    """Keep the k likeliest entries, and any that are as likely as the last of them ([Fan et al.,
     2018](../docs/bibliography.md#fan2018))."""
-    _refuse(k < 1, f'top-k keeps at least one type, got {k}')
+    _refuse(k < 1, f'top-k keeps at least one entry, got {k}')
     least = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
     return logits.masked_fill(logits < least, -math.inf)
 
 # %% ../../nbs/21_generation.ipynb #989e6405
 def top_p(
-    logits: torch.Tensor,
-    p: float,  # (..., V)  # probability that is to be reached, in (0, 1]
+    logits: torch.Tensor,  # (..., V)
+    p: float,  # probability to reach, in (0, 1]
 ) -> torch.Tensor:  # (..., V), -inf elsewhere
-    """Keep the nucleus: the fewest types that have a share p of the probability ([Holtzman et al.,
+    """Keep the nucleus: the fewest entries whose probabilities sum to p or more ([Holtzman et al.,
     2020](../docs/bibliography.md#holtzman2020), section 3.1)."""
     _refuse(not 0 < p <= 1, f'top-p lies in (0, 1], got {p}')
     if p == 1:
         return logits
     p_V, at_V = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
-    out_V = p_V.cumsum(-1) - p_V >= p  # what stands before it is enough already
+    out_V = p_V.cumsum(-1) - p_V >= p  # the entries before it are enough already
     return logits.masked_fill(torch.empty_like(out_V).scatter(-1, at_V, out_V), -math.inf)
 
 # %% ../../nbs/21_generation.ipynb #59689562
 def min_p(
-    logits: torch.Tensor,
-    p: float,  # (..., V)  # share of the largest probability, in (0, 1]
+    logits: torch.Tensor,  # (..., V)
+    p: float,  # fraction of the largest probability, in (0, 1]
 ) -> torch.Tensor:  # (..., V), -inf elsewhere
-    """Keep what is at least p times as likely as the likeliest type ([Nguyen et al.,
+    """Keep entries that are at least p times as likely as the likeliest ([Nguyen et al.,
     2025](../docs/bibliography.md#nguyen2025))."""
     _refuse(not 0 < p <= 1, f'min-p lies in (0, 1], got {p}')
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), -math.inf)
 
 # %% ../../nbs/21_generation.ipynb #3f1f72ff
 def repetition_penalty(
-    logits_V: torch.Tensor,  # scores of one place
-    seen: Sequence,  # ids that the text has, in any order, as often as you like
+    logits_V: torch.Tensor,  # logits of one position
+    seen: Sequence,  # ids that the text has, in any order, with repeats
     penalty: float,  # above 0; 1 changes nothing, more discourages
 ) -> torch.Tensor:  # logits_V
-    """Scores of tokens that were there before: divided where positive ([Keskar et al.,
+    """The logits of tokens that the text already has: divided where positive ([Keskar et al.,
     2019](../docs/bibliography.md#keskar2019), section 4.1), multiplied where negative."""
     _refuse(not 0 < penalty < math.inf, f'a repetition penalty is above 0, got {penalty}')
     at_N = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits_V.device)
@@ -114,23 +116,23 @@ def repetition_penalty(
 # %% ../../nbs/21_generation.ipynb #60937f1b
 @dataclass(frozen=True)
 class SamplingConfig:
-    "How the next token is chosen. Raises `GenerateError` for a number that its rule cannot follow."
+    "How the next token is chosen. Raises `GenerateError` for a number out of its range."
 
     temperature: float = 1.0  # 0: always the likeliest
-    top_k: int | None = None  # keep so many types
-    top_p: float | None = None  # keep the fewest with this share of the probability
-    min_p: float | None = None  # keep those with this share of the largest probability
-    penalty: float = 1.0  # on what the text already has
+    top_k: int | None = None  # keep this many entries
+    top_p: float | None = None  # keep the fewest with this fraction of the probability
+    min_p: float | None = None  # keep those with this fraction of the largest probability
+    penalty: float = 1.0  # on tokens that the text already has
 
     def __post_init__(self):
         self(torch.zeros(1, 2), [[0]])
 
     def __call__(
         self,
-        logits_BV: torch.Tensor,  # a model's scores
+        logits_BV: torch.Tensor,  # a model's logits
         texts: Sequence,  # for each row the ids that the text has
     ) -> torch.Tensor:  # logits_BV
-        "Penalty, temperature, top-k, top-p, min-p, each on what the one before has left."
+        "Penalty, temperature, top-k, top-p, min-p, each applied to the result of the one before."
         x_BV = logits_BV.double()
         if self.penalty != 1:
             x_BV = torch.stack([repetition_penalty(x_V, text, self.penalty) for x_V, text in zip(x_BV, texts)])
@@ -162,11 +164,11 @@ class SamplingConfig:
 
 # %% ../../nbs/21_generation.ipynb #df3471d3
 def window_start(
-    read: int,  # tokens that stand before the one to be guessed
+    read: int,  # tokens before the one to predict
     context: int | None,  # tokens that fit; None: any number
-) -> int:  # the first that is looked at
-    """Where the model begins to look. While the context holds everything, at the start; each time that it is full, the
-    newest half of it is read anew."""
+) -> int:  # the first that is read
+    """Where the model's window begins: at the start while the context holds everything; each time that it is full, its
+    newest half is read again."""
     if context is None or read <= context:
         return 0
     hop = context + 1 - max(1, context // 2)
@@ -174,7 +176,7 @@ def window_start(
 
 # %% ../../nbs/21_generation.ipynb #fd98f13e
 def _nats(logits, ids):
-    "The surprise of each id, under scores that no rule has touched."
+    "The negative log-likelihood of each id, under logits that no rule has changed."
     return -logits.double().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
 
 
@@ -190,14 +192,14 @@ def _generators(seed, rows):
 
 @torch.no_grad()
 def generate_ids(
-    model: nn.Module,  # returns (h_BTD, state) for (x_BT, state); has `head` and `context`
+    model: nn.Module,  # returns (h_BTD, state) for (x_BT, state); has `lm_head` and `context_length`
     prompts: Sequence,  # for each row ids; none: the text begins here
-    bos_id: int,  # what stands before a text
+    bos_id: int,  # the id before a text
     sampling: SamplingConfig = SamplingConfig(),
     seed: int | Sequence = 0,  # of every row, or one for each
-) -> Iterator[list]:  # without end: for each row (id, nats under the model itself), or None while its prompt is read
-    """Write on, all rows one token at a time; whoever asks decides when it is enough. A context that is full is handled
-    as `window_start` says."""
+) -> Iterator[list]:  # endless: for each row (id, nats under the model itself), or None while its prompt is read
+    """Continue all rows, one token at a time, until the caller stops. A context that is full is handled as
+    `window_start` says."""
     _refuse(not len(prompts), 'there is no prompt: to begin a text, give one that is empty')
     texts, throwers = [[bos_id, *ids] for ids in prompts], _generators(seed, len(prompts))
     at, start, state = min(map(len, texts)), 0, None
@@ -205,12 +207,12 @@ def generate_ids(
         while True:
             new = window_start(at, model.context_length)
             if new != start or state is None:
-                read, start, state = new, new, None  # read anew
+                read, start, state = new, new, None  # read again
             h_BTD, state = model(
                 torch.tensor([text[read:at] for text in texts], device=model.lm_head.weight.device), state
             )
             logits_BV, read = model.lm_head(h_BTD[:, -1]).float().cpu(), at
-            free = [len(text) == at for text in texts]  # whose prompt is at its end
+            free = [len(text) == at for text in texts]  # rows whose prompt has been read
             u_B = torch.tensor(
                 [torch.rand((), generator=g, dtype=torch.float64).item() if f else 0.0 for g, f in zip(throwers, free)]
             )
@@ -223,7 +225,7 @@ def generate_ids(
 
 # %% ../../nbs/21_generation.ipynb #75177704
 def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:  # ids
-    "A prompt as its tokenizer cuts a corpus, row by row; the end of its last row is left open."
+    "The ids of a prompt, tokenized row by row as a corpus is; its last row has no end."
     ids = []
     for row in re.findall('[^\n]*\n|[^\n]+', prompt):
         ids += tokenizer.encode(row) + [tokenizer.bos_id] * bool(tokenizer.eos and row[-1] == '\n')
@@ -237,7 +239,9 @@ class Generation:
     tokenizer: Tokenizer
     prompt: str
     ids: list = field(default_factory=list)  # of the tokens written
-    nats: list = field(default_factory=list)  # the surprise of each to the model itself, before any rule
+    nats: list = field(
+        default_factory=list
+    )  # the negative log-likelihood of each under the model itself, before any rule
 
     @property
     def num_tokens(self) -> int:
@@ -245,7 +249,7 @@ class Generation:
 
     @property
     def perplexity(self) -> float:
-        "Of what was written, after the prompt, under the model that wrote it."
+        "The perplexity of the generated tokens under the model that generated them."
         return perplexity(sum(self.nats), self.num_tokens)
 
     @property
@@ -256,7 +260,7 @@ class Generation:
 
     @property
     def text(self) -> str:
-        "The prompt and what came after it."
+        "The prompt and its continuation."
         written = self.tokenizer.decode(self.ids)
         apart = (
             self.tokenizer.unk_id is not None
@@ -274,7 +278,7 @@ def generate_stream(
     tokens: int = 100,  # to write for each, at most
     sampling: SamplingConfig = SamplingConfig(),
     seed: int | Sequence = 0,  # of every row, or one for each
-    end: int | None = None,  # id of a token after which a text is over
+    end: int | None = None,  # id of a token that ends a text
 ) -> Iterator[list[Generation]]:  # the same list after each token, a token longer
     "Texts as they grow. Raises `GenerateError` where nothing could be written."
     _refuse(tokens < 1, f'at least one token is written, got {tokens}')
@@ -308,17 +312,19 @@ def generate(
 # %% ../../nbs/21_generation.ipynb #663df4b0
 def seq_rep_n(
     tokens: Sequence,  # ids or words
-    n: int = 4,  # length of a gram
+    n: int = 4,  # length of an n-gram
 ) -> float:  # in [0, 1)
-    """The share of a text's n-grams that stood in it before: seq-rep-n of [Welleck et al.,
+    """The fraction of a text's n-grams that occurred in it before: seq-rep-n of [Welleck et al.,
     2020](../docs/bibliography.md#welleck2020)."""
     grams = list(zip(*(tokens[i:] for i in range(n))))
     _refuse(not grams, f'a text of {len(tokens)} tokens has no {n}-grams')
     return (len(grams) - len(set(grams))) / len(grams)
 
 
-def distinct_1(tokens: Sequence) -> float:  # ids or words, not empty  # in (0, 1]
-    "The share of different types among a text's tokens."
+def distinct_1(
+    tokens: Sequence,  # ids or words, not empty
+) -> float:  # in (0, 1]
+    "The number of distinct tokens as a fraction of a text's tokens."
     return len(set(tokens)) / len(tokens)
 
 # %% ../../nbs/21_generation.ipynb #7359b2ef
@@ -326,16 +332,16 @@ def distinct_1(tokens: Sequence) -> float:  # ids or words, not empty  # in (0, 
 def token_nats(
     model: nn.Module,
     ids: Sequence,  # a text, short enough to be read at once
-    bos_id: int,  # what stands before it
+    bos_id: int,  # the id before it
 ) -> list[float]:  # nats of each token
-    "What each token of a text costs a model that looks at as much as it does while it writes."
+    "The negative log-likelihood of each token of a text, with the context that generation has."
     text, at, nats = [bos_id, *map(int, ids)], 1, []
     with evaluating(model):
         while at < len(text):
             start = window_start(at, model.context_length)
             stop = min(
                 len(text), start + (model.context_length or len(text)) + 1
-            )  # the last token that is guessed from this window, and one
+            )  # the last token that is predicted from this window, and one
             h_BTD, _ = model(torch.tensor([text[start : stop - 1]], device=model.lm_head.weight.device), None)
             nats += _nats(model.lm_head(h_BTD[0, at - start - 1 :]).float().cpu(), torch.tensor(text[at:stop])).tolist()
             at = stop

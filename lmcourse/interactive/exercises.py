@@ -29,7 +29,7 @@ def _agree(a, b, tol):
 
 
 def _is_mistake(guess, wrong, tol):
-    "Whether a guess is a mistake that a hint was written for; a test that cannot be made of this guess does not apply."
+    "Whether an answer is the mistake that a hint was written for; False where the test cannot be applied to it."
     if not isinstance(wrong, Callable):
         return _agree(guess, wrong, tol)
     try:
@@ -39,7 +39,7 @@ def _is_mistake(guess, wrong, tol):
 
 
 def _is_quoted_number(guess):
-    "Whether a guess is text that reads as a number."
+    "Whether an answer is a string that reads as a number."
     try:
         return isinstance(guess, str) and float(guess) is not None
     except ValueError:
@@ -47,7 +47,7 @@ def _is_quoted_number(guess):
 
 
 def _shown(x):
-    "A value in a reply, cut short; what cannot be written out is named by its type."
+    "A value as a reply shows it, shortened; a value that cannot be printed is named by its type."
     try:
         text = str(x)
     except Exception:
@@ -61,17 +61,17 @@ class Exercise:
     def __init__(
         self,
         answer,  # the right answer: a number, a string, a sequence, or a function
-        right: str,  # what a right answer is told
-        hints: dict | None = None,  # {a wrong answer, or a test of one: what it is told}
-        otherwise: str = 'Look again at the cell above.',  # what any other wrong answer is told
-        tol: float = 0.02,  # numbers count as right within this share
+        right: str,  # the reply to a right answer
+        hints: dict | None = None,  # {a wrong answer, or a test of one: the hint}
+        otherwise: str = 'Look again at the cell above.',  # the hint for any other wrong answer
+        tol: float = 0.02,  # relative tolerance for numbers
         cases: tuple = (),  # for a function: the arguments to try it with, as tuples
     ):
         self.answer, self.right, self.hints, self.otherwise = answer, right, hints or {}, otherwise
         self.tol, self.cases = tol, cases
 
     def says(self, guess) -> str:  # the reply: begins with 'Right:' or 'Not yet:'
-        "The reply to a guess."
+        "The reply to an answer."
         if guess is None or guess is ...:
             return 'Write down a guess first.'
         if isinstance(self.answer, Callable):
@@ -86,9 +86,9 @@ class Exercise:
         return f'Not yet: {self.otherwise}'
 
     def _of_function(self, f) -> str:
-        "The reply to a function: the first case in which it differs from the answer's."
+        "The reply to a function: the first case in which it differs from the right one."
         if not isinstance(f, Callable):
-            return f'Not yet: a function is wanted here, this is {type(f).__name__}.'
+            return f'Not yet: the answer should be a function, and this is {type(f).__name__}.'
         for args in self.cases:
             want = self.answer(*args)
             try:

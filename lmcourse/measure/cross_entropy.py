@@ -17,10 +17,10 @@ from ..errors import LMCourseError
 # %% ../../nbs/01_cross_entropy.ipynb #e0b89a07
 def softmax(
     logits: torch.Tensor,  # scores, any shape, unnormalised
-    dim: int = -1,  # the axis of the types, whose probabilities sum to one
+    dim: int = -1,  # the axis of the vocabulary, along which the probabilities sum to one
 ) -> torch.Tensor:  # probabilities, same shape
-    """Scores to probabilities: exponentiate, divide by the sum; the largest score is taken away first, so that nothing
-    overflows."""
+    """Logits to probabilities: exponentiate and divide by the sum; the largest logit is subtracted first, so that
+    nothing overflows."""
     e = (logits - logits.amax(dim, keepdim=True)).exp()
     return e / e.sum(dim, keepdim=True)
 
@@ -28,22 +28,22 @@ def softmax(
 def logsumexp(
     logits: torch.Tensor,  # scores, any shape
     dim: int = -1,  # the axis to sum over
-) -> torch.Tensor:  # that axis is gone
-    """$\\ln \\sum_j e^{x_j}$ with the largest score taken out first, minus infinity where every score is: $m + \\ln
-    \\sum_j e^{x_j - m}$."""
+) -> torch.Tensor:  # the same shape without that axis
+    """$\\ln \\sum_j e^{x_j}$ with the largest score subtracted first, $m + \\ln \\sum_j e^{x_j - m}$; minus infinity
+    where every score is."""
     m = logits.amax(dim, keepdim=True)
-    m = m.where(m.isfinite(), 0)  # with every score at minus infinity there is nothing to take out
+    m = m.where(m.isfinite(), 0)  # with every score at minus infinity there is nothing to subtract
     return (m + (logits - m).exp().sum(dim, keepdim=True).log()).squeeze(dim)
 
 
 def log_softmax(logits: torch.Tensor, dim: int = -1) -> torch.Tensor:  # logarithms of probabilities, same shape
-    "Logarithms of the softmax's probabilities, without a detour through the probabilities."
+    "Logarithms of the softmax's probabilities, computed without the probabilities themselves."
     return logits - logsumexp(logits, dim).unsqueeze(dim)
 
 # %% ../../nbs/01_cross_entropy.ipynb #07e6c2f2
 @dataclass(frozen=True)
 class LossSum:
-    "Summed surprise and the number of tokens that caused it; tallies add, and divide once at the end."
+    "A sum of negative log-likelihoods in nats, and its number of tokens; sums add up, and are divided once at the end."
 
     nats: torch.Tensor | float  # sum of -ln p over the scored tokens
     num_tokens: int  # scored tokens
@@ -56,20 +56,20 @@ class LossSum:
 
     @property
     def mean(self):  # nats per token
-        "Nats per token, the one division; raises `LMCourseError` where nothing was scored."
+        "Nats per token: the only division. Raises `LMCourseError` where no token was scored."
         if not self.num_tokens:
             raise LMCourseError('no tokens were scored, so they have no mean: is every target ignored?')
         return self.nats / self.num_tokens
 
 # %% ../../nbs/01_cross_entropy.ipynb #f9aed63a
 def cross_entropy_by_hand(
-    logits: torch.Tensor,  # scores (..., V), the types last
-    targets: torch.Tensor,  # ids (...) of the tokens that came, int64; may lie on the CPU
+    logits: torch.Tensor,  # logits (..., V), the vocabulary last
+    targets: torch.Tensor,  # ids (...) of the target tokens, int64; may be on the CPU
     ignore_index: int = -100,  # targets with this id are not scored
-    label_smoothing: float = 0.0,  # share of each target spread evenly over all V types, in [0, 1]
-) -> LossSum:  # summed nats, and how many tokens they are from
-    "The six steps, with safe logarithms: for reading. Training uses `cross_entropy`, which is torch's."
-    count = int((targets != ignore_index).sum())  # counted where the targets lie, so that a GPU need not be waited for
+    label_smoothing: float = 0.0,  # fraction of each target spread evenly over the vocabulary, in [0, 1]
+) -> LossSum:  # summed nats, and the number of tokens
+    "The six steps with stable logarithms, written to be read. Training uses `cross_entropy`, which is torch's."
+    count = int((targets != ignore_index).sum())  # counted where the targets are, so that nothing waits for a GPU
     targets = to_device(targets, logits.device)
     valid = targets != ignore_index
     log_p = log_softmax(logits)
@@ -83,12 +83,12 @@ def cross_entropy_by_hand(
 
 # %% ../../nbs/01_cross_entropy.ipynb #f40a7775
 def cross_entropy(
-    logits: torch.Tensor,  # scores (..., V), the types last
-    targets: torch.Tensor,  # ids (...) of the tokens that came, int64
+    logits: torch.Tensor,  # logits (..., V), the vocabulary last
+    targets: torch.Tensor,  # ids (...) of the target tokens, int64
     ignore_index: int = -100,  # targets with this id are not scored
-    label_smoothing: float = 0.0,  # share of each target spread evenly over all V types, in [0, 1]
-) -> LossSum:  # summed nats, and how many tokens they are from
-    "Summed nats and the number of tokens that they were summed over, by torch."
+    label_smoothing: float = 0.0,  # fraction of each target spread evenly over the vocabulary, in [0, 1]
+) -> LossSum:  # summed nats, and the number of tokens
+    "The cross-entropy as summed nats and the number of tokens, by torch."
     flat_N = to_device(targets.flatten(), logits.device)
     nats = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
@@ -100,15 +100,15 @@ def cross_entropy(
     return LossSum(nats, int((targets != ignore_index).sum()))
 
 # %% ../../nbs/01_cross_entropy.ipynb #6117e38f
-def nats_to_bits(nats: float) -> float:  # the same surprise, in bits
+def nats_to_bits(nats: float) -> float:  # the same surprisal, in bits
     "Nats to bits: divide by ln 2."
     return nats / math.log(2)
 
 # %% ../../nbs/01_cross_entropy.ipynb #719f5df2
 def cross_entropy_grad(
     logits: torch.Tensor,  # scores (..., V)
-    targets: torch.Tensor,  # ids (...) of the tokens that came; -100 is not scored
-) -> torch.Tensor:  # slope of the summed nats, same shape as logits
+    targets: torch.Tensor,  # ids (...) of the target tokens; -100 is not scored
+) -> torch.Tensor:  # gradient of the summed nats, same shape as logits
     "The gradient of the summed cross-entropy with respect to the logits: $p - y$, and zero where nothing is scored."
     targets = to_device(targets, logits.device)
     g = softmax(logits)
@@ -117,18 +117,18 @@ def cross_entropy_grad(
 
 # %% ../../nbs/01_cross_entropy.ipynb #07e9acc6
 def entropy(
-    q: torch.Tensor,  # probabilities, types last, summing to one
+    q: torch.Tensor,  # probabilities, the vocabulary last, summing to one
 ) -> torch.Tensor:  # nats
-    """The surprise that is left to somebody who knows the probabilities: $-\\sum q \\ln q$ ([Shannon,
+    """The expected surprisal under the true probabilities: $-\\sum q \\ln q$ ([Shannon,
     1948](../docs/bibliography.md#shannon1948))."""
     return -torch.xlogy(q, q).sum(-1)
 
 
 def kl_divergence(
-    q: torch.Tensor,  # the true probabilities, types last
-    p: torch.Tensor,  # the believed ones
-) -> torch.Tensor:  # nats, never negative; infinite where something that happens was ruled out
-    """What believing p costs where q is true: $\\sum q \\ln (q / p)$ ([Kullback & Leibler,
+    q: torch.Tensor,  # the true probabilities, the vocabulary last
+    p: torch.Tensor,  # the predicted probabilities
+) -> torch.Tensor:  # nats, never negative; infinite where p is zero and q is not
+    """The extra nats per token of predicting p where q is true: $\\sum q \\ln (q / p)$ ([Kullback & Leibler,
     1951](../docs/bibliography.md#kullback1951))."""
     q = to_device(q, p.device)
     return (torch.xlogy(q, q) - torch.xlogy(q, p)).sum(-1)

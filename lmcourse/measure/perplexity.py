@@ -15,9 +15,9 @@ from ..errors import LMCourseError
 
 # %% ../../nbs/02_perplexity.ipynb #67297e6a
 def perplexity(
-    nats: float,  # summed surprise of the scored tokens, in nats
-    tokens: int,  # how many tokens were scored
-) -> float:  # as if guessing among this many equally likely tokens
+    nats: float,  # summed negative log-likelihood of the scored tokens, in nats
+    tokens: int,  # number of tokens scored
+) -> float:  # as uncertain as a choice among this many equally likely tokens
     """$\\exp(\\text{nats} / \\text{tokens})$: sum first, divide once, exponentiate last; raises `LMCourseError` where
     nothing was scored."""
     if tokens < 1:
@@ -29,30 +29,30 @@ def perplexity(
 
 # %% ../../nbs/02_perplexity.ipynb #d8cbd22f
 def bits_per_token(
-    nats: float,  # summed surprise, in nats
-    tokens: int,  # how many tokens it was summed over
+    nats: float,  # summed negative log-likelihood, in nats
+    tokens: int,  # number of tokens in the sum
 ) -> float:
-    "Yes-or-no questions per token; of characters instead of tokens, bits per character."
+    "Negative log-likelihood per token in bits; of characters instead of tokens, bits per character."
     if tokens < 1:
         raise LMCourseError(f'bits per token need at least one token, got {tokens}')
     return nats / tokens / math.log(2)
 
 
 def bits_per_byte(
-    nats: float,  # summed surprise of the text, in nats
+    nats: float,  # summed negative log-likelihood of the text, in nats
     bytes: int,  # UTF-8 bytes of that text
 ) -> float:
-    "Yes-or-no questions per byte of text: the same for every way of cutting it into tokens."
+    "Negative log-likelihood per byte of text in bits: the same unit for every tokenizer."
     if bytes <= 0:
-        raise LMCourseError(f'bits per byte need some bytes of text, got {bytes}')
+        raise LMCourseError(f'bits per byte need at least one byte of text, got {bytes}')
     return nats / bytes / math.log(2)
 
 
 def word_perplexity(
-    nats: float,  # summed surprise of the text, in nats
+    nats: float,  # summed negative log-likelihood of the text, in nats
     words: int,  # its white-space words, plus one per row
 ) -> float:
-    "As if guessing among this many words, however the words were cut up."
+    "Perplexity per white-space word, for any tokenizer."
     if words < 1:
         raise LMCourseError(f'a word perplexity needs at least one word, got {words}')
     return perplexity(nats, words)
@@ -73,15 +73,15 @@ def _block_means(values_N, block_size, num_resamples, seed):
 
 
 def block_bootstrap_ci(
-    nats_N,  # surprise of each token, in nats, in the order of the text
-    block: int = 500,  # tokens per block: longer than the surprise of neighbours is alike
-    level: float = 0.95,  # share of resampled perplexities inside
-    n: int = 1000,  # how many resamples
+    nats_N,  # negative log-likelihood of each token, in nats, in the order of the text
+    block: int = 500,  # tokens per block: longer than neighbouring tokens are correlated
+    level: float = 0.95,  # fraction of the resampled perplexities inside
+    n: int = 1000,  # number of resamples
     seed: int = 0,
 ) -> (
     tuple[float, float] | None
-):  # lowest and highest perplexity; None with fewer than ten blocks, or where a token has no finite surprise
-    "Interval of the perplexity by resampling blocks of the text."
+):  # lowest and highest perplexity; None with fewer than ten blocks, or where a token's value is not finite
+    "Confidence interval of the perplexity, by resampling blocks of the text."
     nats_N = np.asarray(nats_N, dtype=np.float64)
     means = _block_means(nats_N, block, n, seed)
     if means is None:
@@ -90,15 +90,15 @@ def block_bootstrap_ci(
 
 # %% ../../nbs/02_perplexity.ipynb #b7a10001
 def paired_bootstrap_ci(
-    nats_a_N,  # surprise of each token to the first model, in nats, in the order of the text
-    nats_b_N,  # surprise of the same tokens to the second model
-    block_size: int = 500,  # tokens per block: longer than the difference of neighbours is alike
+    nats_a_N,  # the first model's negative log-likelihood of each token, in nats, in the order of the text
+    nats_b_N,  # the second model's, of the same tokens
+    block_size: int = 500,  # tokens per block: longer than neighbouring differences are correlated
     confidence: float = 0.95,  # fraction of resampled differences inside
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float] | None:  # lowest and highest difference, nats per token; None as for `block_bootstrap_ci`
-    """Interval of the first model's nats per token minus the second's, by resampling blocks of the text, the same for
-    both."""
+    """Confidence interval of the first model's nats per token minus the second's, by resampling the same blocks of the
+    text for both."""
     nats_a_N, nats_b_N = np.asarray(nats_a_N, dtype=np.float64), np.asarray(nats_b_N, dtype=np.float64)
     if nats_a_N.shape != nats_b_N.shape or nats_a_N.ndim != 1:
         raise LMCourseError(
@@ -112,7 +112,7 @@ def paired_bootstrap_ci(
 
 # %% ../../nbs/02_perplexity.ipynb #fec812fc
 def _fits(value, kind):
-    "Whether a plain value is of a field's kind: int counts as float, a list as a tuple, None only where it may stand."
+    "Whether a plain value is of a field's kind: int counts as float, a list as a tuple, None only where it is allowed."
     kinds = kind.__args__ if hasattr(kind, '__args__') else (kind,)
     if value is None or isinstance(value, bool):
         return type(value) in kinds
@@ -125,41 +125,41 @@ def _fits(value, kind):
 
 @dataclass(frozen=True)
 class Measurement:
-    "A perplexity with its passport: what was scored, in what units, by a model that saw how much."
+    "A perplexity with its measurement conditions (its passport): what was scored, in which units, with what context."
 
     perplexity: float  # exp(nats / tokens)
     nats_per_token: float  # summed nats / tokens
-    bits_per_byte: float | None  # summed bits / bytes of the text; None where bytes mean nothing
+    bits_per_byte: float | None  # summed bits / bytes of the text; None where bytes have no meaning
     word_perplexity: float  # exp(nats / words)
     num_tokens: int  # tokens scored
     num_words: int  # white-space words plus one per row
-    num_bytes: int | None  # UTF-8 bytes of the text scored; None where they mean nothing, and where tokens are unknown
+    num_bytes: int | None  # UTF-8 bytes of the text scored; None where bytes have no meaning, or tokens are unknown
     vocab_size: int  # size of the vocabulary
     num_unk: int  # scored tokens that are <unk>
     tokenizer: str  # its name: word, gpt2, bpe:N, ...
-    eos: str | None  # what is put at the end of each row, if anything
+    eos: str | None  # the token put at the end of each row, if any
     corpus: str  # the text's name
     split: str  # train, validation or test
     fingerprint: str  # of the text scored
-    context_length: int | None  # most tokens that the model could look back on; None: no limit
+    context_length: int | None  # the model's longest context, in tokens; None: no limit
     stride: int | None  # tokens scored per window; None: no windows
-    state_carried: bool  # whether a state went on from batch to batch
-    eval_batch_size: int  # parallel streams that the text was cut into
-    accuracy: float | None = None  # share of tokens that were the model's first guess
+    state_carried: bool  # whether a state was carried from batch to batch
+    eval_batch_size: int  # parallel streams that the text was split into
+    accuracy: float | None = None  # fraction of tokens that were the model's top prediction
     ci95: tuple | None = None  # 95 % interval of the perplexity, by block bootstrap
-    adaptation: str | None = None  # how the model went on learning from the text while it was scored; None: not at all
+    adaptation: str | None = None  # how the model adapted to the text while it was scored; None: it did not
 
     @classmethod
     def from_nats(
         cls,
-        nats: float,
+        nats: float,  # summed negative log-likelihood of all the tokens
         *,
         num_tokens: int,
         num_words: int,
         num_bytes: int | None,
-        **rest,  # summed surprise of all the tokens
+        **rest,  # the other fields
     ) -> 'Measurement':
-        "From summed nats and counts; every quotient is made here, once."
+        "From summed nats and counts; every division is made here, once."
         return cls(
             perplexity=perplexity(nats, num_tokens),
             nats_per_token=nats / num_tokens,
@@ -172,16 +172,16 @@ class Measurement:
         )
 
     def __post_init__(self):
-        if self.num_unk or not self.num_bytes:  # what is written under an <unk> was never predicted
+        if self.num_unk or not self.num_bytes:  # the spelling behind an <unk> was never predicted
             object.__setattr__(self, 'num_bytes', None)
             object.__setattr__(self, 'bits_per_byte', None)
 
     @property
-    def nats(self) -> float:  # the sum that everything came from
+    def nats(self) -> float:  # the sum that the rest is computed from
         "Summed nats of all tokens."
         return self.nats_per_token * self.num_tokens
 
-    def to_dict(self) -> dict:  # `adaptation` only where there was any
+    def to_dict(self) -> dict:  # `adaptation` only where the model adapted
         "As plain values."
         return {k: v for k, v in asdict(self).items() if k != 'adaptation' or v is not None}
 
@@ -190,9 +190,9 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, d: dict) -> 'Measurement':
-        "Back from plain values; names of fields that are missing or unknown are told."
+        "From plain values. Raises `LMCourseError` that names the missing or unknown fields."
         if not isinstance(d, dict):
-            raise LMCourseError(f'this is no measurement: a table of its fields is wanted, got {type(d).__name__}')
+            raise LMCourseError(f'this is no measurement: a dictionary of its fields is needed, got {type(d).__name__}')
         names = {f.name for f in fields(cls)}
         needed = names - {'accuracy', 'ci95', 'adaptation'}
         if wrong := (needed - d.keys()) | (d.keys() - names):
@@ -202,13 +202,15 @@ class Measurement:
         ]:
             raise LMCourseError(f'this is no measurement: {"; ".join(wrong)}')
         if d['num_tokens'] < 1:
-            raise LMCourseError(f'this is no measurement: it has {d["num_tokens"]} tokens, and at least one is scored')
+            raise LMCourseError(
+                f'this is no measurement: it has {d["num_tokens"]} tokens, and at least one must be scored'
+            )
         return cls(**{**d, 'ci95': tuple(d['ci95']) if d.get('ci95') else None})
 
 # %% ../../nbs/02_perplexity.ipynb #9be4cde6
 class NotComparable(LMCourseError):
-    """Two measurements that must not be compared in that unit; `reasons` says why, `offer` is an honest comparison if
-    there is one."""
+    """Two measurements that must not be compared in that unit; `reasons` says why, `offer` is a valid comparison in
+    another unit, if there is one."""
 
     def __init__(self, message: str, reasons: list[str], offer: 'Comparison|None' = None):
         super().__init__(message)
@@ -217,7 +219,7 @@ class NotComparable(LMCourseError):
 
 @dataclass(frozen=True)
 class Comparison:
-    "Two numbers in one unit that both had, and what should be told beside them."
+    "Two measurements in a unit that both have, and notes on conditions that differ."
 
     unit: str  # perplexity or bits_per_byte
     a: float  # the first, in that unit
@@ -225,12 +227,12 @@ class Comparison:
     notes: tuple = ()  # conditions that differ without forbidding the comparison
 
     difference: float | None = (
-        None  # of perplexities: nats per token of the first minus those of the second, which no perplexity overflows
+        None  # for perplexities: the first's nats per token minus the second's, which cannot overflow
     )
 
     @property
-    def ratio(self) -> float:  # below one: the first is the better
-        "The first by the second; of perplexities, from their nats."
+    def ratio(self) -> float:  # below one: the first is better
+        "The first divided by the second; for perplexities, computed from their nats."
         if self.difference is not None:
             return perplexity(self.difference, 1)
         return self.a / self.b if self.b else math.inf if self.a else 1.0
@@ -245,15 +247,15 @@ def incompatibilities(
     a: Measurement,
     b: Measurement,
     unit: str = 'perplexity',  # perplexity or bits_per_byte
-) -> list[str]:  # empty where they compare
-    "Why two measurements do not compare in a unit."
+) -> list[str]:  # empty where they are comparable
+    "Why two measurements cannot be compared in a unit."
     if unit == 'perplexity':
         return _differing(a, b, ('corpus', 'split', 'fingerprint', 'tokenizer', 'vocab_size', 'eos'))
     if unit != 'bits_per_byte':
         raise LMCourseError(f"compare in 'perplexity' or 'bits_per_byte', not in {unit!r}")
     told = _differing(a, b, ('split', 'fingerprint'))
     if any(m.num_bytes is None and not m.num_unk for m in (a, b)):
-        told.append('bytes mean nothing in that text')
+        told.append('bytes have no meaning in that text')
     return told + [
         f'unknown: {m.num_unk:,} tokens of {m.tokenizer} are <unk>, which hides what was written'
         for m in (a, b)
@@ -266,8 +268,8 @@ def compare(
     b: Measurement,
     unit: str = 'perplexity',  # perplexity or bits_per_byte
 ) -> Comparison:
-    """The two numbers side by side, or `NotComparable` with the reasons and, where a conversion is honest, the offer of
-    it."""
+    """The two numbers in one unit. Raises `NotComparable` with the reasons and, where there is one, a valid
+    comparison in another unit."""
     notes = tuple(_differing(a, b, ('context_length', 'stride', 'state_carried', 'eval_batch_size', 'adaptation')))
     if not (why := incompatibilities(a, b, unit)):
         difference = a.nats_per_token - b.nats_per_token if unit == 'perplexity' else None

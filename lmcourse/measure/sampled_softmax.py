@@ -14,13 +14,13 @@ from .fused_loss import fused_cross_entropy
 
 # %% ../../nbs/15_speed.ipynb #595dbdf1
 def sample_candidates(
-    targets: torch.Tensor,  # ids of the tokens that came; -100 is not scored
+    targets: torch.Tensor,  # ids of the target tokens; -100 is not scored
     vocab_size: int,  # V
-    num_frequent: int,  # the first ids, always asked: a vocabulary sorted by frequency has its commonest words there
-    num_sampled: int,  # how many of the rest are drawn, each as likely as the next
-) -> tuple:  # (ids_K: sorted, who is asked; importance_weight_K: for how many each of them stands)
-    """Who competes with the right words of a batch: the right words themselves, the commonest, and a sample of all
-    others. Made where the targets are; on the processor, where batches come from, nothing waits."""
+    num_frequent: int,  # the first ids, always candidates: the most frequent words of a sorted vocabulary
+    num_sampled: int,  # how many of the rest are drawn, uniformly
+) -> tuple:  # (ids_K: the candidates, sorted; importance_weight_K: how many ids each represents)
+    """The candidates of a batch's softmax: the targets themselves, the most frequent words, and a sample of all others.
+    Made on the device of the targets; on the CPU, where batches come from, nothing waits."""
     weight_V = torch.zeros(vocab_size, device=targets.device)
     weight_V[:num_frequent] = 1
     weight_V[targets[targets != -100]] = 1
@@ -36,17 +36,17 @@ def sampled_cross_entropy(
     weight_VD: torch.Tensor,  # the head
     bias_V: torch.Tensor,  # its bias
     targets: torch.Tensor,  # ids (...); -100 is not scored
-    num_frequent: int = 2048,  # the first ids, always asked
+    num_frequent: int = 2048,  # the first ids, always candidates
     num_sampled: int = 2048,  # how many of the rest are drawn
     precision: str | None = None,  # of the products: 'fp32', 'bf16', or None: choose
 ) -> LossSum:  # summed nats, estimated, and the number of tokens scored
-    """Cross-entropy with the softmax's sum estimated from a sample of the types; for training only. Raises
-    `LMCourseError` if nobody is drawn."""
+    """Cross-entropy with the softmax's sum estimated from a sample of the vocabulary; for training only.
+    Raises `LMCourseError` if nothing is drawn."""
     if num_sampled < 1:
-        raise LMCourseError(f'at least one of the other types is drawn, got {num_sampled}')
+        raise LMCourseError(f'at least one of the other entries must be drawn, got {num_sampled}')
     if targets.shape != hidden.shape[:-1]:
         raise LMCourseError(
-            f'one target for each hidden state is wanted: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}'
+            f'one target for each hidden state is needed: hidden states {(*hidden.shape,)}, targets {(*targets.shape,)}'
         )
     if num_frequent + num_sampled >= len(weight_VD):
         return fused_cross_entropy(hidden, weight_VD, bias_V, targets, precision=precision)

@@ -29,7 +29,7 @@ def _values(values, least, what):
 
 def mean_ci(
     values: Sequence,  # one result for each seed
-    confidence: float = 0.95,  # share of such intervals that hold the true mean
+    confidence: float = 0.95,  # fraction of such intervals that contain the true mean
 ) -> tuple:  # mean, low, high; from a single result the interval has no ends
     "The mean over seeds and its interval by Student's t. Raises `StatisticsError` for none."
     from scipy.stats import t
@@ -44,21 +44,21 @@ def mean_ci(
 # %% ../../nbs/13b_differences.ipynb #5f24239d
 def paired_differences(
     a: Sequence,  # results
-    b: Sequence,  # results that belong to them, one by one
+    b: Sequence,  # the results paired with them, one by one
     confidence: float = 0.95,
 ) -> tuple:  # mean of a - b, low, high
     "The interval of a difference of pairs. Raises `StatisticsError` where they do not match."
     a, b = list(a), list(b)
     if len(a) != len(b):
-        raise StatisticsError(f'pairs want as many of one as of the other, got {len(a)} and {len(b)}')
+        raise StatisticsError(f'paired results need as many of one as of the other, got {len(a)} and {len(b)}')
     return mean_ci(np.subtract(a, b), confidence)
 
 # %% ../../nbs/13b_differences.ipynb #62829580
 def pooled_sd(
     groups: dict,  # {setting: results}
 ) -> tuple:  # standard deviation, degrees of freedom
-    """How far runs scatter around the mean of their own setting, from all settings together. Raises `StatisticsError`
-    where no setting has two runs."""
+    """The standard deviation of runs around the mean of their own setting, pooled over all settings. Raises
+    `StatisticsError` where no setting has two runs."""
     arrays = [_values(v, 1, name) for name, v in groups.items()]
     freedom = sum(len(x) - 1 for x in arrays)
     if freedom < 1:
@@ -67,7 +67,7 @@ def pooled_sd(
 
 # %% ../../nbs/13b_differences.ipynb #3517a5e1
 def dunnett_differences(
-    groups: dict,  # {setting: results}, lower is better or higher, as you like
+    groups: dict,  # {setting: results}; either lower or higher may be better
     baseline: str,  # the setting that the others are compared with
     confidence: float = 0.95,  # that all intervals hold at once
 ) -> list[dict]:  # setting, n, difference, low, high, p; settings with a single run have no interval
@@ -129,7 +129,7 @@ def detectable_difference(
 
     if n < 2 or comparisons < 1 or not 0 < power < 1 or sd < 0:
         raise StatisticsError(
-            'at least two runs, one comparison, a power between 0 and 1 and a spread of at least 0 are wanted, got'
+            'at least two runs, one comparison, a power between 0 and 1 and a spread of at least 0 are needed, got'
             f' {n}, {comparisons}, {power}, {sd}'
         )
     from scipy.stats import t

@@ -17,12 +17,12 @@ from .tied_rnn import TiedRNNConfig, TiedRNNLM
 
 # %% ../../nbs/17_awd_lstm.ipynb #039a35ef
 class LockedDropout(nn.Module):
-    """Dropout whose mask is drawn once for a call, for each row of the batch, and holds at all its steps ([Gal &
+    """Dropout with one mask for each row of the batch, drawn once per call and used at all its steps ([Gal &
     Ghahramani, 2016](../docs/bibliography.md#gal2016))."""
 
     def __init__(
         self,
-        drop: float,  # share of the units that are set to zero, in [0, 1)
+        drop: float,  # fraction of the units that are set to zero, in [0, 1)
     ):
         super().__init__()
         self.drop = drop
@@ -30,8 +30,8 @@ class LockedDropout(nn.Module):
     def forward(
         self,
         x_BTI: torch.Tensor,  # activations
-    ) -> torch.Tensor:  # the same shape; while training, scaled so that the mean stays
-        "Only while training."
+    ) -> torch.Tensor:  # the same shape; in training, scaled to keep the mean
+        "Drops in training mode only."
         if not self.training or not self.drop:
             return x_BTI
         return x_BTI * F.dropout(torch.ones_like(x_BTI[:, :1]), self.drop)
@@ -41,13 +41,13 @@ class LockedDropout(nn.Module):
 
 # %% ../../nbs/17_awd_lstm.ipynb #82f41b58
 class EmbeddingDropout(nn.Embedding):
-    """An embedding that, while training, forgets a share of the types for the length of a call: at each place where
-    such a word stands, its vector is zero."""
+    """An embedding that, in training, drops a fraction of the vocabulary for one call: at each position that has such a
+    word, its vector is zero."""
 
     def __init__(
         self,
-        weight: nn.Parameter,  # (V, D), the table; it may be the head's
-        drop: float,  # share of the types that are forgotten, in [0, 1)
+        weight: nn.Parameter,  # (V, D), the embedding matrix; it may be the head's
+        drop: float,  # fraction of the vocabulary that is dropped, in [0, 1)
     ):
         super().__init__(*weight.shape, _weight=weight)
         self.weight, self.drop = weight, drop
@@ -56,7 +56,7 @@ class EmbeddingDropout(nn.Embedding):
         self,
         x_BT: torch.Tensor,  # ids
     ) -> torch.Tensor:  # vectors_BTD
-        "Only while training."
+        "Drops in training mode only."
         v_BTD = super().forward(x_BT)
         if not self.training or not self.drop:
             return v_BTD
@@ -70,21 +70,21 @@ warnings.filterwarnings(
 
 
 class WeightDrop(nn.Module):
-    """A recurrent layer of torch whose recurrent weights lose a share of their entries in each call, the same at all
-    its steps ([Merity et al., 2018](../docs/bibliography.md#merity2018))."""
+    """A recurrent layer of torch that drops a fraction of its recurrent weights in each call, the same at all its
+    steps ([Merity et al., 2018](../docs/bibliography.md#merity2018))."""
 
     def __init__(
         self,
-        layer: nn.RNNBase,  # nn.LSTM or nn.GRU: one layer, batch first; its parameters stay the ones that are learnt
-        drop: float,  # share of the recurrent weights that are missing, in [0, 1)
+        layer: nn.RNNBase,  # nn.LSTM or nn.GRU: one layer, batch first; its parameters stay the trained ones
+        drop: float,  # fraction of the recurrent weights that are dropped, in [0, 1)
     ):
         super().__init__()
         if layer.num_layers > 1 or layer.bidirectional or not layer.batch_first:
-            raise ConfigError('weight drop wants a recurrent layer of one layer and one direction, batch first')
+            raise ConfigError('weight drop needs a recurrent layer of one layer and one direction, batch first')
         self.layer, self.drop = layer, drop
 
     def weights(self) -> dict:  # {name: tensor}
-        "The layer's weights for one call: those that read the state with a share of them dropped, while training."
+        "The layer's weights for one call; in training, a fraction of the recurrent ones is dropped."
         return {
             name: F.dropout(w, self.drop, self.training) if name.startswith('weight_hh') else w
             for name, w in self.layer.named_parameters()
@@ -93,9 +93,9 @@ class WeightDrop(nn.Module):
     def forward(
         self,
         x_BTI: torch.Tensor,  # inputs
-        state=None,  # of the call before; None: zeros
+        state=None,  # of the previous call; None: zeros
     ):  # (h_BTH, state)
-        "As torch's layer; while training, with weights missing."
+        "The same as torch's layer; in training, with weights dropped."
         if not self.training or not self.drop:
             return self.layer(x_BTI, state)
         return torch.func.functional_call(self.layer, self.weights(), (x_BTI, state))
@@ -116,20 +116,20 @@ def temporal_activation_regularization(
 
 # %% ../../nbs/17_awd_lstm.ipynb #ffe5c1ea
 class Watched(nn.Module):
-    "A dropout that, while training, remembers what went in and what came out of its last call."
+    "A dropout that, in training, stores the input and the output of its last call."
 
     def __init__(self, dropout: nn.Module):
         super().__init__()
         self.dropout, self.seen = dropout, None
 
     def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
-        "What the dropout makes of it."
+        "The output of the dropout."
         out_BTD = self.dropout(h_BTD)
         self.seen = (h_BTD, out_BTD) if self.training else None
         return out_BTD
 
     def __getstate__(self):
-        return self.__dict__ | {'seen': None}  # a copy of the module takes no graph along
+        return self.__dict__ | {'seen': None}  # a copy of the module has no graph
 
 # %% ../../nbs/17_awd_lstm.ipynb #1900a1ea
 @dataclass(frozen=True)
@@ -142,16 +142,18 @@ class AWDLSTMConfig(TiedRNNConfig):
     input_dropout: float = 0.65  # locked dropout on the embedded tokens
     hidden_dropout: float = 0.2  # locked dropout between layers
     output_dropout: float = 0.4  # locked dropout on the last hidden states
-    num_sampled: int = 0  # training: types drawn for the softmax's sum beside the commonest; 0: the exact sum
+    num_sampled: int = 0  # training: words drawn for the softmax's sum besides the most frequent; 0: the exact sum
     zipf_bias_init: bool = False  # the head's bias starts from Zipf's law
-    scale_embedding: bool = False  # embedded tokens are multiplied by the root of their width
-    embedding_dropout: float = 0.1  # share of the types whose vectors are missing in a batch
-    weight_dropout: float = 0.5  # share of the recurrent weights that are missing in a batch
-    locked_dropout: bool = True  # False: ordinary dropout, new coins at each step
-    tie_weights: bool = True  # False: a head of its own
+    scale_embedding: bool = False  # embedded tokens are multiplied by the square root of their width
+    embedding_dropout: float = 0.1  # fraction of the vocabulary whose vectors are dropped in a batch
+    weight_dropout: float = 0.5  # fraction of the recurrent weights that are dropped in a batch
+    locked_dropout: bool = True  # False: ordinary dropout, a new mask at each step
+    tie_weights: bool = True  # False: a separate head
     alpha: float = 2.0  # strength of activation regularisation
     beta: float = 1.0  # strength of temporal activation regularisation
-    ramp_fraction: float = 0.0  # share of the run in which these grow from a quarter to full strength; 0: full at once
+    ramp_fraction: float = (
+        0.0  # fraction of the run in which these grow from a quarter to full strength; 0: full at once
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -167,7 +169,7 @@ class AWDLSTMConfig(TiedRNNConfig):
 
 # %% ../../nbs/17_awd_lstm.ipynb #ced1d1de
 class AWDLSTM(TiedRNNLM):
-    "A recurrent language model whose parts are exchanged for those that drop what they must not rely on."
+    "The tied recurrent language model, with parts that drop units, words and recurrent weights in training."
 
     def __init__(
         self,
@@ -191,8 +193,8 @@ class AWDLSTM(TiedRNNLM):
         self,
         fraction: float,  # of the run that is done, in [0, 1)
     ):
-        """Set every part to its strength at that point of a run: k quarters in the k-th quarter of the time in which
-        they grow."""
+        """Set every dropout and penalty to its strength at that point of a run: k quarters in the k-th quarter of the
+        time in which they grow."""
         c = self.config
         self.strength = s = min(4, 1 + int(4 * fraction / c.ramp_fraction)) / 4 if c.ramp_fraction else 1.0
         self.embedding.drop = s * c.embedding_dropout
@@ -216,9 +218,12 @@ class AWDLSTM(TiedRNNLM):
         )
 
 # %% ../../nbs/17_awd_lstm.ipynb #3ad83733
-def variable_bptt(length: int) -> Callable:  # tokens of a batch, about  # (seed, epoch, step) -> T of that batch
-    """Lengths for `StatefulBatches`: normal around `length`, or in one batch of twenty around half of it, with a spread
-    of a fourteenth; at least 5 ([Merity et al., 2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
+def variable_bptt(
+    length: int,  # tokens of a batch, about
+) -> Callable:  # (seed, epoch, step) -> T of that batch
+    """Lengths for `StatefulBatches`: normal around `length`, or in one batch of twenty around half of it, with a
+    standard deviation of a fourteenth; 5 at least ([Merity et al.,
+    2018](../docs/bibliography.md#merity2018), 70 ± 5)."""
 
     def drawn(seed, epoch, step):
         coin = random.Random(f'{seed} {epoch} {step}')

@@ -15,31 +15,31 @@ from ..measure.fused_loss import fused_cross_entropy
 
 # %% ../../nbs/engine/language_model.ipynb #9140e41d
 class ConfigError(LMCourseError):
-    "A setting that no model or run can have: the message names the field and what it may be."
+    "An invalid setting of a model or run: the message names the field and its valid values."
 
 # %% ../../nbs/engine/language_model.ipynb #e7b20e5a
 class LanguageModel(nn.Module):
-    "Ids to hidden states; `lm_head` turns those into logits, one for each entry of the vocabulary."
+    "Maps ids to hidden states; `lm_head` turns those into logits, one for each entry of the vocabulary."
 
     stateful = False  # evaluation and training may carry the state from one batch to the next
-    context_length: int | None = None  # tokens that it can look back on; None: no bound
+    context_length: int | None = None  # longest context in tokens; None: no limit
     embedding: nn.Module  # ids to vectors
     lm_head: nn.Linear  # hidden states to logits
 
     def forward(
         self,
         x_BT: torch.Tensor,  # ids
-        state=None,  # what the call before returned; None: a text begins
+        state=None,  # the state that the previous call returned; None: a text begins
     ) -> tuple:  # (hidden_BTD, state)
-        "Hidden states, and the state to hand on: None, a tensor, or a tuple of tensors."
+        "Hidden states, and the state for the next call: None, a tensor, or a tuple of tensors."
         raise NotImplementedError
 
     def logits(
         self,
         x_BT: torch.Tensor,  # ids
-        state=None,  # what the call before returned; None: a text begins
+        state=None,  # the state that the previous call returned; None: a text begins
     ) -> tuple:  # (logits_BTV, state)
-        "Logits of the next token at every position, and the state to hand on."
+        "Logits of the next token at every position, and the state for the next call."
         hidden_BTD, state = self(x_BT, state)
         return self.lm_head(hidden_BTD), state
 
@@ -49,18 +49,18 @@ class LanguageModel(nn.Module):
         targets_BT: torch.Tensor,  # ids of the tokens that follow; -100 is not scored
         precision: str | None = None,  # of the products: 'fp32', 'bf16', or None: choose
     ) -> LossSum:
-        "What training minimises: the exact cross-entropy, unless a model estimates it."
+        "The loss that training minimises: the exact cross-entropy, unless a model estimates it."
         return fused_cross_entropy(hidden_BTD, self.lm_head.weight, self.lm_head.bias, targets_BT, precision=precision)
 
     def regularization(self) -> torch.Tensor | None:  # nats per token; None: there is none
-        "What training adds to each token's loss. Asked for once after each call of `forward` in training."
+        "The penalty that training adds to each token's loss. Called once after each call of `forward` in training."
         return None
 
     def on_progress(
         self,
         fraction: float,  # of the run that is done, in [0, 1)
     ):
-        "Called before each step, for what grows or fades while a run goes on."
+        "Called before each step, for settings that change during a run."
 
     def hidden_matrices(self) -> list:  # of parameters
         "The matrices that map hidden vectors to hidden vectors, which Muon treats as matrices."
@@ -69,7 +69,7 @@ class LanguageModel(nn.Module):
 # %% ../../nbs/engine/language_model.ipynb #96a4518c
 @contextmanager
 def evaluating(model: nn.Module):  # any module
-    "While it lasts, the model is in evaluation mode; afterwards in whichever it was, whatever happens in between."
+    "A context in which the model is in evaluation mode; afterwards its mode is restored, even after an error."
     was_training = model.training
     model.eval()
     try:
@@ -94,7 +94,7 @@ class ModelConfig:
 
     @property
     def label(self) -> str:
-        "What a figure calls the architecture."
+        "The name of the architecture in figures."
         return type(self).__name__.removesuffix('Config')
 
 # %% ../../nbs/engine/language_model.ipynb #4ea2e620

@@ -15,11 +15,11 @@ from ..measure.perplexity import Measurement, block_bootstrap_ci
 
 # %% ../../nbs/07_ngrams.ipynb #6f4e294c
 class NgramError(LMCourseError):
-    "Ids or settings that a counting model cannot work with."
+    "Ids or settings that an n-gram model cannot work with."
 
 # %% ../../nbs/07_ngrams.ipynb #3473a222
 def _checked(ids, vocab_size, what):
-    "`ids` as a flat integer array, each in 0 … types-1; NgramError says which one is not."
+    "`ids` as a flat integer array, each in 0 … V-1; NgramError says which one is not."
     ids_N = np.asarray(ids)
     if not ids_N.size:
         return np.zeros(0, np.int64)
@@ -30,26 +30,26 @@ def _checked(ids, vocab_size, what):
     if ids_N.min() < 0 or ids_N.max() >= vocab_size:
         at = int(((ids_N < 0) | (ids_N >= vocab_size)).argmax())
         raise NgramError(
-            f'{what}: the id at position {at} is {ids_N[at]}, but a vocabulary of {vocab_size} types has ids 0 to'
+            f'{what}: the id at position {at} is {ids_N[at]}, but a vocabulary of {vocab_size} entries has ids 0 to'
             f' {vocab_size - 1}; were text and vocabulary made by the same tokenizer?'
         )
     return ids_N
 
 # %% ../../nbs/07_ngrams.ipynb #e985b9df
 class NgramModel:
-    "What all rungs share: checked ids, the first id before the text, and drawing text a token at a time."
+    "What all n-gram models share: checked ids, `bos_id` before the text, and sampling text a token at a time."
 
     order, vocab_size, bos_id, parameters = 1, None, None, 0
 
     def fit(
         self,
-        ids,  # (N,) training token ids, each in 0 … types-1
+        ids,  # (N,) training token ids, each in 0 … V-1
         vocab_size: int,  # V, the size of the vocabulary
-        bos_id: int,  # the id that stands before the text, as often as the order needs
+        bos_id: int,  # the id before the text, as often as the order needs
     ) -> 'NgramModel':  # the model itself, so that calls chain
         "Count the training text. Raises NgramError where there is no text, or an id outside the vocabulary."
         if vocab_size < 1:
-            raise NgramError(f'a vocabulary has at least one type, got types={vocab_size}')
+            raise NgramError(f'a vocabulary has at least one entry, got vocab_size={vocab_size}')
         _checked([bos_id], vocab_size, 'bos_id')
         ids_N = _checked(ids, vocab_size, 'the training text')
         if not len(ids_N):
@@ -62,7 +62,7 @@ class NgramModel:
         "Nothing to count."
 
     def _after_first(self, ids, bos_id, what):
-        "The checked ids with the first id put before them: (N + 1,), int64."
+        "The checked ids with `bos_id` put before them: (N + 1,), int64."
         if self.vocab_size is None:
             raise NgramError(f'{type(self).__name__} has counted nothing yet: call fit(ids, vocab_size, bos_id) first')
         bos_id = self.bos_id if bos_id is None else bos_id
@@ -81,9 +81,9 @@ class NgramModel:
         self,
         n: int,  # how many tokens to draw
         rng=0,  # numpy Generator, or a seed for one
-        context=(),  # ids to go on from; none: the beginning of a text
+        context=(),  # ids to continue; none: the beginning of a text
     ) -> np.ndarray:  # (n,) int64 ids
-        "Draw `n` tokens, each from `next_probs` of all that stands before it."
+        "Draw `n` tokens, each from `next_probs` of all tokens before it."
         rng, ids = np.random.default_rng(rng), list(context)
         for _ in range(n):
             below_V = self.next_probs(ids[-self.order :]).cumsum()
@@ -92,22 +92,22 @@ class NgramModel:
 
 # %% ../../nbs/07_ngrams.ipynb #f964f116
 class Uniform(NgramModel):
-    "The ground: every type is as likely as any other, whatever stands before it."
+    "The baseline: every entry of the vocabulary is equally likely, in any context."
 
     def __init__(
         self,
         vocab_size: int | None = None,  # V; `fit` may set it instead
     ):
         if vocab_size is not None and vocab_size < 1:
-            raise NgramError(f'a vocabulary has at least one type, got types={vocab_size}')
+            raise NgramError(f'a vocabulary has at least one entry, got vocab_size={vocab_size}')
         self.vocab_size, self.bos_id = vocab_size, 0
 
     def nats(self, ids, bos_id=None) -> np.ndarray:  # (N,) float64
-        "ln V for every token. Raises NgramError as all rungs do: no tokens, or an id outside the vocabulary."
+        "ln V for every token. Raises NgramError as all n-gram models do: no tokens, or an id outside the vocabulary."
         return np.full(len(self._to_score(ids, bos_id)) - 1, np.log(self.vocab_size))
 
     def next_probs(self, context_ids=()) -> np.ndarray:  # (V,) float64, sums to one
-        "1/V for every type."
+        "1/V for every entry of the vocabulary."
         self._after_first(context_ids, None, 'the context')
         return np.full(self.vocab_size, 1 / self.vocab_size)
 
@@ -118,14 +118,14 @@ def _compact(array, limit):
 
 # %% ../../nbs/07_ngrams.ipynb #8ee5adbf
 class NgramTable:
-    """The distinct grams of one length as one sorted array of keys: (row of the context) * types + (id of the last
+    """The distinct n-grams of one length as one sorted array of keys: (row of the context) * V + (id of the last
     token)."""
 
     def __init__(
         self,
         keys,  # (G,) ascending keys
-        counts,  # (G,) how often each gram was seen
-        contexts: int,  # C, how many grams one token shorter there are: the possible contexts
+        counts,  # (G,) how often each n-gram was seen
+        contexts: int,  # C, the number of n-grams that are one token shorter: the possible contexts
         vocab_size: int,  # V
     ):
         self.keys, self.counts = _compact(keys, contexts * vocab_size), _compact(counts, 2**32)
@@ -136,20 +136,20 @@ class NgramTable:
 
     @property
     def context_G(self) -> np.ndarray:  # (G,) int64, ascending
-        "The row of each gram's context."
+        "The row of each n-gram's context."
         return (self.keys // self.vocab_size).astype(np.int64)
 
     @property
     def word_G(self) -> np.ndarray:  # (G,) int64
-        "The id of each gram's last token."
+        "The id of each n-gram's last token."
         return (self.keys % self.vocab_size).astype(np.int64)
 
     def find(
         self,
         context_N,  # (N,) rows of contexts, -1 for one that was never seen
         word_N,  # (N,) ids
-    ) -> np.ndarray:  # (N,) rows of the grams, -1 for one that was never seen
-        "Look up many grams at once, by binary search."
+    ) -> np.ndarray:  # (N,) rows of the n-grams, -1 for one that was never seen
+        "Look up many n-grams at once, by binary search."
         key_N = (np.maximum(context_N, 0) * self.vocab_size + word_N).astype(self.keys.dtype)
         row_N = np.minimum(np.searchsorted(self.keys, key_N), len(self) - 1)
         return np.where((self.keys[row_N] == key_N) & (context_N >= 0), row_N, -1)
@@ -157,24 +157,24 @@ class NgramTable:
     def after(
         self,
         context: int,  # row of a context
-    ) -> np.ndarray:  # (any,) rows of the grams that begin with it: they stand side by side
+    ) -> np.ndarray:  # (any,) rows of the n-grams that begin with it, which are contiguous
         "Everything that was seen after one context."
         first, last = (np.array([0, self.vocab_size - 1]) + context * self.vocab_size).astype(self.keys.dtype)
         return np.arange(np.searchsorted(self.keys, first), np.searchsorted(self.keys, last, side='right'))
 
     def per_context(self, value_G) -> np.ndarray:  # (C,) float64
-        "A value summed over the grams of each context."
+        "A value summed over the n-grams of each context."
         return np.bincount(self.context_G, weights=value_G, minlength=self.contexts)
 
 # %% ../../nbs/07_ngrams.ipynb #49e0c4ff
 def grams_by_length(
     ids,  # (N,) token ids
     vocab_size: int,  # V
-    bos_id: int,  # the id that stands before the text, as often as needed
-    order: int,  # the greatest length wanted
+    bos_id: int,  # the id before the text, as often as needed
+    order: int,  # the greatest length
 ):
-    """For length 1, 2, … order, yield its Grams, the row of the gram that ends at each token (N + 1,), and one such
-    place per gram (G,)."""
+    """For length 1, 2, … order, yield its `NgramTable`, the row of the n-gram that ends at each token (N + 1,), and one
+    such position per n-gram (G,)."""
     word_N = np.concatenate([[bos_id], ids]).astype(np.int64)
     row_N, contexts = np.zeros_like(word_N), 1
     for length in range(1, order + 1):
@@ -188,7 +188,7 @@ def grams_by_length(
 
 # %% ../../nbs/07_ngrams.ipynb #63357b2d
 def _lookup_levels(levels, word_N):
-    "For each level its Grams, and at each token the rows of the context and of the gram, -1 where never seen."
+    "For each level its table, and at each token the rows of the context and of the n-gram, -1 where never seen."
     row_N = np.zeros_like(word_N)
     for grams in levels:
         context_N = np.concatenate([row_N[:1], row_N[:-1]])
@@ -204,12 +204,12 @@ def _contexts(model, context_ids):
 
 # %% ../../nbs/07_ngrams.ipynb #a36a051c
 class AdditiveNgram(NgramModel):
-    """Counts with `alpha` added to each: (c + alpha) / (total + alpha V). With alpha = 0 it is maximum likelihood, and
-    zeros are possible."""
+    """Additive smoothing: (c + alpha) / (total + alpha V). With alpha = 0 it is maximum likelihood, and probabilities
+    may be zero."""
 
     def __init__(
         self,
-        order: int = 1,  # how many tokens a gram has: 1 unigram, 2 bigram
+        order: int = 1,  # tokens in an n-gram: 1 unigram, 2 bigram
         alpha: float = 1.0,  # added to every count; 1 is Laplace's rule
     ):
         if order < 1:
@@ -224,16 +224,16 @@ class AdditiveNgram(NgramModel):
         self.parameters = int((self.levels[-1].counts > 0).sum())
 
     def _share(self, count, total):
-        "(c + alpha) / (total + alpha V); after a context that was never seen all types are equal."
+        "(c + alpha) / (total + alpha V); uniform after a context that was never seen."
         over = total + self.alpha * self.vocab_size
         return np.where(over > 0, (count + self.alpha) / np.where(over > 0, over, 1), 1 / self.vocab_size)
 
     def nats(
         self,
         ids,  # (N,) the text to score
-        bos_id=None,  # the id that stands before it; that of `fit` where not given
+        bos_id=None,  # the id before the text; None: that of `fit`
     ) -> np.ndarray:  # (N,) float64, infinite where the probability is zero
-        "Surprise of each token given the order - 1 tokens before it."
+        "Negative log-likelihood of each token given the order - 1 tokens before it."
         word_N = self._to_score(ids, bos_id)
         *_, (grams, context_N, row_N) = _lookup_levels(self.levels, word_N)
         count_N = np.where(row_N >= 0, grams.counts[row_N], 0)
@@ -243,9 +243,9 @@ class AdditiveNgram(NgramModel):
 
     def next_probs(
         self,
-        context_ids=(),  # (any,) ids of what stands before, the latest last
+        context_ids=(),  # (any,) ids of the context, the latest last
     ) -> np.ndarray:  # (V,) float64, sums to one
-        "The probability of every type as the next token."
+        "The probability of every entry of the vocabulary as the next token."
         context, grams, count_V = _contexts(self, context_ids)[-1], self.levels[-1], np.zeros(self.vocab_size)
         if context < 0:
             return self._share(count_V, 0.0)
@@ -255,11 +255,11 @@ class AdditiveNgram(NgramModel):
 
 # %% ../../nbs/07_ngrams.ipynb #5b925ca3
 def discounts(
-    counts,  # (G,) how often each gram of one length was seen
-) -> np.ndarray:  # (4,) what is taken from a count of 0, 1, 2, and 3 or more
-    """The three discounts of modified Kneser-Ney, from how many grams were seen 1, 2, 3 and 4 times (Chen & Goodman,
+    counts,  # (G,) how often each n-gram of one length was seen
+) -> np.ndarray:  # (4,) what is subtracted from a count of 0, 1, 2, and 3 or more
+    """The three discounts of modified Kneser-Ney, from how many n-grams were seen 1, 2, 3 and 4 times (Chen & Goodman,
     1999, section 3). Where one of these numbers is zero, or a discount is not above zero, as happens on tiny texts
-    and wherever rare types became <unk>, they are 0.5, 1 and 1.5, the fall-back of the KenLM program (Heafield et
+    and wherever rare words became <unk>, they are 0.5, 1 and 1.5, the fall-back of the KenLM program (Heafield et
     al., 2013)."""
     n_5 = np.bincount(np.minimum(counts, 5).astype(np.int64), minlength=6)[:5].astype(float)
     if (n_5[1:] > 0).all():
@@ -272,16 +272,16 @@ def discounts(
 # %% ../../nbs/07_ngrams.ipynb #0074618c
 def continuation_counts(
     grams: NgramTable,  # those that are one token longer, with their counts
-    at_G,  # (G,) a place in the text for each of them
-    row_N,  # (N + 1,) at each place the row of the shorter gram that ends there
-    shorter: int,  # how many shorter grams there are
+    at_G,  # (G,) a position in the text for each of them
+    row_N,  # (N + 1,) at each position the row of the shorter n-gram that ends there
+    shorter: int,  # number of shorter n-grams
 ) -> np.ndarray:  # (shorter,) how many different tokens each was seen after
-    "Count each distinct longer gram once, at the gram that is left when its first token is dropped."
+    "Count each distinct longer n-gram once, for the n-gram that is left when its first token is dropped."
     return np.bincount(row_N[at_G[grams.counts > 0]], minlength=shorter)
 
 # %% ../../nbs/07_ngrams.ipynb #1644a3bd
 class DiscountedTable(NgramTable):
-    "Grams with their discounts, and for each context its total and the share that the discounts set free."
+    "N-grams with their discounts, and for each context its total and the fraction that the discounts set free."
 
     def __init__(
         self,
@@ -295,30 +295,30 @@ class DiscountedTable(NgramTable):
 
     def kept(
         self,
-        row_N,  # (N,) rows of grams, -1 where never seen
+        row_N,  # (N,) rows of n-grams, -1 where never seen
         context_N,  # (N,) rows of their contexts
     ) -> np.ndarray:  # (N,) float64
-        "(c - D(c)) / total: what this level itself gives to each gram."
+        "(c - D(c)) / total: the discounted probability of each n-gram at this level alone."
         count_N = np.where(row_N >= 0, self.counts[row_N], 0)
         return (count_N - self.discount_4[np.minimum(count_N, 3)]) / self.total_C[context_N]
 
     def mix(
         self,
         p_N,  # (N,) probabilities given the shorter contexts
-        row_N,  # (N,) rows of grams, -1 where never seen
+        row_N,  # (N,) rows of n-grams, -1 where never seen
         context_N,  # (N,) rows of their contexts, -1 where never seen
     ) -> np.ndarray:  # (N,) float64, probabilities given these contexts
-        "One step of the recursion; a context that was never seen changes nothing."
+        "One step of the interpolation; a context that was never seen changes nothing."
         return np.where(context_N >= 0, self.kept(row_N, context_N) + self.spare_C[context_N] * p_N, p_N)
 
 # %% ../../nbs/07_ngrams.ipynb #f4c96a68
 class KneserNey(NgramModel):
-    """Interpolated modified Kneser-Ney of any order, mixed down to 1/V, over one stream (Chen & Goodman, 1999, section
-    3)."""
+    """Interpolated modified Kneser-Ney of any order, interpolated down to 1/V, for one stream (Chen & Goodman, 1999,
+    section 3)."""
 
     def __init__(
         self,
-        order: int = 5,  # the longest gram; it sees order - 1 tokens back
+        order: int = 5,  # length of the longest n-gram; its context is order - 1 tokens
     ):
         if order < 1:
             raise NgramError(f'an order is 1 or more, got {order}')
@@ -335,7 +335,7 @@ class KneserNey(NgramModel):
         self.parameters = sum(int((grams.counts > 0).sum()) for grams in self.levels)
 
     def _continue(self, grams, at_G, before_N):
-        "A longer gram was counted: give the last level its continuation counts, and weigh it."
+        "Longer n-grams were counted: give the last level its continuation counts, and discount it."
         shorter = self.levels[-1]
         shorter.counts = _compact(continuation_counts(grams, at_G, before_N, len(shorter)), 2**32)
         self.levels[-1] = DiscountedTable(shorter)
@@ -343,9 +343,9 @@ class KneserNey(NgramModel):
     def nats(
         self,
         ids,  # (N,) the text to score
-        bos_id=None,  # the id that stands before it; that of `fit` where not given
+        bos_id=None,  # the id before the text; None: that of `fit`
     ) -> np.ndarray:  # (N,) float64
-        "Surprise of each token, finite for every type of the vocabulary."
+        "Negative log-likelihood of each token, finite for every entry of the vocabulary."
         word_N = self._to_score(ids, bos_id)
         p_N = np.full(len(word_N), 1 / self.vocab_size)
         for level, context_N, row_N in _lookup_levels(self.levels, word_N):
@@ -354,7 +354,7 @@ class KneserNey(NgramModel):
 
     def contributions(
         self,
-        context_ids=(),  # (any,) ids of what stands before, the latest last
+        context_ids=(),  # (any,) ids of the context, the latest last
     ) -> np.ndarray:  # (order + 1, V) float64: the part of 1/V, then of order 1, 2, …; all of it sums to one
         "How much of each next token's probability comes from each order."
         part_LV = np.zeros((self.order + 1, self.vocab_size))
@@ -369,18 +369,18 @@ class KneserNey(NgramModel):
 
     def next_probs(
         self,
-        context_ids=(),  # (any,) ids of what stands before, the latest last
+        context_ids=(),  # (any,) ids of the context, the latest last
     ) -> np.ndarray:  # (V,) float64, sums to one
-        "The probability of every type as the next token."
+        "The probability of every entry of the vocabulary as the next token."
         return self.contributions(context_ids).sum(0)
 
     def guesses(
         self,
         ids,  # (N,) a text
-        bos_id=None,  # the id that stands before it; that of `fit` where not given
+        bos_id=None,  # the id before the text; None: that of `fit`
     ) -> np.ndarray:  # (N,) ids
-        """The likeliest token at each place, given what stands before it: the favourite of the longest context that was
-        seen."""
+        """The likeliest token at each position given the tokens before it: the top prediction of the longest context
+        that was seen."""
         word_N = self._to_score(ids, bos_id)
         if self._favourite is None:
             self._favourite = [_compact(favourite_C, self.vocab_size) for favourite_C in _argmax_tables(self.levels)]
@@ -391,7 +391,7 @@ class KneserNey(NgramModel):
 
 # %% ../../nbs/07_ngrams.ipynb #f261a162
 def _best(grams, value_G):
-    "(C,) for each context the row of the gram with the largest value, -1 for a context that nothing followed."
+    "(C,) for each context the row of the n-gram with the largest value, -1 for a context that nothing followed."
     context_G, best_C = grams.context_G, np.full(grams.contexts, -1)
     starts = np.flatnonzero(np.diff(context_G, prepend=-1))
     top_G = np.repeat(np.maximum.reduceat(value_G, starts), np.diff(starts, append=len(grams)))
@@ -401,8 +401,8 @@ def _best(grams, value_G):
 
 
 def _argmax_tables(levels):
-    """For each level the likeliest next token of each context: one seen after it, or the favourite of the context
-    without its first token."""
+    """For each level the likeliest next token of each context: one seen after it, or that of the context without
+    its first token."""
     drop_G, p_G = np.zeros(levels[0].vocab_size, np.int64), np.array([1 / levels[0].vocab_size])
     drop_C, favourite_C, p_C = np.zeros(1, np.int64), np.zeros(1, np.int64), p_G
     for k, level in enumerate(levels):
@@ -417,13 +417,13 @@ def _argmax_tables(levels):
 
 # %% ../../nbs/07_ngrams.ipynb #df8a2c6d
 def evaluate_ngram(
-    model: NgramModel,  # a fitted rung
-    split,  # a TokenSplit: ids, and what is known of their text
+    model: NgramModel,  # a fitted model
+    split,  # a TokenSplit: ids, and the counts of their text
 ) -> Measurement:
-    "Score a split as one stream, every token once, and give the number its passport."
+    "Score a split as one stream, every token once, into a `Measurement`."
     if model.vocab_size != split.tokenizer.vocab_size:
         raise NgramError(
-            f'the model has {model.vocab_size} types and the tokens of {split.corpus} have'
+            f'the model has a vocabulary of {model.vocab_size} and the tokens of {split.corpus} have one of'
             f' {split.tokenizer.vocab_size}: fit it on that corpus'
         )
     nats_N = model.nats(split.ids)
@@ -443,7 +443,7 @@ def evaluate_ngram(
 def state_dict(
     model: 'KneserNey',  # fitted, of any order
 ) -> dict:  # {name: integer array}, for numpy.savez_compressed
-    "What a model has counted, level by level: the steps between the sorted keys, and the counts."
+    "The counts of a model, level by level: the differences between the sorted keys, and the counts."
     if model.vocab_size is None:
         raise NgramError('this model has counted nothing yet: call fit(ids, vocab_size, bos_id) first')
     arrays = {'about': np.array([model.order, model.vocab_size, model.bos_id])}
@@ -453,14 +453,14 @@ def state_dict(
 
 
 def from_state_dict(
-    arrays,  # what `state_dict` gave, or the same out of a file
+    arrays,  # the result of `state_dict`, or the same from a file
 ) -> 'KneserNey':  # the same model: the same nats, to the last bit
-    "A model as it was when its counts were kept. Raises NgramError where a part is missing or does not belong."
+    "A model from its stored counts. Raises NgramError where a part is missing or does not fit."
     try:
         order, vocab_size, bos_id = (int(x) for x in arrays['about'])
     except (KeyError, TypeError, ValueError):
         raise NgramError(
-            'these are no counts of a Kneser-Ney model: there is no `about` with order, types and first id'
+            'these are no counts of a Kneser-Ney model: there is no `about` with order, vocabulary size and first id'
         ) from None
     model, contexts = KneserNey(order), 1
     model.vocab_size, model.bos_id, model.levels, model._favourite = vocab_size, bos_id, [], None
@@ -471,7 +471,7 @@ def from_state_dict(
             raise NgramError(f'the counts of length {k} are missing, and the model has order {order}') from None
         if len(keys) != len(counts) or not len(keys) or keys[-1] >= contexts * vocab_size:
             raise NgramError(
-                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays kept by `state_dict`,'
+                f'the counts of length {k} do not fit those of length {k - 1}: were the arrays made by `state_dict`,'
                 ' all of one model?'
             )
         model.levels.append(DiscountedTable(NgramTable(keys, counts, contexts, vocab_size)))

@@ -20,11 +20,11 @@ def elman_cell(
     x_BI: torch.Tensor,  # input of this step
     h_BH: torch.Tensor,  # hidden state before it
     W_ih_HI: torch.Tensor,  # weights of the input
-    W_hh_HH: torch.Tensor,  # weights of the old state
+    W_hh_HH: torch.Tensor,  # weights of the previous state
     b_ih_H: torch.Tensor,  # bias
-    b_hh_H: torch.Tensor,  # and another, as torch has it
+    b_hh_H: torch.Tensor,  # a second bias, as in torch
 ) -> torch.Tensor:  # h_BH, the hidden state after it
-    """One step of the simplest memory: $h' = \\tanh(W x + b + U h + b')$ ([Elman,
+    """One step of an Elman network: $h' = \\tanh(W x + b + U h + b')$ ([Elman,
     1990](../docs/bibliography.md#elman1990))."""
     return torch.tanh(x_BI @ W_ih_HI.T + b_ih_H + h_BH @ W_hh_HH.T + b_hh_H)
 
@@ -35,7 +35,7 @@ def unroll(
     state,  # h_BH, or (h_BH, c_BH), before the first step
     *weights: torch.Tensor,  # the cell's, in torch's order: W_ih, W_hh, b_ih, b_hh
 ) -> tuple:  # (h_BTH, the state after the last step)
-    "A recurrent layer: the cell at one step after the other, the state handed on."
+    "A recurrent layer: the cell applied step by step, each state passed on to the next step."
     h_T = []
     for x_BI in x_BTI.unbind(1):
         state = cell(x_BI, state, *weights)
@@ -51,7 +51,7 @@ def lstm_gates(
     b_ih: torch.Tensor,  # (4H,)
     b_hh: torch.Tensor,  # (4H,)
 ) -> tuple:  # (i_BH, f_BH, g_BH, o_BH): gates in (0, 1), the candidate g in (-1, 1)
-    "What an LSTM decides at a step: input gate, forget gate, candidate, output gate, in torch's order."
+    "The gates of an LSTM at one step: input gate, forget gate, candidate, output gate, in torch's order."
     i, f, g, o = (x_BI @ W_ih.T + b_ih + h_BH @ W_hh.T + b_hh).chunk(4, -1)
     return torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
 
@@ -64,8 +64,8 @@ def lstm_cell(
     b_ih: torch.Tensor,  # (4H,)
     b_hh: torch.Tensor,  # (4H,)
 ) -> tuple:  # (h_BH, c_BH) after it
-    """One step of a memory with three gates ([Gers et al., 2000](../docs/bibliography.md#gers2000)): $c' = f c + i g$,
-    $h' = o \\tanh c'$."""
+    """One step of an LSTM, which has three gates ([Gers et al., 2000](../docs/bibliography.md#gers2000)):
+    $c' = f c + i g$, $h' = o \\tanh c'$."""
     h_BH, c_BH = state
     i, f, g, o = lstm_gates(x_BI, h_BH, W_ih, W_hh, b_ih, b_hh)
     c_BH = f * c_BH + i * g
@@ -80,7 +80,7 @@ def gru_cell(
     b_ih: torch.Tensor,  # (3H,)
     b_hh: torch.Tensor,  # (3H,)
 ) -> torch.Tensor:  # h_BH after it
-    """One step of a memory with two gates ([Cho et al., 2014](../docs/bibliography.md#cho2014)), reset after the
+    """One step of a GRU, which has two gates ([Cho et al., 2014](../docs/bibliography.md#cho2014)), reset after the
     product, as in torch."""
     r_x, z_x, n_x = (x_BI @ W_ih.T + b_ih).chunk(3, -1)
     r_h, z_h, n_h = (h_BH @ W_hh.T + b_hh).chunk(3, -1)
@@ -97,7 +97,7 @@ def num_cell_parameters(
     inputs: int,  # I
     hidden: int,  # H
 ) -> int:  # weights and biases, torch's second bias counted
-    "How many parameters one recurrent layer has: $k H (I + H + 2)$ with k = 1, 3, 4."
+    "The number of parameters of one recurrent layer: $k H (I + H + 2)$ with k = 1, 3, 4."
     return LAYERS_IN_CELL[cell] * hidden * (inputs + hidden + 2)
 
 # %% ../../nbs/11_recurrent.ipynb #993d7f6c
@@ -177,9 +177,9 @@ class RecurrentLM(LanguageModel):
     def forward(
         self,
         x_BT: torch.Tensor,  # ids
-        state=None,  # what the call before returned; None: start from zeros
+        state=None,  # the state that the previous call returned; None: zeros
     ):  # (h_BTD, state)
-        "Hidden states, and the state to hand on."
+        "Hidden states, and the state for the next call."
         h_BTD, state = self.rnn(self.io_dropout(self.embedding(x_BT)), state)
         return self.io_dropout(h_BTD), state
 
@@ -187,7 +187,7 @@ class RecurrentLM(LanguageModel):
 def parameter_breakdown(
     config: RecurrentConfig,  # the widths
     vocab_size: int,  # V, size of the vocabulary
-) -> dict:  # {'embedding', 'recurrent', 'head'}: how many parameters sit where
+) -> dict:  # {'embedding', 'recurrent', 'head'}: the number of parameters in each
     "The parameters of a recurrent language model by closed form; a tied head has only its bias left."
     inputs = [config.embedding_dim] + [config.hidden_size] * (config.num_layers - 1)
     return dict(

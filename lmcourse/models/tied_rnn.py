@@ -15,9 +15,9 @@ from .base import ConfigError, LanguageModel, ModelConfig, check_range
 
 # %% ../../nbs/16_tied_rnn.ipynb #b50739b9
 def zipf_bias_init(
-    vocab_size: int,
-) -> torch.Tensor:  # V; the commonest type comes first  # (V,) unnormalised log-probabilities
-    """How often the word of rank r comes: as $(r + 2.7)^{-1.05}$, counted from 0 ([Mandelbrot,
+    vocab_size: int,  # V; the most frequent entry comes first
+) -> torch.Tensor:  # (V,) unnormalised log-probabilities
+    """The frequency of the word of rank r, counted from 0, by Zipf's law: $(r + 2.7)^{-1.05}$ ([Mandelbrot,
     1953](../docs/bibliography.md#mandelbrot1953))."""
     return -1.05 * torch.log(torch.arange(vocab_size) + 2.7)
 
@@ -36,10 +36,10 @@ class TiedRNNConfig(ModelConfig):
     input_dropout: float = 0.3  # dropout on the embedded tokens
     hidden_dropout: float = 0.3  # dropout between layers
     output_dropout: float = 0.3  # dropout on the last hidden states
-    num_frequent: int = 1536  # training: the commonest types, always in the softmax's sum
+    num_frequent: int = 1536  # training: the most frequent words, always in the softmax's sum
     num_sampled: int = 1024  # training: how many of the rest are drawn for it; 0: the exact sum
     zipf_bias_init: bool = True  # the head's bias starts from Zipf's law; False: from zero
-    scale_embedding: bool = True  # embedded tokens are multiplied by the root of their width
+    scale_embedding: bool = True  # embedded tokens are multiplied by the square root of their width
 
     def __post_init__(self):
         check_range(
@@ -50,8 +50,8 @@ class TiedRNNConfig(ModelConfig):
         )
 
     def check_data(self, data):
-        """Raises `ConfigError` where the first ids are not the commonest words: the bias and the sampled softmax take
-        them for that."""
+        """Raises `ConfigError` where the first ids are not the most frequent words, as the bias and the sampled
+        softmax assume."""
         if (self.zipf_bias_init or self.num_sampled) and data.tokenizer not in ('word', 'whitespace'):
             raise ConfigError(
                 'model.zipf_bias_init and model.num_sampled are for vocabularies sorted by frequency, and the ids of'
@@ -108,9 +108,9 @@ class TiedRNNLM(LanguageModel):
     def forward(
         self,
         x_BT: torch.Tensor,  # ids
-        state=None,  # what the call before returned; None: start from zeros
+        state=None,  # the state that the previous call returned; None: zeros
     ):  # (h_BTD, state)
-        "Hidden states, and the state to hand on: a flat tuple, layer after layer."
+        "Hidden states, and the state for the next call: a flat tuple, layer after layer."
         h_BTI, new_states, n = (
             self.input_dropout(self.embedding(x_BT) * self.scale),
             (),

@@ -19,8 +19,8 @@ def attention(
     q_BHTK: torch.Tensor,  # queries
     k_BHSK: torch.Tensor,  # keys
     v_BHSK: torch.Tensor,  # values
-    mask_TS: torch.Tensor | None = None,  # True where place t may look at place s; None: everywhere
-) -> tuple:  # (y_BHTK: what each place receives, attn_weights_BHTS: how much from where)
+    mask_TS: torch.Tensor | None = None,  # True where position t may attend to position s; None: everywhere
+) -> tuple:  # (y_BHTK: the output at each position, attn_weights_BHTS)
     "Scaled dot-product attention, by hand ([Vaswani et al., 2017](../docs/bibliography.md#vaswani2017), equation 1)."
     score_BHTS = q_BHTK @ k_BHSK.mT / math.sqrt(q_BHTK.shape[-1])
     if mask_TS is not None:
@@ -32,9 +32,9 @@ def attention(
 def rope_cache(
     places: int,  # T, or more
     width: int,  # K of a head, even
-    base: float = 10_000.0,  # pair i turns by base^(-2i/width) a place: the last of a wide head about once in 2π·base
+    base: float = 10_000.0,  # pair i rotates by base^(-2i/width) a position: a wide head's last about once in 2π·base
 ) -> torch.Tensor:  # (2, places, K/2): cosine and sine of each angle
-    """By how much each pair of numbers is turned at each place ([Su et al., 2021](../docs/bibliography.md#su2021),
+    """The rotation of each pair of numbers at each position ([Su et al., 2021](../docs/bibliography.md#su2021),
     section 3.2.2)."""
     angle = torch.outer(torch.arange(places), base ** -(torch.arange(0, width, 2) / width))
     return torch.stack([angle.cos(), angle.sin()])
@@ -42,9 +42,9 @@ def rope_cache(
 
 def apply_rotary_emb(
     x_BHTK: torch.Tensor,  # queries or keys
-    turn: torch.Tensor,  # (2, T, K/2), those of their places
+    turn: torch.Tensor,  # (2, T, K/2), cosine and sine for their positions
 ) -> torch.Tensor:  # the same shape
-    "Rotary positions: number i and number i + K/2 of each vector, turned as a pair."
+    "Rotary position embedding: numbers i and i + K/2 of each vector, rotated as a pair."
     (cos, sin), (a, b) = turn, x_BHTK.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1).to(x_BHTK.dtype)
 
@@ -57,16 +57,16 @@ _ACTIVATIONS = dict(gelu=F.gelu, relu2=lambda x: F.relu(x).square(), swiglu=F.si
 class TransformerConfig(ModelConfig):
     "The configuration of a decoder; the defaults are the choices of the notes."
 
-    d_model: int = 128  # of a token's vector, D
-    num_heads: int = 8  # attentions side by side, H
+    d_model: int = 128  # width of a token's vector, D
+    num_heads: int = 8  # attention heads, H
     d_ff: int = 512  # width inside a feed-forward layer; swiglu, which has three matrices, takes two thirds of it
     num_layers: int = 4  # blocks
-    context_length: int = 512  # tokens that can be looked at, its own included
+    context_length: int = 512  # positions that a token can attend to, its own included
     dropout: float = 0.1  # on what enters the first block, and on what each attention and each feed-forward layer adds
-    positions: str = 'learned'  # learned: a vector for each place; rotary: queries and keys are turned
-    norm: str = 'layer'  # layer: mean and size; rms: size alone
+    positions: str = 'learned'  # learned: a vector for each position; rotary: queries and keys are rotated
+    norm: str = 'layer'  # layer: normalises mean and size; rms: size alone
     activation: str = 'gelu'  # gelu, relu2 (ReLU, squared) or swiglu
-    qk_norm: bool = False  # queries and keys are brought to one size
+    qk_norm: bool = False  # queries and keys are normalised to one size
     bias: bool = True  # of the linear layers and norms in the blocks
     lm_head_bias: bool = True  # of the head, which shares its matrix with the embedding
     init: str = 'gpt2'  # gpt2: all small; zero_residual: blocks first add nothing, the rest by width; or a part of it
@@ -85,11 +85,11 @@ class TransformerConfig(ModelConfig):
         )
         if self.d_model % self.num_heads:
             raise ConfigError(
-                f'model.d_model is divided among the heads: {self.d_model} among {self.num_heads} does not go'
+                f'model.d_model is divided among the heads: {self.d_model} is no multiple of {self.num_heads}'
             )
         if self.positions == 'rotary' and self.d_model // self.num_heads % 2:
             raise ConfigError(
-                f'rotary positions turn pairs: a head of {self.d_model // self.num_heads} has an odd width'
+                f'rotary positions rotate pairs: a head of {self.d_model // self.num_heads} has an odd width'
             )
 
     @property
@@ -112,7 +112,7 @@ class TransformerConfig(ModelConfig):
 
 # %% ../../nbs/20_transformer.ipynb #a0a2c779
 class CausalSelfAttention(nn.Module):
-    "Several heads side by side, each looking back, and what they bring mixed."
+    "Multi-head causal self-attention, with an output projection that mixes the heads."
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class CausalSelfAttention(nn.Module):
         )
 
     def attend(self, q_BHTK, k_BHSK, v_BHSK):
-        "Torch's attention; the places that ask are the last T of the S."
+        "Torch's attention; the queries are at the last T of the S positions."
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
         mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T) if 1 < T < S else None
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, attn_mask=mask_TS, is_causal=T == S)
@@ -139,7 +139,7 @@ class CausalSelfAttention(nn.Module):
         x_BTD: torch.Tensor,  # tokens' vectors
         past_kv=None,  # keys and values of the tokens before them
     ):  # (what is added to them, keys and values of all)
-        "Ask, look back, mix."
+        "Project to queries, keys and values; attend; mix the heads."
         B, T, D = x_BTD.shape
         at = 0 if past_kv is None else past_kv[0].shape[2]
         q_BHTK, k_BHTK, v_BHTK = (
@@ -157,7 +157,7 @@ class CausalSelfAttention(nn.Module):
 
 # %% ../../nbs/20_transformer.ipynb #cd70cd34
 class FeedForward(nn.Module):
-    "Every token by itself: wider, bent, narrow again."
+    "Each token separately: a wider layer, an activation function, and back to the width."
 
     def __init__(
         self,
@@ -173,8 +173,8 @@ class FeedForward(nn.Module):
             self.up_proj = wider()
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:  # x_BTD
-        """Where there is a gate, the activation function is on it, as in LLaMA, and what it lets through is multiplied
-        by `up`."""
+        """Where there is a gate, the activation function is applied to it, as in LLaMA, and the result is multiplied by
+        `up`."""
         return self.down_proj(
             self.activation(self.up_proj(x_BTD))
             if self.gate_proj is None
@@ -183,7 +183,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    "Look back, then think; each is added to what was there."
+    "Self-attention, then a feed-forward layer, each with a residual connection."
 
     def __init__(
         self,
@@ -198,14 +198,14 @@ class Block(nn.Module):
         x_BTD: torch.Tensor,  # tokens' vectors
         past_kv=None,  # keys and values of the tokens before them
     ):  # (x_BTD, keys and values of all)
-        "Normalised before, added after."
+        "Pre-norm: the input of each part is normalised, and its output is added."
         attended_BTD, new = self.attention(self.attn_norm(x_BTD), past_kv)
         x_BTD = x_BTD + self.dropout(attended_BTD)
         return x_BTD + self.dropout(self.feed_forward(self.ffn_norm(x_BTD))), new
 
 # %% ../../nbs/20_transformer.ipynb #1c1080ba
 class TransformerLM(LanguageModel):
-    "A decoder: table, positions, blocks, and the table again as the head."
+    "A decoder: embedding, positions, blocks, and the embedding matrix again as the head."
 
     stateful = False  # evaluation gives it windows, and no state from one to the next
 
@@ -227,7 +227,7 @@ class TransformerLM(LanguageModel):
     def forward(
         self,
         x_BT: torch.Tensor,  # ids
-        state=None,  # what the call before returned; None: a text begins
+        state=None,  # the state that the previous call returned; None: a text begins
     ):  # (h_BTD, state)
         """Hidden states, and the keys and values of all tokens so far: a flat tuple, layer after layer. Raises
         `LMCourseError` where the context is too short."""
@@ -252,9 +252,9 @@ class TransformerLM(LanguageModel):
 
 
 def initialise(model: TransformerLM):
-    """`gpt2`: a spread of 0.02, what adds to the sum less the more there are ([Radford et al.,
-    2019](../docs/bibliography.md#radford2019)). `zero_residual`: matrices by their width, and nothing is added at
-    first."""
+    """`gpt2`: a standard deviation of 0.02, and less for residual outputs the more there are ([Radford et al.,
+    2019](../docs/bibliography.md#radford2019)). `zero_residual`: matrices scaled by their width, residual outputs
+    at zero."""
     c = model.config
     zero, spread = c.init in ('zero_residual', 'zero outputs'), c.init in ('zero_residual', 'fan-in spread')
     for name, p in model.named_parameters():
@@ -275,7 +275,7 @@ def initialise(model: TransformerLM):
 def parameter_breakdown(
     c: TransformerConfig,  # the configuration
     vocab_size: int,  # V
-) -> dict:  # {part: how many numbers are learnt in it}
+) -> dict:  # {part: number of trained parameters}
     "The parameters of a decoder by part, in closed form."
     D, biases = c.d_model, lambda n: n if c.bias else 0
     norm = D + (biases(D) if c.norm == 'layer' else 0)
@@ -297,8 +297,8 @@ def positions_affected(
     model: nn.Module,  # a language model of any kind
     x_BT: torch.Tensor,  # ids
     place: int,  # where a token is changed
-) -> list[bool]:  # for each place: whether its guess is another one now
-    "Which guesses feel a change of one token. In a causal model, none before it."
+) -> list[bool]:  # for each position: whether its prediction changes
+    "Which predictions a change of one token affects. In a causal model, none before it."
     other_BT = x_BT.clone()
     other_BT[:, place] = (x_BT[:, place] + 1) % model.lm_head.weight.shape[0]
     with evaluating(model):

@@ -17,7 +17,7 @@ class CheckpointError(FileError):
 # %% ../../nbs/engine/checkpoint.ipynb #5fbfa01c
 def check_weights(
     tensors: dict,  # {name: tensor}
-    where: str,  # the file or folder that they came from
+    where: str,  # the file or folder that they come from
 ):
     """Raises `CheckpointError` where a tensor cannot be a weight: not of a floating type, or with a number that is not
     finite."""
@@ -34,12 +34,12 @@ def check_weights(
 
 # %% ../../nbs/engine/checkpoint.ipynb #aed7848a
 def named_weights(model: nn.Module) -> dict:  # {name: tensor}, a tied matrix once
-    "What a model has learnt, by name."
+    "The parameters of a model, by name."
     return {k: p.detach() for k, p in model.named_parameters()}
 
 
 def load_named_weights(model: nn.Module, tensors: dict, where: str = ''):
-    "Put learnt weights into a model; refuses those of another shape, and changes nothing then."
+    "Load weights into a model; weights of another shape are refused, and then nothing is changed."
     mine = named_weights(model)
     for k in mine.keys() | tensors.keys():
         have, want = (tuple(d[k].shape) if k in d else None for d in (tensors, mine))
@@ -56,9 +56,9 @@ def load_named_weights(model: nn.Module, tensors: dict, where: str = ''):
 # %% ../../nbs/engine/checkpoint.ipynb #45998e96
 def flatten_state(
     state,  # dictionaries, lists and tuples within one another; tensors, numbers, texts and None in them
-    name: str = '',  # what the tensors' names begin with
+    name: str = '',  # prefix of the tensors' names
 ) -> tuple[dict, list]:  # {name: tensor}, and a description in JSON values
-    "Take a state apart into tensors and a description."
+    "Split a state into tensors and a description."
     if torch.is_tensor(state):
         return {name: state}, ['tensor', name]
     if isinstance(state, (dict, list, tuple)):
@@ -79,7 +79,7 @@ def unflatten_state(
     tensors: dict,  # {name: tensor}
     form: list,  # the description
 ):  # the state
-    "Put together what `flatten_state` took apart."
+    "Restore what `flatten_state` has split."
     kind, body = form
     if kind == 'tensor':
         return tensors[body]

@@ -24,9 +24,9 @@ from .trainer import Trainer, TrainingError, count_targets
 # %% ../../nbs/24_distributed.ipynb #1b81861d
 def shard_batch(
     batch: tuple,  # x_BT, y_BT
-    rank: int,  # the number of the process that asks
-    size: int,  # how many there are
-) -> tuple:  # the same of its rows
+    rank: int,  # the number of this process
+    size: int,  # number of processes
+) -> tuple:  # the same, of its rows
     "Every `size`-th row of a batch, from number `rank` on; where that is none, one row with nothing to score."
     x_BT, y_BT = batch
     if rank < len(x_BT):
@@ -35,7 +35,7 @@ def shard_batch(
 
 # %% ../../nbs/24_distributed.ipynb #70be768f
 def rank_and_world_size() -> tuple:  # (rank, size)
-    "This process's number and how many there are, as torchrun told it; (0, 1) where nobody told."
+    "This process's number and the number of processes, as torchrun set them; (0, 1) without torchrun."
     found = [os.environ.get(k) for k in ('RANK', 'WORLD_SIZE')]
     if not all(found):
         return 0, 1
@@ -45,17 +45,17 @@ def rank_and_world_size() -> tuple:  # (rank, size)
         rank, size = -1, 0
     if not 0 <= rank < size:
         raise TrainingError(
-            f'RANK is {found[0]!r} and WORLD_SIZE {found[1]!r}, which are no place among processes: unset them, or'
+            f'RANK is {found[0]!r} and WORLD_SIZE {found[1]!r}, which are no rank among processes: unset them, or'
             ' start with torchrun, which sets them'
         )
     return rank, size
 
 # %% ../../nbs/24_distributed.ipynb #6d60e178
-_PATIENCE = timedelta(hours=1)  # of the others, while the first cuts a text into tokens
+_PATIENCE = timedelta(hours=1)  # of the others, while the first tokenizes a text
 
 
 def init_distributed() -> tuple:  # (rank, size)
-    "Join the others, once: gloo carries what lies in main memory, nccl what lies on graphics cards."
+    "Join the other processes, once: gloo sends tensors in main memory, nccl those on GPUs."
     rank, size = rank_and_world_size()
     if size > 1 and not os.environ.get('MASTER_ADDR'):
         raise TrainingError(
@@ -93,13 +93,13 @@ def local_device(name: str) -> torch.device:  # auto, cpu or cuda
 
 # %% ../../nbs/24_distributed.ipynb #90b2c2bf
 def broadcast_object(value):  # anything small
-    "What the first process says, to all (a broadcast); whoever comes early waits."
+    "Send the first process's value to all (a broadcast); a process that arrives early waits."
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device('cpu'))
     return box[0]
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:  # what that process's random numbers begin from in that step
+def step_seed(seed: int, step: int, rank: int) -> int:  # the seed of that process's random numbers in that step
     "A number that follows from seed, step and process."
     return random.Random(f'{seed} {step} {rank}').getrandbits(63)
 
@@ -112,7 +112,7 @@ class PeerLostError(TrainingError):
 
 @contextmanager
 def together():
-    "Turns the loss of another process into a sentence."
+    "Turns the loss of another process into an error that says so."
     try:
         yield
     except RuntimeError as e:
@@ -120,11 +120,18 @@ def together():
             raise
         raise PeerLostError(
             'another of the processes has ended (its own message says why), and this one cannot go on alone: what was'
-            ' saved can be taken up again with --resume'
+            ' saved can be resumed with --resume'
         ) from e
 
 # %% ../../nbs/24_distributed.ipynb #9169b838
-_REASONS = (None, 'interrupted', 'patience', 'max_minutes', 'max_steps', 'epochs')  # of two, the later one holds
+_REASONS = (
+    None,
+    'interrupted',
+    'patience',
+    'max_minutes',
+    'max_steps',
+    'epochs',
+)  # of two reasons, the later in this list counts
 
 
 class DDPTrainer(Trainer):
@@ -144,16 +151,16 @@ class DDPTrainer(Trainer):
         with together():
             (self.rank, self.world_size), _ = init_distributed(), local_device(recipe.train.device)
             if self.rank:
-                broadcast_object(None)  # the first cuts the text into tokens, the others find it done
+                broadcast_object(None)  # the first process tokenizes the text, the others read the result
             super().__init__(recipe, run, show)
             if not self.rank:
                 broadcast_object(None)
             self.forward = DistributedDataParallel(self.forward)
-            self.forward.broadcast_buffers = False  # what a model only looks up never changes
+            self.forward.broadcast_buffers = False  # the buffers of a model never change
             self.precision, self.parent = broadcast_object(self.precision), os.getppid()
 
     def train_step(self, group: list) -> tuple:  # (summed nats of all, tokens of all, norm of the gradient)
-        "One step on a group of batches, of which this process has its share."
+        "One step on a group of batches, of which this process has its rows."
         torch.manual_seed(step_seed(self.recipe.train.seed, self.state.step, self.rank))
         count = count_targets(group)
         mine = [shard_batch(batch, self.rank, self.world_size) for batch in group]
@@ -181,7 +188,7 @@ class DDPTrainer(Trainer):
         reason = super().stop_reason(interrupted)
         if reason is None and os.getppid() != self.parent:
             reason = 'interrupted'
-        # a byte in main memory: nothing is pickled, and no GPU is waited for
+        # a byte in main memory: nothing is pickled, and nothing waits for a GPU
         code = torch.tensor([_REASONS.index(reason)], dtype=torch.uint8)
         dist.all_reduce(code, dist.ReduceOp.MAX)
         return _REASONS[int(code)]
@@ -198,7 +205,7 @@ def sum_over_processes(
 def fit_distributed(
     trainer: Trainer,
 ) -> Run | None:  # the run; None in a process that only took steps
-    "Train to the end with as many processes as there are, and leave together. One process is served as well."
+    "Train to the end with as many processes as there are, and finish together. A single process works too."
     with together():
         run = trainer.fit()
         if trainer.world_size > 1:
@@ -210,6 +217,6 @@ def allreduce_bytes(
     parameters: int,  # of the model, each with a gradient of four bytes
     size: int,  # processes
 ) -> float:  # bytes
-    """What each process sends for one step round a ring: 2 (size - 1) / size gradients ([Patarasuk & Yuan,
-    2009](../docs/bibliography.md#patarasuk2009))."""
+    """The bytes that each process sends in one step of a ring all-reduce: 2 (size - 1) / size gradients ([Patarasuk &
+    Yuan, 2009](../docs/bibliography.md#patarasuk2009))."""
     return 4 * parameters * 2 * (size - 1) / size

@@ -30,7 +30,7 @@ def get_lr(
 
 # %% ../../nbs/11b_optimizers.ipynb #bcc4b2fb
 class ValidationHooks:
-    "What an optimizer of the course has beside torch's methods."
+    "The methods that an optimizer of the course has besides torch's."
 
     def on_validation(
         self,
@@ -40,7 +40,7 @@ class ValidationHooks:
 
     @contextmanager
     def averaged_weights(self):
-        "While it lasts, the model has the weights to evaluate and to keep; here those that are trained."
+        "A context in which the model has the weights to evaluate and to save; here the trained ones."
         yield
 
 
@@ -78,14 +78,14 @@ def make_optimizer(
 
 # %% ../../nbs/11b_optimizers.ipynb #746d7633
 class NTASGD(SGD):
-    """Plain gradient descent that begins to average its weights once validation has stopped getting better ([Merity et
+    """Plain gradient descent that starts to average its weights once validation has stopped improving ([Merity et
     al., 2018](../docs/bibliography.md#merity2018))."""
 
     def __init__(
         self,
         model: nn.Module,  # what to train
         optim: Optim,  # lr and weight_decay
-        nonmono: int = 5,  # evaluations before the present one that it is not compared with
+        nonmono: int = 5,  # the latest evaluations, which the present one is not compared with
     ):
         super().__init__(model, optim)
         self.nonmono = nonmono
@@ -95,12 +95,12 @@ class NTASGD(SGD):
 
     @property
     def averaging(self) -> bool:  # whether the average has begun
-        "What the trigger has done so far; it follows from the state that a checkpoint keeps."
+        "Whether the trigger has fired; it follows from the state that a checkpoint stores."
         return 'ax' in self.state[self._all()[0]]
 
     @torch.no_grad()
     def step(self, closure=None):
-        "One step downhill, and into the average."
+        "One gradient step, and an update of the average."
         loss = super().step(closure)
         if self.averaging:
             for p in self._all():
@@ -108,14 +108,14 @@ class NTASGD(SGD):
                 s['step'] += 1
                 s['ax'].lerp_(
                     p, float(1 / s['step'])
-                )  # torch leaves what is called `step` on the processor, so nothing waits for it
+                )  # torch keeps the state called `step` on the CPU, so nothing waits for it
         return loss
 
     def on_validation(
         self,
         perplexity: float,  # of validation, just measured
     ):
-        "The trigger: begin to average when this is above the best of all evaluations but the last `nonmono`."
+        "The trigger: start to average when this is above the best of all evaluations but the last `nonmono`."
         first = self._all()[0]
         seen = self.state[first].get('val_history', torch.zeros(0)).cpu()
         now = torch.tensor([perplexity], dtype=torch.float32)
@@ -126,7 +126,7 @@ class NTASGD(SGD):
 
     @contextmanager
     def averaged_weights(self):
-        "While it lasts, the model has the averaged weights, if there are any."
+        "A context in which the model has the averaged weights, if there are any."
         kept = [p.detach().clone() for p in self._all()] if self.averaging else []
         with torch.no_grad():
             for p, _ in zip(self._all(), kept):
@@ -141,9 +141,9 @@ class NTASGD(SGD):
 # %% ../../nbs/11b_optimizers.ipynb #829c9ffd
 def newton_schulz(
     m: torch.Tensor,  # a matrix
-    steps: int = 5,  # times that the polynomial is applied
+    steps: int = 5,  # how often the polynomial is applied
 ) -> torch.Tensor:  # of the same shape, its singular values all near 1
-    """The matrix without its stretch, about, by the quintic Newton-Schulz iteration ([Jordan et al.,
+    """The matrix orthogonalised, approximately, by the quintic Newton-Schulz iteration ([Jordan et al.,
     2024](../docs/bibliography.md#jordan2024))."""
     x = m.T if (tall := m.shape[0] > m.shape[1]) else m
     x = x / (x.norm() + 1e-7)
@@ -204,7 +204,7 @@ class Muon(ValidationHooks, torch.optim.Optimizer):
             state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p), step=torch.zeros(()))
         (b1, b2), mean, square = g['betas'], state['exp_avg'], state['exp_avg_sq']
         state['step'] += 1
-        n = float(state['step'])  # torch leaves what is called `step` on the processor, so nothing waits for it
+        n = float(state['step'])  # torch keeps the state called `step` on the CPU, so nothing waits for it
         mean.lerp_(p.grad, 1 - b1)
         square.mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)
         p.addcdiv_(mean, (square / (1 - b2**n)).sqrt_().add_(1e-8), value=-g['lr'] / (1 - b1**n))

@@ -11,18 +11,18 @@ from contextlib import redirect_stdout
 
 # %% ../../nbs/engine/progress.ipynb #5b99c363
 def in_notebook() -> bool:
-    "Whether a kernel of Jupyter runs this."
+    "Whether this runs in a Jupyter kernel."
     shell = sys.modules.get('IPython')
     return shell is not None and type(shell.get_ipython()).__name__ == 'ZMQInteractiveShell'
 
 
 def is_interactive() -> bool:
-    "Whether somebody sees what is drawn: in a terminal or a notebook, and never in a test."
+    "Whether a user can see a progress bar: in a terminal or a notebook, and never in a test."
     return not os.environ.get('IN_TEST') and (sys.stderr.isatty() or in_notebook())
 
 
 def _count_from(bar, done: int, total: int):
-    "Lets a bar for the steps that are left show all: its times stay those of the steps since `done`."
+    "Let a bar for the remaining steps show all steps; its times stay those of the steps since `done`."
     draw = bar.update_bar
 
     def update_bar(made):
@@ -34,13 +34,13 @@ def _count_from(bar, done: int, total: int):
 
 
 class ProgressBar:
-    "A fastprogress bar where somebody is watching, in a terminal on stderr; silence everywhere else."
+    "A fastprogress bar in a notebook, or in a terminal on stderr; silence everywhere else."
 
     def __init__(
         self,
         total: int,  # steps planned
-        done: int = 0,  # steps made before
-        show: bool | None = None,  # None: where somebody is watching
+        done: int = 0,  # steps done before
+        show: bool | None = None,  # None: only in a terminal or notebook
     ):
         self.bar, self.done = None, done
         if not (is_interactive() if show is None else show) or done >= total:
@@ -55,7 +55,7 @@ class ProgressBar:
             self.bar.update(0)
 
     def step(self, done: int, comment: str = ''):
-        "Move the bar."
+        "Advance the bar."
         if self.bar is None:
             return
         self.bar.comment = comment
@@ -63,20 +63,20 @@ class ProgressBar:
             self.bar.update(done - self.done)
 
     def line(self, text: str):
-        "A line above the bar; in a notebook, where the bar's own words say it, none."
+        "A line above the bar; none in a notebook, where the bar's own text says it."
         if self.bar is not None and not in_notebook():
             print(f'\r{text:<100}', file=sys.stderr)
 
 # %% ../../nbs/engine/progress.ipynb #93b74161
 class graceful_interrupt:
-    """While it lasts, Ctrl-C asks for a stop after the current step, so that nothing is cut in half; a second one stops
-    at once."""
+    """A context in which Ctrl-C asks for a stop after the current step, so that nothing is left half done; a second one
+    stops at once."""
 
     def __enter__(self):
         self.asked, self.old = False, {}
         if threading.current_thread() is threading.main_thread():
             heard = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-            # what is ignored stays so: `nohup` asks it of a hang-up
+            # an ignored signal stays ignored: `nohup` asks it of a hang-up
             heard = [s for s in heard if signal.getsignal(s) != signal.SIG_IGN]
             self.old = {s: signal.signal(s, self._ask) for s in heard}
         return self

@@ -49,7 +49,7 @@ OPTIMIZERS = {  # (model, optim) -> optimizer
 def find_named(
     entry,  # of one of the tables above
 ):  # the function, or None
-    "What an entry of a table stands for."
+    "The function that an entry of a table stands for."
     if not isinstance(entry, str):
         return entry
     module, _, name = entry.partition(':')
@@ -57,7 +57,7 @@ def find_named(
 
 
 def _known(name, names) -> bool:
-    "Whether a name stands in a table."
+    "Whether a name is in a table."
     return isinstance(name, str) and name in names
 
 
@@ -71,17 +71,17 @@ def _check_sizes(section: str, config, most: int, names):
 
 @dataclass(frozen=True)
 class Data:
-    "What is read, how it is cut into tokens, and how the tokens are cut into batches."
+    "The text, its tokenizer, and how its tokens are cut into batches."
 
     corpus: str = 'wikitext-2'  # a corpus by name, or a path
     tokenizer: str = 'word'  # word, whitespace, gpt2, gpt2-note or bpe:N
-    min_count: int = 3  # a word seen less often in train becomes <unk>
+    min_count: int = 3  # words rarer than this in train become <unk>
     batching: str = 'stateful'  # stateful: state carried from batch to batch; windows: state reset, order shuffled
     seq_len: int = 35  # tokens in a row of a batch, T
-    stride: int | None = None  # windows only: tokens from one window to the next; None: length, side by side
+    stride: int | None = None  # windows only: tokens from one window to the next; None: seq_len, side by side
     batch_size: int = 64  # rows of a batch, B
     random_offset: bool = (
-        False  # stateful only: each epoch begins with a batch of random length, so that the cuts fall elsewhere
+        False  # stateful only: each epoch begins with a batch of random length, so that the boundaries move
     )
     seq_len_schedule: str = 'equal'  # stateful only: a name in SEQ_LEN_SCHEDULES; a batch's lr follows its length
 
@@ -120,10 +120,10 @@ class Optim:
     lr: float = 3e-4  # the largest learning rate of the schedule
     weight_decay: float = 0.01  # decoupled for adamw
     betas: tuple[float, float] = (0.9, 0.999)  # adamw's two averages
-    max_grad_norm: float = 1.0  # the gradient's norm is cut to this; 0: never
+    max_grad_norm: float = 1.0  # the gradient's norm is clipped to this; 0: no clipping
     lr_schedule: str = 'constant'  # constant or cosine, after the warmup
-    warmup_steps: int = 0  # steps in which the rate climbs from 0 to lr
-    min_lr_ratio: float = 0.0  # cosine ends at this share of lr
+    warmup_steps: int = 0  # steps in which the rate rises from 0 to lr
+    min_lr_ratio: float = 0.0  # cosine ends at this fraction of lr
     grad_accum_steps: int = 1  # batches whose gradients are added before a step
 
     def __post_init__(self):
@@ -142,9 +142,9 @@ class Optim:
 # %% ../../nbs/10_recipes.ipynb #50f370e6
 @dataclass(frozen=True)
 class Train:
-    "How long, on what, and when to look."
+    "How long to train, on which device, and when to evaluate."
 
-    epochs: int = 20  # passes over the train split
+    epochs: int = 20  # how many times the train split is read
     max_steps: int | None = None  # stop after this many steps
     max_minutes: float | None = None  # stop after this many minutes
     patience: int | None = None  # stop after this many evaluations in a row without a better one
@@ -152,7 +152,7 @@ class Train:
     log_every: int = 50  # steps between rows of the training curve
     seed: int = 0  # of the weights, the dropout and the order of batches
     device: str = 'auto'  # auto, cpu, cuda, mps, cuda:1, ...
-    precision: str = 'auto'  # auto: bf16 products where a clock finds them faster; fp32; bf16
+    precision: str = 'auto'  # auto: bf16 products where they are measured to be faster; fp32; bf16
     compile: bool = False  # let torch.compile rewrite the model
     eval_batch_size: int = 10  # evaluation: streams that a split is cut into when the state is carried, at most 10
 
@@ -174,7 +174,7 @@ MAX_LAYERS, MAX_SIZE = 1_000, 10_000_000  # of a model: no field named layers, a
 
 
 def _check_numbers(section: str, config):
-    "A configuration holds finite numbers, and a model's are of a size that can be meant."
+    "A configuration holds finite numbers, and a model's are of a plausible size."
     if not is_dataclass(config):
         return
     for f in fields(config):
@@ -189,16 +189,16 @@ def _check_numbers(section: str, config):
 
 @dataclass(frozen=True)
 class Recipe:
-    "The whole of one experiment: a name, what it claims, and every choice that its number depends on."
+    "A whole experiment: a name, what it claims, and every choice that its result depends on."
 
-    name: str  # as the command line knows it
+    name: str  # its name on the command line
     model: ModelConfig  # an architecture's configuration
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()
     summary: str = ''  # one sentence
     reported_perplexity: float | None = None  # the perplexity that its source claims
-    tiny: bool = False  # whether this is the small twin
+    tiny: bool = False  # whether this is the small version
 
     def __post_init__(self):
         _check(
@@ -210,7 +210,7 @@ class Recipe:
             _check_numbers(section, getattr(self, section))
 
     def to_dict(self) -> dict:  # plain JSON values
-        "The recipe as plain values, for a file; the model's class stands in it by its path."
+        "The recipe as plain values, for a file; the model's class is written as its path."
         kind = type(self.model)
         return asdict(self) | {'model': {'class': f'{kind.__module__}:{kind.__qualname__}'} | asdict(self.model)}
 
@@ -254,8 +254,8 @@ _registry = {}
 
 
 def _is_same_function(new, old) -> bool:
-    """Whether a function is an earlier one once more: a cell that was run again, or a lesson beside the module that it
-    exports."""
+    """Whether a function is an earlier one defined again: by a cell that was run twice, or by a lesson beside the
+    module that it exports."""
     return new.__qualname__ == old.__qualname__ and (
         '__main__' in (new.__module__, old.__module__) or new.__module__ == old.__module__
     )
@@ -270,7 +270,7 @@ def recipe(f=None, *, reported_perplexity: float | None = None):
         old = _registry[name][0] if name in _registry else None
         _check(old is None or _is_same_function(f, old), f'two recipes are called {name!r}')
         if old and old.__module__ == '__main__' != f.__module__:
-            return f  # what stands in a notebook is newer than its module
+            return f  # a notebook's function is newer than its module's
         _registry[name] = f, reported_perplexity
         return f
 
@@ -325,7 +325,7 @@ def _parse(value, kind, where: str):
         kind = next(k for k in kinds if k is not type(None))
     plain_kind = typing.get_origin(kind) or kind
     if plain_kind not in _WANTED:
-        return value  # a type of somebody else's model
+        return value  # a type of another package's model
     try:
         if plain_kind is bool:
             return {'true': True, 'false': False}[str(value).lower()]
@@ -402,10 +402,10 @@ def get_recipe(
 # %% ../../nbs/10_recipes.ipynb #5956ec5e
 def tiny(
     recipe: Recipe,  # the full experiment
-    corpus: str = 'stdlib',  # a corpus that is always at hand
+    corpus: str = 'stdlib',  # a corpus that is always available
 ) -> Recipe:
-    """The small twin: the same code at no more than two layers, width 32 and fifty steps, in seconds; for GPT-2's
-    pieces, which would have to be fetched, 512 of the text's own."""
+    """The small version: the same code at no more than two layers, width 32 and fifty steps, in seconds; instead of
+    GPT-2's pieces, which would have to be fetched, 512 of the text's own."""
     cut = 'bpe:512' if recipe.data.tokenizer.startswith('gpt2') else recipe.data.tokenizer
     return replace(
         recipe,
@@ -476,7 +476,7 @@ def recipe_from_dict(d: dict) -> Recipe:  # the recipe that `to_dict` wrote
     )
     values = dict(d['model'])
     named = values.pop('class', None)
-    if named is None:  # a record from before the class was written down
+    if named is None:  # a record from before the class was recorded
         base = get_recipe(d['name'])
         model_class = type(base.model)
     else:
@@ -516,14 +516,18 @@ def recipe_from_dict(d: dict) -> Recipe:  # the recipe that `to_dict` wrote
     return found
 
 # %% ../../nbs/10_recipes.ipynb #00143e0a
-VOCABULARIES = {'wikitext-2 word': 33_278, 'gpt2': 50_257, 'gpt2-note': 50_257}  # types of the full-size experiments
+VOCABULARIES = {
+    'wikitext-2 word': 33_278,
+    'gpt2': 50_257,
+    'gpt2-note': 50_257,
+}  # vocabulary sizes of the full-size experiments
 
 
 def num_parameters(
     recipe: Recipe,  # the experiment
     vocab_size: int | None = None,  # size of the vocabulary; None: the known size of the recipe's own
 ) -> int | None:  # None where the size of the vocabulary is known only from the text
-    "How many numbers the model learns, counted without making it."
+    "The number of parameters that the model learns, counted without building it."
     d = recipe.data
     if vocab_size is None:
         vocab_size = VOCABULARIES.get(f'{d.corpus} {d.tokenizer}') or VOCABULARIES.get(d.tokenizer)
