@@ -29,7 +29,7 @@ def bundle_js(
     def inline(m):
         return '' if m[1] in seen else bundle_js(m[1], seen)
 
-    return re.sub(r"^import .+ from '\./(.+)';\n", inline, text, flags=re.M)
+    return re.sub(r"^import [^;]+ from '\./(.+)';\n", inline, text, flags=re.M)
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #ef2af92f
 try:
