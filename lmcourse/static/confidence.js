@@ -1,33 +1,35 @@
-// Confidence: the bars of a next-word distribution under the hand, and what they cost.
+// Confidence: the bars of a next-word distribution as sliders, and what they cost.
 import { entropy, crossEntropy, klDivergence, perplexity, temper, withShare } from './core.js';
 import { make, show, percent, number, put, figure, slider, place, unique, frame } from './ui.js';
 
 function render({ model, el }) {
   const words = model.get('words');
   const T = () => model.get('temperature');
-  const shown = () => temper(model.get('belief'), T());
+  const shown = () => temper(model.get('predicted'), T());
   const { body, told, edit, run } = frame(
     { model, el },
     {
       kind: 'confidence',
       title: 'How sure to be',
-      keys: ['belief', 'truth', 'came', 'temperature'],
+      keys: ['predicted', 'true_probs', 'target', 'temperature'],
       notice:
         'no bars do better in the long run than those that end at the marks; being sure is cheap ' +
         'when the word comes, and dear when it does not.',
     },
   );
-  const group = unique('came');
+  const group = unique('target');
   const rows = words.map((word, i) => {
-    const bar = slider(`Belief in ${word}`, { min: 0, max: 1, step: 0.01, name: `belief-${i}` }, share =>
-      edit({ belief: temper(withShare(shown(), i, share), 1 / T()) }),
+    const bar = slider(
+      `Predicted probability of ${word}`,
+      { min: 0, max: 1, step: 0.01, name: `predicted-${i}` },
+      share => edit({ predicted: temper(withShare(shown(), i, share), 1 / T()) }),
     );
     const radio = make('input', {
       type: 'radio',
       name: group,
-      'aria-label': `${word} came`,
-      'data-name': `came-${i}`,
-      onchange: () => edit({ came: word }),
+      'aria-label': `${word} was observed`,
+      'data-name': `target-${i}`,
+      onchange: () => edit({ target: word }),
     });
     const fill = make('div', { class: 'lmw-fill' });
     const tick = make('div', { class: 'lmw-tick' });
@@ -61,13 +63,13 @@ function render({ model, el }) {
   const extra = make('div', { class: 'lmw-extra' });
   const line = (label, nats, doors, kind) =>
     make('tr', { class: kind }, make('th', { scope: 'row' }, label), make('td', {}, nats), make('td', {}, doors));
-  const cameLabel = make('span');
+  const targetLabel = make('span');
   const unit = t => make('th', { scope: 'col' }, t);
   body.append(
     make(
       'div',
       { class: 'lmw-hint' },
-      'came',
+      'observed',
       make('span', {}, 'drag a bar: the others make room; a mark shows how often the word really comes'),
     ),
     ...rows.map(r => r.row),
@@ -79,7 +81,7 @@ function render({ model, el }) {
       make(
         'tbody',
         {},
-        line(cameLabel, of.surprise, of.surprise_perplexity, 'lmw-came'),
+        line(targetLabel, of.surprise, of.surprise_perplexity, 'lmw-target'),
         line('the model’s own entropy', of.entropy, of.entropy_perplexity, ''),
         line('in the long run: cross-entropy', of.cross_entropy, of.perplexity, 'lmw-sum'),
       ),
@@ -95,10 +97,10 @@ function render({ model, el }) {
 
   return run(() => {
     const p = shown();
-    const q = model.get('truth');
-    const came = words.indexOf(model.get('came'));
+    const q = model.get('true_probs');
+    const target = words.indexOf(model.get('target'));
     const surprise = crossEntropy(
-      words.map((_, i) => Number(i === came)),
+      words.map((_, i) => Number(i === target)),
       p,
     );
     const own = entropy(p);
@@ -119,17 +121,17 @@ function render({ model, el }) {
       r.fill.style.width = `${100 * p[i]}%`;
       r.tick.style.left = `${100 * q[i]}%`;
       r.share.textContent = percent(p[i]);
-      r.radio.checked = i === came;
-      r.row.classList.toggle('lmw-it', i === came);
+      r.radio.checked = i === target;
+      r.row.classList.toggle('lmw-it', i === target);
     });
     place(heat, T(), `${T().toFixed(2)}`);
     degree.textContent = T().toFixed(2);
-    cameLabel.textContent = `surprise at “${words[came]}”`;
+    targetLabel.textContent = `surprisal at “${words[target]}”`;
     const full = Math.max(3, Number.isFinite(cost) ? cost : 0);
     floor.style.width = `${(100 * least) / full}%`;
     extra.style.width = Number.isFinite(cost) ? `${(100 * kl) / full}%` : `${100 - (100 * least) / full}%`;
     told.textContent =
-      `The model gave “${words[came]}” ${percent(p[came])}, a surprise of ${show(surprise)} nats. ` +
+      `The model gave “${words[target]}” ${percent(p[target])}, a surprisal of ${show(surprise)} nats. ` +
       (Number.isFinite(cost)
         ? `Over many texts it would pay ${show(cost)} nats a word, ${show(perplexity(cost, 1))} doors, ` +
           `of which ${show(kl)} nats for believing the wrong thing.`

@@ -1,16 +1,16 @@
-// LiveRun: a small network trained while one watches; the learning rate is under the hand.
+// LiveRun: a small network trained while one watches; the learning rate is a slider.
 import { perplexity } from './core.js';
-import { make, show, number, put, offer, figure, button, choice, slider, place, knocking, frame } from './ui.js';
+import { make, show, number, put, offer, figure, button, choice, slider, place, pingKernel, frame } from './ui.js';
 
 const HEIGHT = 210; // of the picture, in pixels
 const WORDS = 3000; // milliseconds between two sentences while it runs
 
-const doors = nats => perplexity(nats, 1);
+const ppl = nats => perplexity(nats, 1);
 const rate = lr => (lr >= 0.0995 ? String(Number(lr.toPrecision(2))) : lr.toExponential(1).replace('.0e', 'e'));
 const grouped = n => n.toLocaleString('en-GB');
 
-// Perplexity against tokens seen, both walls and all curves; what is off the top is drawn at the top.
-function drawRun(svg, curve, earlier, floors) {
+// Perplexity against tokens seen, both reference lines and all curves; what is off the top is drawn at the top.
+function drawRun(svg, curve, earlier, referenceLines) {
   const width = svg.clientWidth || 600;
   const left = 40;
   const narrow = width < 480;
@@ -21,7 +21,10 @@ function drawRun(svg, curve, earlier, floors) {
   const far = Math.max(20000, ...points.map(p => p[0]));
   const first = curve.validation[0][1];
   const low = Math.log(
-    Math.max(1, Math.exp(Math.min(floors.source ?? Infinity, floors.unigram, ...points.map(p => p[1]))) * 0.85),
+    Math.max(
+      1,
+      Math.exp(Math.min(referenceLines.source ?? Infinity, referenceLines.unigram, ...points.map(p => p[1]))) * 0.85,
+    ),
   );
   const high = Math.max(first, ...curve.validation.map(p => Math.min(p[1], first + 2))) + 0.1;
   const x = tokens => left + (tokens / far) * (width - left - right);
@@ -48,24 +51,24 @@ function drawRun(svg, curve, earlier, floors) {
     ['unigram', 'unigram', 'lmw-wrong'],
     ['source', 'the source', 'lmw-source'],
   ])
-    if (name in floors)
+    if (name in referenceLines)
       svg.append(
         make('line', {
           x1: left,
           x2: width - right,
-          y1: y(floors[name]),
-          y2: y(floors[name]),
-          class: `lmw-line lmw-wall ${kind}`,
+          y1: y(referenceLines[name]),
+          y2: y(referenceLines[name]),
+          class: `lmw-line lmw-reference ${kind}`,
         }),
         make(
           'text',
           narrow
-            ? { x: width - right, y: y(floors[name]) - 4, 'text-anchor': 'end' }
-            : { x: width - right + 6, y: y(floors[name]) + 4 },
-          `${label} ${show(doors(floors[name]))}`,
+            ? { x: width - right, y: y(referenceLines[name]) - 4, 'text-anchor': 'end' }
+            : { x: width - right + 6, y: y(referenceLines[name]) + 4 },
+          `${label} ${show(ppl(referenceLines[name]))}`,
         ),
       );
-  for (const [tokens, lr] of curve.turns.slice(1))
+  for (const [tokens, lr] of curve.lr_changes.slice(1))
     svg.append(
       make('line', { x1: x(tokens), x2: x(tokens), y1: top, y2: bottom, class: 'lmw-here' }),
       make('text', { x: x(tokens) + 3, y: top + 8 }, rate(lr)),
@@ -76,9 +79,9 @@ function drawRun(svg, curve, earlier, floors) {
   svg.append(make('circle', { cx: x(tokens), cy: y(last), r: 3.5, class: 'lmw-dot lmw-one' }));
   svg.setAttribute(
     'aria-label',
-    `Validation perplexity from ${show(doors(first))} to ${show(doors(last))} over ${grouped(tokens)} tokens; ` +
-      `the unigram has ${show(doors(floors.unigram))}` +
-      ('source' in floors ? `, the source itself ${show(doors(floors.source))}` : '') +
+    `Validation perplexity from ${show(ppl(first))} to ${show(ppl(last))} over ${grouped(tokens)} tokens; ` +
+      `the unigram has ${show(ppl(referenceLines.unigram))}` +
+      ('source' in referenceLines ? `, the source itself ${show(ppl(referenceLines.source))}` : '') +
       (earlier.length
         ? `; ${earlier.length} earlier ${earlier.length > 1 ? 'runs stand' : 'run stands'} beside it`
         : ''),
@@ -86,7 +89,7 @@ function drawRun(svg, curve, earlier, floors) {
 }
 
 function render({ model, el }) {
-  const live = knocking(model);
+  const live = pingKernel(model);
   const tell = { at: -Infinity };
   const { body, told, edit, run } = frame(
     { model, el },
@@ -99,13 +102,16 @@ function render({ model, el }) {
         'A rate ten times larger makes a brilliant start; whether it ends better, only the end tells.',
     },
   );
-  let wishes = 0;
-  const wish = what => {
-    model.set('wish', `${what} ${Date.now()}-${++wishes}`);
+  let commands = 0;
+  const send = word => {
+    model.set('command', `${word} ${Date.now()}-${++commands}`);
     model.save_changes();
   };
-  const go = button('Start', () => wish(model.get('running') ? 'stop' : 'go'), { 'data-name': 'go', disabled: true });
-  const anew = button('Start anew', () => wish('anew'), { 'data-name': 'anew', disabled: true });
+  const start = button('Start', () => send(model.get('running') ? 'stop' : 'start'), {
+    'data-name': 'start',
+    disabled: true,
+  });
+  const restart = button('Restart', () => send('restart'), { 'data-name': 'restart', disabled: true });
   const corpus = choice('Text of the next run', { markov: 'made words', stdlib: 'Python’s manual' }, value =>
     edit({ corpus: value }),
   );
@@ -120,7 +126,7 @@ function render({ model, el }) {
   const row = (label, node, value) =>
     make('div', { class: 'lmw-row' }, make('span', { class: 'lmw-word' }, label), node, value);
   const picture = make('svg', { class: 'lmw-picture', height: HEIGHT, role: 'img' });
-  const trouble = make('p', { class: 'lmw-trouble', role: 'alert' });
+  const error = make('p', { class: 'lmw-error', role: 'alert' });
   const made = make('p', { class: 'lmw-passport' });
   const of = Object.fromEntries(
     ['perplexity', 'train', 'step', 'num_tokens', 'lr', 'unigram', 'source'].map(n => [n, number(n)]),
@@ -134,9 +140,9 @@ function render({ model, el }) {
   body.append(
     picture,
     made,
-    make('div', { class: 'lmw-controls' }, go, anew),
+    make('div', { class: 'lmw-controls' }, start, restart),
     why,
-    trouble,
+    error,
     row('learning rate', lr, at),
     row('width', width, wide),
     corpus.field,
@@ -148,22 +154,22 @@ function render({ model, el }) {
       figure('unigram', of.unigram, 'perplexity'),
       source,
       figure('steps', of.step, 'made'),
-      figure('tokens', of.num_tokens, 'at the last look'),
+      figure('tokens', of.num_tokens, 'at the last validation'),
     ),
     make('span', { hidden: true }, of.lr),
   );
 
   return run(() => {
     const curve = model.get('curve');
-    const floors = model.get('floors');
+    const referenceLines = model.get('reference_lines');
     const running = model.get('running');
     const last = curve.validation.at(-1);
-    const stuck = model.get('trouble');
-    put(of.perplexity, doors(last[1]));
-    offer(of.train, 'train', curve.train.length ? doors(curve.train.at(-1)[1]) : undefined);
-    put(of.unigram, doors(floors.unigram));
-    offer(of.source, 'source', 'source' in floors ? doors(floors.source) : undefined);
-    source.hidden = !('source' in floors);
+    const stuck = model.get('error');
+    put(of.perplexity, ppl(last[1]));
+    offer(of.train, 'train', curve.train.length ? ppl(curve.train.at(-1)[1]) : undefined);
+    put(of.unigram, ppl(referenceLines.unigram));
+    offer(of.source, 'source', 'source' in referenceLines ? ppl(referenceLines.source) : undefined);
+    source.hidden = !('source' in referenceLines);
     put(of.step, curve.step);
     of.step.textContent = grouped(curve.step);
     put(of.num_tokens, last[0]);
@@ -178,24 +184,24 @@ function render({ model, el }) {
     made.textContent =
       `on show: ${curve.corpus}, one LSTM layer of width ${curve.width}` +
       (next ? `; the next run: ${model.get('corpus')}, width ${model.get('width')}` : '');
-    go.textContent = running ? 'Stop' : curve.step ? 'Go on' : 'Start';
-    go.disabled = !live() || (!running && Boolean(stuck));
-    anew.disabled = !live();
+    start.textContent = running ? 'Stop' : curve.step ? 'Go on' : 'Start';
+    start.disabled = !live() || (!running && Boolean(stuck));
+    restart.disabled = !live();
     why.hidden = live();
-    trouble.textContent = stuck;
-    trouble.hidden = !stuck;
-    drawRun(picture, curve, model.get('earlier'), floors);
+    error.textContent = stuck;
+    error.hidden = !stuck;
+    drawRun(picture, curve, model.get('earlier'), referenceLines);
     const now = performance.now();
     if (running && now - tell.at < WORDS) return; // a sentence at each step would be a torrent to whoever listens
     tell.at = now;
-    const below = last[1] < floors.unigram;
+    const below = last[1] < referenceLines.unigram;
     told.textContent =
-      `At the last look, after ${grouped(last[0])} tokens, the validation perplexity is ${show(doors(last[1]))}, ` +
-      `${below ? 'below' : 'above'} the unigram’s ${show(doors(floors.unigram))}` +
-      ('source' in floors ? `; the source itself has ${show(doors(floors.source))}` : '') +
+      `At the last validation, after ${grouped(last[0])} tokens, the validation perplexity is ${show(ppl(last[1]))}, ` +
+      `${below ? 'below' : 'above'} the unigram’s ${show(ppl(referenceLines.unigram))}` +
+      ('source' in referenceLines ? `; the source itself has ${show(ppl(referenceLines.source))}` : '') +
       (stuck || running || curve.step
         ? `. At step ${grouped(curve.step)} it ${stuck ? 'cannot go on' : running ? 'is running' : 'stands still'}.`
         : '. Nothing has been learnt yet.');
-  }, ['curve', 'earlier', 'floors', 'running', 'trouble', 'heard']);
+  }, ['curve', 'earlier', 'reference_lines', 'running', 'error', 'pong']);
 }
 export default { render };

@@ -13,11 +13,11 @@ import {
   strip,
   shades,
   unique,
-  knocking,
+  pingKernel,
   frame,
 } from './ui.js';
 
-const priced = reading => reading.nats.map(x => (x === null ? Infinity : x));
+const priced = scored => scored.nats.map(x => (x === null ? Infinity : x));
 // Bits per byte, or a dash where they mean nothing.
 const putBits = (node, nats, bytes) => {
   if (bytes) put(node, bitsPerByte(nats, bytes));
@@ -27,9 +27,9 @@ const whole = xs => xs.reduce((a, b) => a + b, 0);
 
 function render({ model, el }) {
   const ladder = model.get('ladder');
-  const live = knocking(model);
-  const doorsOf = n => perplexity(ladder[n].nats, ladder[n].num_tokens);
-  const names = Object.keys(ladder).sort((a, b) => doorsOf(b) - doorsOf(a));
+  const live = pingKernel(model);
+  const pplOf = n => perplexity(ladder[n].nats, ladder[n].num_tokens);
+  const names = Object.keys(ladder).sort((a, b) => pplOf(b) - pplOf(a));
   const { body, told, edit, done, run } = frame(
     { model, el },
     {
@@ -46,16 +46,16 @@ function render({ model, el }) {
     done();
   };
   const group = unique('rung');
-  const most = Math.log(Math.max(...names.map(doorsOf)));
+  const most = Math.log(Math.max(...names.map(pplOf)));
   const rows = names.map(name => {
     const radio = make('input', {
       type: 'radio',
       name: group,
-      'aria-label': `${name}, perplexity ${show(doorsOf(name))}`,
+      'aria-label': `${name}, perplexity ${show(pplOf(name))}`,
       'data-name': `rung-${name}`,
       onchange: () => edit({ rung: name }),
     });
-    const doors = number(`perplexity-${name}`);
+    const ppl = number(`perplexity-${name}`);
     const bits = number(`bits_per_byte-${name}`);
     const row = make(
       'tr',
@@ -67,13 +67,13 @@ function render({ model, el }) {
         make(
           'div',
           { class: 'lmw-bar' },
-          make('div', { class: 'lmw-fill', style: `width:${(100 * Math.log(doorsOf(name))) / most}%` }),
+          make('div', { class: 'lmw-fill', style: `width:${(100 * Math.log(pplOf(name))) / most}%` }),
         ),
       ),
-      make('td', {}, doors),
+      make('td', {}, ppl),
       make('td', {}, bits),
     );
-    put(doors, doorsOf(name));
+    put(ppl, pplOf(name));
     putBits(bits, ladder[name].nats, ladder[name].num_bytes);
     return { name, radio, row };
   });
@@ -84,7 +84,7 @@ function render({ model, el }) {
   const texts = menu('A prepared sentence', model.get('texts'), 'a sentence of your own', text =>
     settle({ text, seed: 0 }),
   );
-  const typed = writing(model.get('longest'), text => settle({ text, seed: 0 }));
+  const typed = writing(model.get('max_chars'), text => settle({ text, seed: 0 }));
   const here = number('here');
   const hereBits = number('here_bits');
   const tokens = strip('The sentence, token by token, in nats', shade);
@@ -132,7 +132,7 @@ function render({ model, el }) {
     const rung = model.get('rung');
     const text = model.get('text');
     const T = model.get('temperature');
-    const reading = model.get('readings')[text]?.[rung];
+    const scored = model.get('scored')[text]?.[rung];
     const sample = model.get('written')[`${rung}|${text}|${model.get('seed')}|${T.toFixed(1)}`];
     for (const r of rows) {
       r.radio.checked = r.name === rung;
@@ -148,23 +148,23 @@ function render({ model, el }) {
     heat.disabled = !live();
     place(heat, T, T.toFixed(1));
     degree.textContent = T.toFixed(1);
-    el.firstElementChild?.classList.toggle('lmw-waiting', !reading || sample === undefined);
-    if (!reading) {
-      told.textContent = 'The models are reading…';
+    el.firstElementChild?.classList.toggle('lmw-waiting', !scored || sample === undefined);
+    if (!scored) {
+      told.textContent = 'The models are scoring the text…';
       return;
     }
-    const nats = priced(reading);
-    const doors = perplexity(whole(nats), nats.length);
-    put(here, doors);
-    putBits(hereBits, whole(nats), reading.num_bytes);
-    tokens.set(reading.pieces, nats);
+    const nats = priced(scored);
+    const ppl = perplexity(whole(nats), nats.length);
+    put(here, ppl);
+    putBits(hereBits, whole(nats), scored.num_bytes);
+    tokens.set(scored.pieces, nats);
     prompt.textContent = text;
     written.textContent = sample ?? ' …';
     told.textContent =
-      `${rung} has perplexity ${show(doorsOf(rung))} on the validation text, and ${show(doors)} on this sentence. ` +
+      `${rung} has perplexity ${show(pplOf(rung))} on the validation text, and ${show(ppl)} on this sentence. ` +
       (sample === undefined
         ? 'It is writing…'
         : `It goes on: “${sample.trim().split(/\s+/).slice(0, 12).join(' ')} …”`);
-  }, ['readings', 'written', 'heard']);
+  }, ['scored', 'written', 'pong']);
 }
 export default { render };

@@ -14,19 +14,19 @@ import {
   writing,
   strip,
   shades,
-  knocking,
+  pingKernel,
   frame,
 } from './ui.js';
 
 const HEIGHT = 96; // of the curve, in pixels
 const SHOWN = 6; // how many expected tokens have a line
 
-const priced = reading => reading.nats.map(x => (x === null ? Infinity : x));
+const priced = scored => scored.nats.map(x => (x === null ? Infinity : x));
 const whole = xs => xs.reduce((a, b) => a + b, 0);
-// The first token of a reading that reaches a character of the text.
-const reaching = (reading, spot) => {
-  const i = reading.ends.findIndex(end => end >= spot);
-  return i < 0 ? reading.ends.length - 1 : i;
+// The first token of a scored text that reaches a character of the text.
+const reaching = (scored, spot) => {
+  const i = scored.ends.findIndex(end => end >= spot);
+  return i < 0 ? scored.ends.length - 1 : i;
 };
 const share = p =>
   p >= 0.0995
@@ -36,23 +36,21 @@ const share = p =>
       : p >= 0.00005
         ? `${(100 * p).toFixed(2)}%`
         : '<0.01%';
-const ordinal = n =>
-  `${n.toLocaleString('en-GB')}${n % 100 > 10 && n % 100 < 14 ? 'th' : (['th', 'st', 'nd', 'rd'][n % 10] ?? 'th')}`;
 const quoted = piece => `“${piece.trim() || piece}”`;
 
-// One model's part: name and numbers, the tokens, and what was expected at the place.
+// One model's part: name and numbers, the tokens, and what was expected at one position.
 function part(suffix, kind, chosen) {
   const name = make('b');
-  const doors = number(`perplexity${suffix}`);
+  const ppl = number(`perplexity${suffix}`);
   const bits = number(`bits_per_byte${suffix}`);
-  const doorsOf = make('span', { class: 'lmw-inline' }, doors, ' perplexity');
+  const pplOf = make('span', { class: 'lmw-inline' }, ppl, ' perplexity');
   const bitsOf = make('span', { class: 'lmw-inline' }, bits, ' bits per byte');
   const tokens = strip('Tokens, the darker the dearer', shade, chosen);
   const from = make('p', { class: 'lmw-passport' });
   const head = make(
     'div',
     { class: `lmw-reader ${kind}` },
-    make('div', { class: 'lmw-line-of' }, name, doorsOf, bitsOf),
+    make('div', { class: 'lmw-line-of' }, name, pplOf, bitsOf),
     tokens.node,
     from,
   );
@@ -71,31 +69,31 @@ function part(suffix, kind, chosen) {
   return {
     head,
     panel,
-    set(who, about, reading, i, compares) {
-      const nats = priced(reading);
+    set(who, about, scored, i, compares) {
+      const nats = priced(scored);
       const total = whole(nats);
-      const alike = !reading.top[i].length;
+      const alike = !scored.top[i].length;
       name.textContent = who;
       from.textContent = about.passport;
-      offer(doors, `perplexity${suffix}`, compares ? perplexity(total, nats.length) : undefined);
-      doorsOf.hidden = !compares;
-      offer(bits, `bits_per_byte${suffix}`, reading.num_bytes ? bitsPerByte(total, reading.num_bytes) : undefined);
-      bitsOf.lastChild.textContent = reading.num_unk
-        ? ` bits per byte: ${reading.num_unk} of its tokens ${reading.num_unk > 1 ? 'are' : 'is'} unknown to it`
-        : reading.num_bytes
+      offer(ppl, `perplexity${suffix}`, compares ? perplexity(total, nats.length) : undefined);
+      pplOf.hidden = !compares;
+      offer(bits, `bits_per_byte${suffix}`, scored.num_bytes ? bitsPerByte(total, scored.num_bytes) : undefined);
+      bitsOf.lastChild.textContent = scored.num_unk
+        ? ` bits per byte: ${scored.num_unk} of its tokens ${scored.num_unk > 1 ? 'are' : 'is'} unknown to it`
+        : scored.num_bytes
           ? ' bits per byte'
           : ' bits per byte: its tokens do not give the text back';
-      tokens.set(reading.pieces, nats, i);
+      tokens.set(scored.pieces, nats, i);
       offer(cost, `surprise${suffix}`, nats[i]);
       offer(soFar, `so_far${suffix}`, compares ? running(nats)[i] : undefined);
       soFarOf.hidden = !compares;
       asked.textContent = `${who} expected`;
-      const most = alike ? 1 : Math.max(reading.top[i][0][1], Math.exp(-nats[i]));
-      const rows = alike ? [] : reading.top[i].slice(0, SHOWN).map(([p, q], k) => [p, q, k + 1 === reading.ranks[i]]);
-      const line = ([p, q, came]) =>
+      const most = alike ? 1 : Math.max(scored.top[i][0][1], Math.exp(-nats[i]));
+      const rows = alike ? [] : scored.top[i].slice(0, SHOWN).map(([p, q], k) => [p, q, k + 1 === scored.ranks[i]]);
+      const line = ([p, q, observed]) =>
         make(
           'li',
-          { class: came ? 'lmw-came' : '' },
+          { class: observed ? 'lmw-target' : '' },
           make('span', { class: 'lmw-piece' }, p),
           make(
             'span',
@@ -110,26 +108,30 @@ function part(suffix, kind, chosen) {
               make(
                 'li',
                 { class: 'lmw-alike' },
-                `any of ${reading.vocab_size.toLocaleString('en-GB')} tokens, all alike`,
+                `any of ${scored.vocab_size.toLocaleString('en-GB')} tokens, all alike`,
               ),
             ]
           : rows.map(line)),
       );
-      const own = line([reading.pieces[i], Math.exp(-nats[i]), true]);
+      const own = line([scored.pieces[i], Math.exp(-nats[i]), true]);
       own.classList.add('lmw-own');
       own.firstChild.after(
-        make('small', { class: 'lmw-rank' }, alike ? 'came' : `came, ${ordinal(reading.ranks[i])} guess`),
+        make(
+          'small',
+          { class: 'lmw-rank' },
+          alike ? 'observed' : `observed, rank ${scored.ranks[i].toLocaleString('en-GB')}`,
+        ),
       );
       list.append(own);
       return nats;
     },
     clear() {
-      for (const node of [doors, bits, cost, soFar]) offer(node, '', undefined);
+      for (const node of [ppl, bits, cost, soFar]) offer(node, '', undefined);
     },
   };
 }
 
-// Perplexity of the first token, of the first two, … on a logarithmic scale; the place looked at is marked.
+// Perplexity of the first token, of the first two, … on a logarithmic scale; the token looked at is marked.
 function drawCurve(svg, curves, i, n) {
   const width = svg.clientWidth || 600;
   const left = 40;
@@ -169,13 +171,13 @@ function drawCurve(svg, curves, i, n) {
 
 function render({ model, el }) {
   const names = model.get('names');
-  const live = knocking(model);
+  const live = pingKernel(model);
   const { body, told, edit, done, run } = frame(
     { model, el },
     {
       kind: 'surprise',
       title: 'What a text costs',
-      keys: ['text', 'model', 'against', 'at'],
+      keys: ['text', 'model', 'compare_to', 'token_index'],
       notice:
         'a few dark tokens pay most of the bill. Look at what was expected in their place, ' +
         'and at which of them the better model is dark too.',
@@ -185,27 +187,31 @@ function render({ model, el }) {
     edit(values);
     done();
   };
-  const pick = at => settle({ at });
-  const texts = menu('A prepared text', model.get('texts'), 'a text of your own', text => settle({ text, at: 0 }));
-  const typed = writing(model.get('longest'), text => settle({ text, at: 0 }));
-  const who = choice('Read by', Object.fromEntries(names.map(n => [n, n])), value => edit({ model: value }));
-  const beside = choice('Beside it', Object.fromEntries([...names.map(n => [n, n]), ['', 'nobody']]), value =>
-    edit({ against: value }),
+  const pick = index => settle({ token_index: index });
+  const texts = menu('A prepared text', model.get('texts'), 'a text of your own', text =>
+    settle({ text, token_index: 0 }),
+  );
+  const typed = writing(model.get('max_chars'), text => settle({ text, token_index: 0 }));
+  const who = choice('Scored by', Object.fromEntries(names.map(n => [n, n])), value => edit({ model: value }));
+  const beside = choice('Compared with', Object.fromEntries([...names.map(n => [n, n]), ['', 'nobody']]), value =>
+    edit({ compare_to: value }),
   );
   // a token of the second model's strip is looked at through the first model's token at the same characters
   const through = i => {
-    const both = model.get('readings')[model.get('text')];
-    if (both) pick(reaching(both[model.get('model')], both[model.get('against')].ends[i]));
+    const both = model.get('scored')[model.get('text')];
+    if (both) pick(reaching(both[model.get('model')], both[model.get('compare_to')].ends[i]));
   };
   const first = part('', 'lmw-one', pick);
-  const second = part('_against', 'lmw-two', through);
+  const second = part('_compared', 'lmw-two', through);
   const note = make('p', { class: 'lmw-why' });
-  const hand = slider('Token', { min: 1, max: 2, step: 1, name: 'at' }, value => edit({ at: value - 1 }));
+  const hand = slider('Token', { min: 1, max: 2, step: 1, name: 'token_index' }, value =>
+    edit({ token_index: value - 1 }),
+  );
   const token = number('token');
   const of = make('span');
   const total = number('nats');
-  const totalAgainst = number('nats_against');
-  const andTotal = make('span', {}, ' and ', totalAgainst);
+  const totalCompared = number('nats_compared');
+  const andTotal = make('span', {}, ' and ', totalCompared);
   const picture = make('svg', { class: 'lmw-picture', height: HEIGHT, role: 'img' });
   body.append(
     texts.node,
@@ -228,9 +234,9 @@ function render({ model, el }) {
 
   return run(() => {
     const text = model.get('text');
-    const both = model.get('readings')[text];
+    const both = model.get('scored')[text];
     const a = model.get('model');
-    const b = model.get('against');
+    const b = model.get('compare_to');
     const about = model.get('about');
     texts.set(text);
     typed.set(text, live());
@@ -238,12 +244,12 @@ function render({ model, el }) {
     beside.set(b);
     el.firstElementChild?.classList.toggle('lmw-waiting', !both);
     if (!both) {
-      told.textContent = 'The models are reading…';
+      told.textContent = 'The models are scoring the text…';
       return;
     }
     const one = both[a];
     const n = one.nats.length;
-    const i = Math.min(model.get('at'), n - 1);
+    const i = Math.min(model.get('token_index'), n - 1);
     const alike = b && about[a].cuts === about[b].cuts;
     const nats = first.set(a, about[a], one, i, true);
     const curves = [['lmw-one', running(nats)]];
@@ -254,7 +260,7 @@ function render({ model, el }) {
     hand.disabled = n < 2;
     place(hand, i + 1, `token ${i + 1} of ${n}, ${one.pieces[i].trim()}: ${show(nats[i])} nats`);
     put(total, whole(nats));
-    offer(totalAgainst, 'nats_against', b ? whole(priced(both[b])) : undefined);
+    offer(totalCompared, 'nats_compared', b ? whole(priced(both[b])) : undefined);
     andTotal.hidden = !b;
     second.head.hidden = second.panel.hidden = !b;
     note.hidden = !b || alike;
@@ -281,15 +287,15 @@ function render({ model, el }) {
       }
     } else second.clear();
     drawCurve(picture, curves, i, n);
-    const guess = one.top[i][0];
+    const likeliest = one.top[i][0];
     told.textContent =
       `To ${a} these ${n} tokens have perplexity ${show(perplexity(whole(nats), n))}${other}. ` +
       `At token ${i + 1}, ${quoted(one.pieces[i])}, it gave ${share(Math.exp(-nats[i]))}` +
-      (!guess
+      (!likeliest
         ? ', as to any other.'
         : one.ranks[i] === 1
-          ? ', its first guess.'
-          : `; its first guess was ${quoted(guess[0])} with ${share(guess[1])}.`);
-  }, ['readings', 'heard']);
+          ? ', the highest of all.'
+          : `; its likeliest token was ${quoted(likeliest[0])} with ${share(likeliest[1])}.`);
+  }, ['scored', 'pong']);
 }
 export default { render };

@@ -1,4 +1,4 @@
-// Tokenizers: one text and its total surprise, cut in several ways.
+// Tokenizers: one text and its total surprisal, cut in several ways.
 import { perplexity, bitsPerByte } from './core.js';
 import { make, show, number, put, slider, place, unique, frame } from './ui.js';
 
@@ -19,7 +19,7 @@ function render({ model, el }) {
   );
   const group = unique('cut');
   const hand = slider(
-    'Total surprise of the text',
+    'Total surprisal of the text',
     { min: 0, max: Math.ceil(3 * bytes), step: 0.5, name: 'nats' },
     nats => edit({ nats }),
   );
@@ -58,7 +58,7 @@ function render({ model, el }) {
     make(
       'div',
       { class: 'lmw-row lmw-total' },
-      make('span', { class: 'lmw-word' }, 'total surprise'),
+      make('span', { class: 'lmw-word' }, 'total surprisal'),
       hand,
       make('span', { class: 'lmw-share' }, total, ' nats'),
     ),

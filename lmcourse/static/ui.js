@@ -146,7 +146,7 @@ export function frame({ model, el }, { kind, title, notice, keys }) {
   const reset = button(
     'Reset',
     () => {
-      edit(model.get('start'));
+      edit(model.get('initial_state'));
       done();
     },
     { 'data-name': 'reset' },
@@ -190,13 +190,13 @@ export function frame({ model, el }, { kind, title, notice, keys }) {
   return { root, body, told, edit, done, run };
 }
 
-// Whether a kernel is there: Python answers a knock with the same word. Ask again at each drawing; draw when `heard`
+// Whether a kernel is there: Python answers a ping with the same word. Ask again at each drawing; draw when `pong`
 // changes.
-export function knocking(model) {
+export function pingKernel(model) {
   const word = Math.random().toString(36).slice(2);
-  model.set('knock', word);
+  model.set('ping', word);
   model.save_changes();
-  return () => model.get('heard') === word;
+  return () => model.get('pong') === word;
 }
 
 // A native list to choose from; `chosen` is told the text. What is not in the list shows as its last entry.
@@ -225,7 +225,7 @@ export function menu(label, options, other, chosen) {
 
 // A field for a text of one's own, and a button; Enter does the same. `given` is told the text, once it is neither
 // empty nor too long.
-export function writing(longest, given) {
+export function writing(maxChars, given) {
   const needs =
     'A text of your own needs a model behind this page, as in JupyterLab; the prepared ones work everywhere.';
   const field = make('textarea', {
@@ -238,28 +238,28 @@ export function writing(longest, given) {
   });
   const why = make('p', { class: 'lmw-why', role: 'alert' });
   let was;
-  const read = () => {
+  const send = () => {
     const text = field.value.toWellFormed?.() ?? field.value;
     const letters = [...text].length;
-    why.hidden = Boolean(text.trim()) && letters <= longest;
+    why.hidden = Boolean(text.trim()) && letters <= maxChars;
     if (why.hidden) given(text);
     else
       why.textContent = text.trim()
-        ? `At most ${longest} characters can be looked at one by one, ` +
+        ? `At most ${maxChars} characters can be looked at one by one, ` +
           `this text has ${letters.toLocaleString('en-GB')}: take a piece of it.`
         : 'Type a word at least.';
   };
-  const go = button('Read', read, { 'data-name': 'read', disabled: true });
+  const submit = button('Score', send, { 'data-name': 'score', disabled: true });
   field.addEventListener('keydown', e => {
     if (e.key === 'Enter' && !e.shiftKey) {
       e.preventDefault();
-      read();
+      send();
     }
   });
   return {
-    parts: [make('div', { class: 'lmw-typed' }, field, go), why],
+    parts: [make('div', { class: 'lmw-typed' }, field, submit), why],
     set(text, live) {
-      if (text !== was) field.value = was = text; // what is being typed stays until another text is read
+      if (text !== was) field.value = was = text; // what is being typed stays until another text is scored
       if (!live) {
         why.textContent = needs;
         why.hidden = false;
@@ -267,7 +267,7 @@ export function writing(longest, given) {
         why.textContent = '';
         why.hidden = true;
       }
-      field.disabled = go.disabled = !live;
+      field.disabled = submit.disabled = !live;
     },
   };
 }
