@@ -602,11 +602,11 @@ def test_a_run_is_not_measured_on_another_text_than_its_own():
 
 def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
     from lmcourse.inference.predictors import ScoredText
-    from lmcourse.interactive.playground import _payload, _numbers
+    from lmcourse.interactive.playground import _payload, _readouts
 
     r = ScoredText(
         'a b', ['a', 'b'], [(0, 1), (2, 3)], np.ones(2), np.ones(2, dtype=int), [[], []], 9, 0, keeps_text=False
     )
     assert r.bits_per_byte is None
-    assert 'bits_per_byte' not in _numbers(_payload(r), 0)
+    assert 'bits_per_byte' not in _readouts(_payload(r), 0)
     assert ScoredText('a b', *[r.pieces, r.offsets, r.nats_N, r.rank_N, r.top], 9, 0).bits_per_byte is not None
