@@ -38,7 +38,10 @@ GONE = {
     'interactive.playground': 'Listening Reads SteppedRun LONGEST_TYPED LONGEST_RUN',
 }
 FIELDS_GONE = set(
-    'types first_id carries carried claimed as_noted evaluate_every around zipf scaled often others guesser guessers'.split()
+    (
+        'types first_id carries carried claimed as_noted evaluate_every around zipf scaled often others'
+        ' guesser guessers'
+    ).split()
 )
 
 

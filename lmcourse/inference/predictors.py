@@ -79,7 +79,7 @@ class ScoredText:
 
     @property
     def perplexity(self) -> float:
-        "Of this text; compares only with readings that cut it alike."
+        "Of this text; compare it only between models with the same tokenizer."
         return perplexity(self.nats, self.num_tokens)
 
     @property
