@@ -24,7 +24,7 @@ def states() -> dict:  # {name: a widget in the state that the lesson describes}
     averaging.tokens = [28, 28, 28]
     return dict(
         doors=Doors(loss=5.0),
-        confidence=Confidence(belief=[0.9, 0.01, 0.06, 0.01, 0.02]),
+        confidence=Confidence(predicted=[0.9, 0.01, 0.06, 0.01, 0.02]),
         averaging=averaging,
         tokenizers=Tokenizers(TEXT, CUTS, nats=42.0, tokenizer='characters'),
     )

@@ -138,7 +138,7 @@ def agreed(lab, page, widget, name, unlike=None):
     for _ in range(100):
         there = on_page(widget)
         here = json.loads(
-            lab.python(page, f'import json; print(json.dumps({name}.numbers()))').replace('Infinity', '1e999')
+            lab.python(page, f'import json; print(json.dumps({name}.readouts()))').replace('Infinity', '1e999')
         )
         if (
             there != unlike
@@ -152,7 +152,7 @@ def agreed(lab, page, widget, name, unlike=None):
 
 MOVES = {
     'doors': ('loss', 'perplexity', 'loss = 1.0'),
-    'confidence': ('belief-0', 'perplexity', 'temperature = 2.0'),
+    'confidence': ('predicted-0', 'perplexity', 'temperature = 2.0'),
     'averaging': ('loss-2', 'mean_perplexity', 'losses = [1.0, 2.0, 3.0]'),
     'tokenizers': ('nats', 'perplexity-words', "nats = 11.0"),
 }
@@ -241,7 +241,7 @@ def test_trained_models_under_the_hand(lab, alone):
     alone.keyboard.type('The cat sat on the mat .')
     alone.keyboard.press('Enter')
     typed = agreed(lab, alone, surprise, 'surprise', unlike=first)
-    wanted = float(lab.python(alone, "print(load_pretrained().read('The cat sat on the mat .').perplexity)"))
+    wanted = float(lab.python(alone, "print(load_pretrained().score('The cat sat on the mat .').perplexity)"))
     assert math.isclose(typed['perplexity'], wanted, rel_tol=1e-9)
     surprise.locator('.lmw-one .lmw-token').nth(2).click()
     assert agreed(lab, alone, surprise, 'surprise', unlike=typed)['token'] == 3
@@ -255,16 +255,16 @@ def test_trained_models_under_the_hand(lab, alone):
     )
     rungs.screenshot(path=PICTURES / 'lab-rungs-light.png')
     live.scroll_into_view_if_needed()
-    go = live.locator('[data-name=go]')
+    start = live.locator('[data-name=start]')
     step = lambda: int(lab.python(alone, "print(live.curve['step'])"))
     drawn = lambda: live.locator('polyline.lmw-thin').get_attribute('points').split()
     began, points = step(), len(drawn())
-    go.click()
+    start.click()
     for _ in range(300):
         if step() > began:
             break
         alone.wait_for_timeout(100)
-    go.click()
+    start.click()
     for _ in range(300):
         if lab.python(alone, 'print(live.running)').strip() == 'False':
             break
@@ -273,12 +273,12 @@ def test_trained_models_under_the_hand(lab, alone):
     alone.wait_for_timeout(1000)
     assert stopped > began and step() == stopped, 'a stopped run stands still'
     agreed(lab, alone, live, 'live')
-    go.click()
+    start.click()
     for _ in range(300):
         if step() > stopped and len(drawn()) > points:
             break
         alone.wait_for_timeout(100)
-    go.click()
+    start.click()
     assert step() > stopped and len(drawn()) > points, 'it goes on from there, and its curve has grown'
     live.screenshot(path=PICTURES / 'lab-live-light.png')
     alone.evaluate(

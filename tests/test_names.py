@@ -34,10 +34,14 @@ GONE = {
     'inference.adapt': 'Reader stream recall reader_of',
     'inference.generate': 'Sampling draw draws stream Writing repetition distinct surprise',
     'inference.predictors': 'Guesser CountingGuesser NetworkGuesser cut Reading passport LONGEST ship load_guesser RUNGS',
-    'interactive.playground': 'Listening Reads SteppedRun',
+    'interactive.widgets': '_within _shares _bundle',
+    'interactive.playground': 'Listening Reads SteppedRun LONGEST_TYPED LONGEST_RUN',
 }
 FIELDS_GONE = set(
-    'types first_id carries carried claimed as_noted evaluate_every around zipf scaled often others'.split()
+    (
+        'types first_id carries carried claimed as_noted evaluate_every around zipf scaled often others'
+        ' guesser guessers'
+    ).split()
 )
 
 

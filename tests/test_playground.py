@@ -30,30 +30,30 @@ def test_surprise_reads_a_new_text():
     w = Surprise()
     text = 'Le café était fermé.\nzwei Zeilen'
     w.text = text
-    assert set(w.readings) == {*P.SENTENCES, text}
-    r = load_pretrained().read(text)
-    n = w.numbers()
+    assert set(w.scored) == {*P.SENTENCES, text}
+    r = load_pretrained().score(text)
+    n = w.readouts()
     assert (
         n['perplexity'] == pytest.approx(r.perplexity, rel=1e-12)
         and n['nats'] == pytest.approx(r.nats, rel=1e-12)
         and n['bits_per_byte'] == pytest.approx(bits_per_byte(r.nats, len(text.encode())), rel=1e-12)
     )
-    assert n['perplexity_against'] == pytest.approx(load_pretrained('lstm').read(text).perplexity, rel=1e-12)
-    assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.readings[text]['transformer']['pieces']
-    w.at = 2000
-    assert w.numbers()['token'] == r.num_tokens and w.numbers()['so_far'] == pytest.approx(r.perplexity)
-    w.against = ''
-    assert not any(k.endswith('_against') for k in w.numbers())
+    assert n['perplexity_compared'] == pytest.approx(load_pretrained('lstm').score(text).perplexity, rel=1e-12)
+    assert n['so_far'] == pytest.approx(math.exp(r.nats_N[0])) and '⏎' in w.scored[text]['transformer']['pieces']
+    w.token_index = 2000
+    assert w.readouts()['token'] == r.num_tokens and w.readouts()['so_far'] == pytest.approx(r.perplexity)
+    w.compare_to = ''
+    assert not any(k.endswith('_compared') for k in w.readouts())
     w.reset()
-    assert w.state() == w.start and set(w.readings) == {*P.SENTENCES, text}
-    json.dumps(w.readings, allow_nan=False)
+    assert w.state() == w.initial_state and set(w.scored) == {*P.SENTENCES, text}
+    json.dumps(w.scored, allow_nan=False)
 
 
 def test_the_sum_of_the_tokens_is_the_perplexity_shown():
     "For the networks against `evaluate`, for the counts against `evaluate_ngram`, on the text as it is shown."
     w = Surprise()
     for name in w.names:
-        g = w.guessers[name]
+        g = w.predictors[name]
         w.model = name
         for text in P.SENTENCES:
             w.text = text
@@ -65,7 +65,7 @@ def test_the_sum_of_the_tokens_is_the_perplexity_shown():
                 else evaluate(g.model, split, g.before, eval_batch_size=1)
             )
             want = g.model.nats(ids, g.before).sum() if isinstance(g, NgramPredictor) else m.nats
-            assert w.numbers()['nats'] == pytest.approx(want, rel=1e-5) and w.perplexity == pytest.approx(
+            assert w.readouts()['nats'] == pytest.approx(want, rel=1e-5) and w.perplexity == pytest.approx(
                 math.exp(want / len(ids)), rel=1e-4
             )
 
@@ -75,29 +75,29 @@ def test_other_cuts_compare_in_bits_per_byte_alone(own):
         [load_pretrained('lstm'), predictor_from_run(own)],
         [''.join(load_corpus('markov')['validation'][:2]), 'The film'],
         model='lstm',
-        against='mine',
+        compare_to='mine',
     )
-    n = w.numbers()
+    n = w.readouts()
     assert (
         not w.comparable
-        and 'perplexity_against' not in n
-        and 'so_far_against' not in n
-        and n['bits_per_byte_against'] > 0
+        and 'perplexity_compared' not in n
+        and 'so_far_compared' not in n
+        and n['bits_per_byte_compared'] > 0
         and n['perplexity'] > 0
     )
     w.text = 'The film'
-    assert 'bits_per_byte_against' not in w.numbers(), 'unknown words hide what was written'
-    w.at = 1
-    r, b = (w.readings[w.text][k] for k in ('lstm', 'mine'))
-    assert w.numbers()['surprise_against'] == b['nats'][1] and r['ends'][1] == b['ends'][1] == 8
+    assert 'bits_per_byte_compared' not in w.readouts(), 'unknown words hide what was written'
+    w.token_index = 1
+    r, b = (w.scored[w.text][k] for k in ('lstm', 'mine'))
+    assert w.readouts()['surprise_compared'] == b['nats'][1] and r['ends'][1] == b['ends'][1] == 8
 
 
 def test_infinite_surprise_is_told_in_json(data):
     g = NgramPredictor(
         'by heart', data.tokenizer, AdditiveNgram(2, 0.0).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
     )
-    w = Surprise([g], ['The cat sat', 'sat The sat'], against='')
-    json.dumps(w.readings, allow_nan=False)
+    w = Surprise([g], ['The cat sat', 'sat The sat'], compare_to='')
+    json.dumps(w.scored, allow_nan=False)
     w.text = 'sat The sat'
     assert w.perplexity == math.inf
 
@@ -109,9 +109,9 @@ def test_infinite_surprise_is_told_in_json(data):
         (lambda: Surprise(texts=['  ']), 'at least one word'),
         (lambda: Surprise(texts=['x' * 601]), 'at most 600 characters'),
         (lambda: Surprise(texts=['\ud800']), 'lone surrogate'),
-        (lambda: Surprise(model='gpt'), "no guesser 'gpt', only uniform"),
-        (lambda: Surprise(against='gpt'), "no guesser 'gpt'"),
-        (lambda: Surprise(model=''), 'no guesser'),
+        (lambda: Surprise(model='gpt'), "no predictor 'gpt', only uniform"),
+        (lambda: Surprise(compare_to='gpt'), "no predictor 'gpt'"),
+        (lambda: Surprise(model=''), 'no predictor'),
         (lambda: Surprise([load_pretrained('lstm')] * 2), 'a name of its own'),
         (lambda: Rungs(rung='gpt'), "no rung 'gpt'"),
         (lambda: Rungs(texts=[]), 'at least one prepared text'),
@@ -131,24 +131,24 @@ def test_a_refused_text_changes_nothing():
         with pytest.raises(WidgetError):
             w.text = bad
     with pytest.raises(WidgetError):
-        w.set_state(dict(at=-1))
-    assert w.state() == w.start
+        w.set_state(dict(token_index=-1))
+    assert w.state() == w.initial_state
     w.text = 'x' * 600
     w.text = '🙂' * 600
-    assert len(w.readings[w.text]['lstm']['nats']) > 1000 and len(json.dumps(w.get_state())) < 3e6
+    assert len(w.scored[w.text]['lstm']['nats']) > 1000 and len(json.dumps(w.get_state())) < 3e6
 
 
 def test_prepared_states_are_small_enough_for_a_page():
     assert (
-        len(json.dumps(Surprise().get_state('readings'))) < 120_000
-        and len(json.dumps(Rungs().get_state(['readings', 'written']))) < 60_000
+        len(json.dumps(Surprise().get_state('scored'))) < 120_000
+        and len(json.dumps(Rungs().get_state(['scored', 'written']))) < 60_000
     )
 
 
 def test_somebody_is_at_home():
     for w in (Surprise(), Rungs(), LiveRun()):
-        w.set_state(dict(knock='abc'))
-        assert w.heard == 'abc'
+        w.set_state(dict(ping='abc'))
+        assert w.pong == 'abc'
 
 
 # the ladder
@@ -156,7 +156,7 @@ def test_somebody_is_at_home():
 
 def test_rungs_stand_in_order_and_write():
     w = Rungs()
-    n = w.numbers()
+    n = w.readouts()
     names = list(w.ladder)
     assert [n[f'perplexity-{k}'] for k in names] == sorted(
         (n[f'perplexity-{k}'] for k in names), reverse=True
@@ -167,17 +167,17 @@ def test_rungs_stand_in_order_and_write():
         ] == pytest.approx(measurements()[k]['validation']['bits_per_byte'])
     for k in names:
         w.rung = k
-        r = load_pretrained(k).read(w.text)
+        r = load_pretrained(k).score(w.text)
         assert (
-            w.numbers()['here'] == pytest.approx(r.perplexity)
-            and w.numbers()['here_bits'] == pytest.approx(r.bits_per_byte)
-            and w.sample == load_pretrained(k).write(w.text, 40, 0)
+            w.readouts()['here'] == pytest.approx(r.perplexity)
+            and w.readouts()['here_bits'] == pytest.approx(r.bits_per_byte)
+            and w.sample == load_pretrained(k).generate(w.text, 40, 0)
         )
     w.seed = 17
     w.temperature = 0.749
-    assert w.temperature == 0.7 and w.sample == load_pretrained(w.rung).write(w.text, 40, 17, 0.7)
+    assert w.temperature == 0.7 and w.sample == load_pretrained(w.rung).generate(w.text, 40, 17, 0.7)
     w.text = 'A new one'
-    assert w.sample == load_pretrained(w.rung).write('A new one', 40, 17, 0.7)
+    assert w.sample == load_pretrained(w.rung).generate('A new one', 40, 17, 0.7)
     before = len(w.written)
     w.reset()
     assert w.seed == 0 and w.text == P.SENTENCES[0] and len(w.written) == before
@@ -211,9 +211,10 @@ def test_a_live_run_learns_and_is_the_same_each_time():
         a.curve == b.curve and a.curve['step'] == 120 and [len(a.curve[k]) for k in ('train', 'validation')] == [12, 3]
     )
     assert (
-        a.numbers()['source'] < a.perplexity < a.numbers()['unigram'] < first and a.numbers()['num_tokens'] == 100 * 560
+        a.readouts()['source'] < a.perplexity < a.readouts()['unigram'] < first
+        and a.readouts()['num_tokens'] == 100 * 560
     )
-    assert a.numbers()['source'] == pytest.approx(4.7, abs=0.05) and set(a.numbers()) == {
+    assert a.readouts()['source'] == pytest.approx(4.7, abs=0.05) and set(a.readouts()) == {
         'perplexity',
         'train',
         'step',
@@ -226,7 +227,7 @@ def test_a_live_run_learns_and_is_the_same_each_time():
         evaluate(a._run.trainer.model, a._run.trainer.data.validation, a._run.trainer.data.tokenizer.bos_id).perplexity,
         rel=0.2,
     )
-    assert not a.running and json.dumps(a.get_state(['curve', 'earlier', 'floors']), allow_nan=False)
+    assert not a.running and json.dumps(a.get_state(['curve', 'earlier', 'reference_lines']), allow_nan=False)
 
 
 def test_training_is_the_courses_own_step():
@@ -245,26 +246,29 @@ def test_the_rate_can_be_changed_on_the_way_and_the_width_only_anew():
     w.lr = 1e-2
     w.lr = 2e-2
     w.advance(10)
-    assert w._run.trainer.optimizer.param_groups[0]['lr'] == 2e-2 and w.curve['turns'] == [[0, 1e-3], [20 * 560, 2e-2]]
+    assert w._run.trainer.optimizer.param_groups[0]['lr'] == 2e-2 and w.curve['lr_changes'] == [
+        [0, 1e-3],
+        [20 * 560, 2e-2],
+    ]
     w.width = 16
     w.advance(20)
     assert w.curve['width'] == 8 and w._run.trainer.model.embedding.weight.shape[1] == 8
     old = w.curve['validation']
-    w.anew()
+    w.restart()
     assert (
         w.curve['width'] == 16
         and w.curve['step'] == 0
         and w.earlier == [dict(corpus='markov', width=8, points=old)]
-        and w.curve['turns'] == [[0, 2e-2]]
+        and w.curve['lr_changes'] == [[0, 2e-2]]
     )
-    w.anew()
+    w.restart()
     assert len(w.earlier) == 1, 'a run of no steps leaves no curve'
     for _ in range(5):
         w.advance(1)
-        w.anew()
+        w.restart()
     assert len(w.earlier) == 4
     w.corpus = 'stdlib'
-    w.anew()
+    w.restart()
     assert not w.earlier, 'a curve on another text says nothing here'
 
 
@@ -277,21 +281,21 @@ def test_what_is_no_number_stops_the_run_with_a_sentence():
     assert (
         w.curve['step'] == 10
         and not w.running
-        and 'stopped being a number at step' in w.trouble
-        and 'start anew' in w.trouble
+        and 'stopped being a number at step' in w.error
+        and 'restart it' in w.error
     )
     with pytest.raises(TrainingError, match='stopped being a number'):
         w.advance(1)
     with pytest.raises(TrainingError, match='stopped being a number'):
-        w.go()
+        w.start()
     json.dumps(w.get_state('curve'), allow_nan=False)
-    w.anew()
+    w.restart()
     w.advance(5)
-    assert not w.trouble and w.curve['step'] == 5
+    assert not w.error and w.curve['step'] == 5
 
 
 def test_it_ends_by_itself(monkeypatch):
-    monkeypatch.setattr(P, 'LONGEST_RUN', 12)
+    monkeypatch.setattr(P, 'MAX_STEPS', 12)
     w = LiveRun(width=4)
     w.advance(100)
     assert w.curve['step'] == 12
@@ -312,8 +316,8 @@ def test_start_stop_resume_in_an_event_loop():
     async def session():
         w = LiveRun(width=8)
         turns = 0
-        w.go()
-        w.go()
+        w.start()
+        w.start()
         for _ in range(20):
             await asyncio.sleep(0.02)
             turns += 1
@@ -324,19 +328,19 @@ def test_start_stop_resume_in_an_event_loop():
         stood = w.curve['step']
         await asyncio.sleep(0.1)
         assert w.curve['step'] == stood >= ran > 0 and turns == 20 and not w.running
-        w.wish = 'go 1'
+        w.command = 'start 1'
         assert w.running
         await asyncio.sleep(0.2)
-        w.wish = 'stop 2'
+        w.command = 'stop 2'
         await w._task
-        assert w.curve['step'] > stood and w.curve['turns'][-1][1] == 2e-2
-        w.wish = 'anew 3'
+        assert w.curve['step'] > stood and w.curve['lr_changes'][-1][1] == 2e-2
+        w.command = 'restart 3'
         await asyncio.sleep(0.1)
         assert w.running and len(w.earlier) == 1 and w.curve['step'] < stood
         w.stop()
-        w.go()
+        w.start()
         w.stop()
-        w.go()
+        w.start()
         await asyncio.sleep(0.1)
         one = w._task
         w.close()
@@ -346,11 +350,11 @@ def test_start_stop_resume_in_an_event_loop():
     w = elsewhere(asyncio.run, session())
     assert not w.running
     with pytest.raises(TrainingError, match='use advance'):
-        elsewhere(w.go)
+        elsewhere(w.start)
 
     async def left():
         w = LiveRun(width=8)
-        w.go()
+        w.start()
         await asyncio.sleep(0.05)
         return w
 
@@ -362,11 +366,11 @@ def test_trouble_in_the_loop_is_a_sentence(monkeypatch):
         w = LiveRun(width=8)
         with torch.no_grad():
             w._run.trainer.model.lm_head.weight[0, 0] = math.nan
-        w.go()
+        w.start()
         await w._task
-        assert 'stopped being a number' in w.trouble and not w.running
-        w.wish = 'go 1'
-        assert not w.running and 'stopped being a number' in w.trouble
+        assert 'stopped being a number' in w.error and not w.running
+        w.command = 'start 1'
+        assert not w.running and 'stopped being a number' in w.error
 
     elsewhere(asyncio.run, session())
 
@@ -375,13 +379,13 @@ def test_its_folder_goes_with_it():
     w = LiveRun(width=4)
     folder = Path(w._run._folder.name)
     assert folder.is_dir()
-    w.anew()
+    w.restart()
     assert not folder.exists(), 'one folder at a time'
 
 
 def test_on_the_manual_there_is_no_source():
     w = LiveRun(corpus='stdlib', width=8)
-    assert set(w.numbers()) == {'perplexity', 'step', 'num_tokens', 'lr', 'unigram'} and w.perplexity > 1000
+    assert set(w.readouts()) == {'perplexity', 'step', 'num_tokens', 'lr', 'unigram'} and w.perplexity > 1000
 
 
 # the figure
@@ -401,7 +405,7 @@ def test_the_figure(tmp_path):
     image = Image.open(tmp_path / 'x.png').convert('RGB')
     assert image.width == 800 and image.height < 1100
     patches = [p for p in fig.axes[0].patches]
-    assert len(patches) == 5 * load_pretrained().read(text + '日本 $x^2$ \t').num_tokens + 8
+    assert len(patches) == 5 * load_pretrained().score(text + '日本 $x^2$ \t').num_tokens + 8
     assert max(p.get_x() + p.get_width() for p in patches) <= 800, 'nothing hangs over'
     small = image.quantize(64, dither=Image.Dither.NONE).convert('RGB')
     off = np.abs(np.asarray(image, int) - np.asarray(small, int)).max(-1)

@@ -1,4 +1,4 @@
-"Guessers that read and write, and the models that travel with the course."
+"Predictors that score and generate, and the models that travel with the course."
 
 import json, math, os, subprocess, sys
 from pathlib import Path
@@ -76,20 +76,20 @@ def network(data, config=None):
     )
 
 
-# cutting and reading
+# tokenizing and scoring
 
 
 def test_a_text_is_cut_as_its_corpus_is(data, cats):
     "Row for row as encode_rows, and each token's characters are the token."
     text = ''.join(cats['train'])
-    ids, spans = encode_with_offsets(data.tokenizer, text)
+    ids, offsets = encode_with_offsets(data.tokenizer, text)
     assert ids == data.tokenizer.encode_rows([r for r in cats['train'] if r]).tolist()
     assert (
-        len(spans) == len(ids)
-        and all(0 <= a <= b <= len(text) for a, b in spans)
-        and all(x[1] <= y[1] for x, y in zip(spans, spans[1:]))
+        len(offsets) == len(ids)
+        and all(0 <= a <= b <= len(text) for a, b in offsets)
+        and all(x[1] <= y[1] for x, y in zip(offsets, offsets[1:]))
     )
-    for piece, (a, b) in zip(data.tokenizer.convert_ids_to_tokens(ids), spans):
+    for piece, (a, b) in zip(data.tokenizer.convert_ids_to_tokens(ids), offsets):
         if '\\x' not in piece and piece not in ('<eos>', '<unk>'):
             assert text[a:b] == piece
 
@@ -107,18 +107,18 @@ def test_a_counting_reading_is_the_score(order, data, cats):
     "What each token costs sums to what `evaluate_ngram` says of the same text."
     model = (KneserNey(order) if order else Uniform()).fit(data.train.ids, data.vocab_size, data.tokenizer.bos_id)
     g = NgramPredictor('g', data.tokenizer, model, evaluate_ngram(model, data.validation))
-    reading = g.read(text := ''.join(cats['validation'])[:400], top=3)
+    scored = g.score(text := ''.join(cats['validation'])[:400], top=3)
     ids, _ = encode_with_offsets(data.tokenizer, g.line(text))
-    assert reading.nats_N == pytest.approx(model.nats(ids, g.before), rel=1e-12) and reading.nats == pytest.approx(
+    assert scored.nats_N == pytest.approx(model.nats(ids, g.before), rel=1e-12) and scored.nats == pytest.approx(
         model.nats(ids, g.before).sum(), rel=1e-12
     )
-    assert reading.perplexity == perplexity(reading.nats, len(ids))
+    assert scored.perplexity == perplexity(scored.nats, len(ids))
     if order:
-        assert [t[0][1] for t in reading.top] == pytest.approx(
+        assert [t[0][1] for t in scored.top] == pytest.approx(
             [model.next_probs([g.before, *ids[:i]][-order:]).max() for i in range(len(ids))], rel=1e-12
         )
     else:
-        assert not any(reading.top)
+        assert not any(scored.top)
 
 
 @pytest.mark.parametrize(
@@ -133,35 +133,33 @@ def test_a_networks_reading_is_the_evaluation(config, data, cats):
     g, text = network(data, config), ''.join(cats['train'])
     ids, _ = encode_with_offsets(data.tokenizer, g.line(text))
     split = TokenSplit('validation', np.array(ids), len(text.encode()), 1, 0, 'x', 'cats', data.tokenizer)
-    m, reading = evaluate(g.model, split, g.before, eval_batch_size=1), g.read(text)
-    assert reading.num_tokens > 256, 'more than are read in one go'
-    assert reading.nats == pytest.approx(m.nats, rel=1e-5) and reading.perplexity == pytest.approx(
-        m.perplexity, rel=1e-4
-    )
-    if not reading.num_unk and data.tokenizer.keeps_text:
-        assert reading.bits_per_byte == pytest.approx(m.bits_per_byte, rel=1e-4)
-    assert (np.array(reading.rank_N) == 1).mean() == pytest.approx(m.accuracy, abs=0.01)
+    m, scored = evaluate(g.model, split, g.before, eval_batch_size=1), g.score(text)
+    assert scored.num_tokens > 256, 'more than are scored in one go'
+    assert scored.nats == pytest.approx(m.nats, rel=1e-5) and scored.perplexity == pytest.approx(m.perplexity, rel=1e-4)
+    if not scored.num_unk and data.tokenizer.keeps_text:
+        assert scored.bits_per_byte == pytest.approx(m.bits_per_byte, rel=1e-4)
+    assert (np.array(scored.rank_N) == 1).mean() == pytest.approx(m.accuracy, abs=0.01)
 
 
 @pytest.mark.parametrize('make', [counting, network, lambda d: network(d, get_recipe('lstm-b').model.tiny())])
 @pytest.mark.parametrize('text', TEXTS)
-def test_reading_and_writing_expect_the_same(make, text, data):
+def test_scoring_and_generating_expect_the_same(make, text, data):
     """All at once and one at a time, on one token, other scripts, empty lines; probabilities sum to one and the
     surprise is that of the token that came."""
     g = make(data)
     ids, _ = encode_with_offsets(data.tokenizer, g.line(text))
     if not ids:
-        with pytest.raises(PredictorError, match='nothing to read'):
-            g.read(text)
+        with pytest.raises(PredictorError, match='nothing to score'):
+            g.score(text)
         return
     rows = np.concatenate(list(g.log_probs(ids)))
-    hear = g.listen()
+    step = g.start_session()
     assert rows.shape == (len(ids), data.vocab_size) and np.exp(rows).sum(1) == pytest.approx(1, abs=1e-9)
     for i, row_V in zip([g.before, *ids[:-1]], rows):
-        assert hear(i) == pytest.approx(row_V, abs=1e-4)
-    r = g.read(text, top=4)
+        assert step(i) == pytest.approx(row_V, abs=1e-4)
+    r = g.score(text, top=4)
     assert r.nats_N == pytest.approx(-rows[np.arange(len(ids)), ids]) and len(r.pieces) == len(
-        r.spans
+        r.offsets
     ) == r.num_tokens == len(ids)
     for k, t in enumerate(r.top):
         assert (
@@ -173,32 +171,34 @@ def test_reading_and_writing_expect_the_same(make, text, data):
             assert np.exp(-r.nats_N[k]) == pytest.approx(t[0][1])
 
 
-def test_writing(data):
+def test_generating(data):
     for g in (counting(data), network(data)):
-        assert g.write('The cat', 12, seed=3) == g.write('The cat', 12, seed=3) != g.write('The cat', 12, seed=4)
-        hear, ids = g.listen(), [g.before, *encode_with_offsets(data.tokenizer, g.line('The cat'))[0]]
+        assert (
+            g.generate('The cat', 12, seed=3) == g.generate('The cat', 12, seed=3) != g.generate('The cat', 12, seed=4)
+        )
+        step, ids = g.start_session(), [g.before, *encode_with_offsets(data.tokenizer, g.line('The cat'))[0]]
         for i in ids:
-            log_V = hear(i)
+            log_V = step(i)
         best = []
         for _ in range(5):
             best.append(int(log_V.argmax()))
-            log_V = hear(best[-1])
+            log_V = step(best[-1])
         assert (
-            g.write('The cat', 5, temperature=0)
+            g.generate('The cat', 5, temperature=0)
             == data.tokenizer.decode(best)
-            == g.write('The cat', 5, temperature=1e-6)
+            == g.generate('The cat', 5, temperature=1e-6)
         ), 'cold enough, only the likeliest is left'
-        assert isinstance(g.write(n=3), str) and isinstance(g.write('日本 🙂', 8, temperature=50.0), str)
+        assert isinstance(g.generate(n=3), str) and isinstance(g.generate('日本 🙂', 8, temperature=50.0), str)
         for bad in (-1, math.nan, math.inf):
             with pytest.raises(PredictorError, match='0 or more'):
-                g.write(temperature=bad)
+                g.generate(temperature=bad)
 
 
 def test_drawn_as_often_as_expected(data):
     "Over many seeds the first token written comes with its probability."
     g = counting(data)
-    hear = g.listen()
-    p_V = np.exp(hear(g.before))
+    step = g.start_session()
+    p_V = np.exp(step(g.before))
     n = 2000
     rng, seen = np.random.default_rng(0), np.zeros(data.vocab_size)
     for _ in range(n):
@@ -213,16 +213,16 @@ def test_a_line_of_wikitext(cats, tmp_path):
     g = counting(data)
     assert (
         data.tokenizer.convert_ids_to_tokens([g.before]) == [' \n']
-        and g.read('The cat').pieces[0] == ' The' == g.read(' The cat').pieces[0]
+        and g.score('The cat').pieces[0] == ' The' == g.score(' The cat').pieces[0]
         and g.line(' x') == ' x'
         and g.line('') == ''
     )
-    assert g.read('The cat').spans[0] == (0, 3) and g.read('The cat').nats == g.read(' The cat').nats
-    assert g.read('The cat').bits_per_byte == bits_per_byte(g.read('The cat').nats, 7)
+    assert g.score('The cat').offsets[0] == (0, 3) and g.score('The cat').nats == g.score(' The cat').nats
+    assert g.score('The cat').bits_per_byte == bits_per_byte(g.score('The cat').nats, 7)
     other = NgramPredictor('other', data.tokenizer, g.model)
     assert (
         data.tokenizer.convert_ids_to_tokens([other.before]) == ['\n']
-        and other.read('The cat').pieces[0] != ' The'
+        and other.score('The cat').pieces[0] != ' The'
         and 'never measured' in repr(other)
     )
 
@@ -230,20 +230,20 @@ def test_a_line_of_wikitext(cats, tmp_path):
 def test_too_much_and_nothing(data):
     g = counting(data)
     for text in ('', '   ' if data.tokenizer.name != 'bpe:300' else ''):
-        with pytest.raises(PredictorError, match='nothing to read'):
-            g.read(text)
-    with pytest.raises(PredictorError, match=f'at most {MAX_TOKENS:,} are read at once'):
-        g.read('cat ' * (MAX_TOKENS + 1))
+        with pytest.raises(PredictorError, match='nothing to score'):
+            g.score(text)
+    with pytest.raises(PredictorError, match=f'at most {MAX_TOKENS:,} are scored at once'):
+        g.score('cat ' * (MAX_TOKENS + 1))
 
 
 def test_unknown_words_have_no_bits_per_byte(cats):
     data = tokenize_corpus(cats, WordTokenizer(build_vocab(cats['train'], 1)))
-    r = counting(data).read('The zebra sat')
+    r = counting(data).score('The zebra sat')
     assert (
         r.num_unk == 1
         and r.bits_per_byte is None
         and r.pieces == ['The', '<unk>', 'sat']
-        and counting(data).read('The cat\n').pieces[-1] == '<eos>'
+        and counting(data).score('The cat\n').pieces[-1] == '<eos>'
     )
 
 
@@ -514,7 +514,7 @@ def test_a_run_of_ones_own(own):
         and predictor_from_run(own, 'other').name == 'other'
     )
     text = ''.join(load_corpus('markov')['validation'][:3])
-    assert g.read(text).num_unk == 0 and g.read('The film').num_unk == 2 and g.write(text, 5)
+    assert g.score(text).num_unk == 0 and g.score('The film').num_unk == 2 and g.generate(text, 5)
     with pytest.raises(LMCourseError, match='holds no run'):
         predictor_from_run(own.parent)
 
@@ -541,7 +541,7 @@ def test_a_model_needs_no_corpus(tmp_path):
         ).perplexity
         == run.summary['validation']['perplexity']
     )
-    assert predictor_from_run(run.path).read('the cat sat').num_unk == 0
+    assert predictor_from_run(run.path).score('the cat sat').num_unk == 0
     with pytest.raises(CorpusError):
         load_run(run.path, 'cpu')
 
@@ -566,14 +566,14 @@ def test_no_widget_comes_along():
     "A server that has the models needs no anywidget for them."
     code = (
         "import sys; sys.modules['anywidget'] = None\nfrom lmcourse.inference.predictors import"
-        " load_pretrained\nprint(load_pretrained('bigram').read('The film').num_tokens, 'lmcourse.interactive.widgets' in sys.modules)"
+        " load_pretrained\nprint(load_pretrained('bigram').score('The film').num_tokens, 'lmcourse.interactive.widgets' in sys.modules)"
     )
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert r.stdout.split() == ['2', 'False'], r.stderr
 
 
 @pytest.mark.parametrize('context', [8, 15, 300])
-def test_a_context_that_is_full_is_read_as_it_is_in_writing(context):
+def test_a_context_that_is_full_is_scored_as_it_is_in_generation(context):
     torch.manual_seed(0)
     words = tokenize_corpus('stdlib').tokenizer
     model = TransformerConfig(16, 2, 32, 2, context, 0.0, positions='rotary').build(words.vocab_size)
@@ -585,8 +585,8 @@ def test_a_context_that_is_full_is_read_as_it_is_in_writing(context):
     want = token_nats(model, ids, g.before)
     rows = [row_V for block in g.log_probs(ids) for row_V in block]
     assert [-row_V[i] for i, row_V in zip(ids, rows, strict=True)] == pytest.approx(want, abs=1e-4)
-    hear = g.listen()
-    assert [-hear(i)[j] for i, j in zip([g.before, *ids], ids)] == pytest.approx(want, abs=1e-4)
+    step = g.start_session()
+    assert [-step(i)[j] for i, j in zip([g.before, *ids], ids)] == pytest.approx(want, abs=1e-4)
 
 
 def test_a_run_is_not_measured_on_another_text_than_its_own():
@@ -602,11 +602,11 @@ def test_a_run_is_not_measured_on_another_text_than_its_own():
 
 def test_a_tokenizer_that_loses_text_has_no_bits_per_byte():
     from lmcourse.inference.predictors import ScoredText
-    from lmcourse.interactive.playground import _payload, _numbers
+    from lmcourse.interactive.playground import _payload, _readouts
 
     r = ScoredText(
         'a b', ['a', 'b'], [(0, 1), (2, 3)], np.ones(2), np.ones(2, dtype=int), [[], []], 9, 0, keeps_text=False
     )
     assert r.bits_per_byte is None
-    assert 'bits_per_byte' not in _numbers(_payload(r), 0)
-    assert ScoredText('a b', *[r.pieces, r.spans, r.nats_N, r.rank_N, r.top], 9, 0).bits_per_byte is not None
+    assert 'bits_per_byte' not in _readouts(_payload(r), 0)
+    assert ScoredText('a b', *[r.pieces, r.offsets, r.nats_N, r.rank_N, r.top], 9, 0).bits_per_byte is not None

@@ -127,9 +127,9 @@ def numbers(page):
 
 def agree(page, widget):
     "The page and Python have the same state, and made the same numbers of it, each for itself."
-    for k in widget.movable:
+    for k in widget.controls:
         setattr_quietly(widget, k, page.evaluate('k => model.get(k)', k))
-    return same(numbers(page), widget.numbers())
+    return same(numbers(page), widget.readouts())
 
 
 def same(there, here):
@@ -259,16 +259,19 @@ def random_state(name, rng):
     if name == 'confidence':
         zeros = rng.random() < 0.2
         return dict(
-            belief=distribution(rng, 5, zeros),
-            truth=distribution(rng, 5),
-            came=rng.choice(Confidence().words),
+            predicted=distribution(rng, 5, zeros),
+            true_probs=distribution(rng, 5),
+            target=rng.choice(Confidence().words),
             temperature=rng.uniform(0.1, 3),
         )
     if name == 'averaging':
         return dict(tokens=[rng.randint(1, 64) for _ in range(3)], losses=[rng.uniform(0, 6) for _ in range(3)])
     if name == 'surprise':
         return dict(
-            text=rng.choice(SENTENCES), model=rng.choice(RUNG), against=rng.choice([*RUNG, '']), at=rng.randrange(30)
+            text=rng.choice(SENTENCES),
+            model=rng.choice(RUNG),
+            compare_to=rng.choice([*RUNG, '']),
+            token_index=rng.randrange(30),
         )
     if name == 'rungs':
         return dict(rung=rng.choice(RUNG), text=rng.choice([SENTENCES[0], SENTENCES[2]]), seed=rng.randrange(3))
@@ -284,7 +287,7 @@ def random_state(name, rng):
                 step=rng.randrange(9999),
                 train=points(rng.randrange(40)),
                 validation=points(rng.randint(1, 9)),
-                turns=[[0, 0.1], [560, 0.2]][: rng.randint(1, 2)],
+                lr_changes=[[0, 0.1], [560, 0.2]][: rng.randint(1, 2)],
             ),
         )
     return dict(nats=rng.uniform(0, 66), tokenizer=rng.choice(list(PIECES)))
@@ -308,7 +311,7 @@ def test_page_and_python_make_the_same_numbers(name, show):
     for state, pairs in zip(states, found, strict=True):
         for k, v in state.items():
             setattr(widget, k, v)
-        same({k: float(v.replace('Infinity', 'inf')) for k, v in pairs}, widget.numbers())
+        same({k: float(v.replace('Infinity', 'inf')) for k, v in pairs}, widget.readouts())
 
 
 # under the hand
@@ -327,7 +330,7 @@ def drag(page, slider, to):
 
 SLIDERS = {
     'doors': ('loss', 'perplexity', 0.8),
-    'confidence': ('belief-0', 'perplexity', 0.9),
+    'confidence': ('predicted-0', 'perplexity', 0.9),
     'averaging': ('loss-2', 'mean_perplexity', 0.3),
     'tokenizers': ('nats', 'perplexity-words', 0.2),
 }
@@ -406,10 +409,10 @@ def test_doors_marks_units_and_field(show):
 def test_confidence_bars_temperature_and_ruling_out(show):
     widget = Confidence()
     page = show(widget)
-    page.locator('[data-name=came-2]').check()
+    page.locator('[data-name=target-2]').check()
     settle(page)
-    assert agree(page, widget)['surprise'] == pytest.approx(-math.log(0.3)) and widget.came == 'counts'
-    page.locator('[data-name="belief-0"]').focus()
+    assert agree(page, widget)['surprise'] == pytest.approx(-math.log(0.3)) and widget.target == 'counts'
+    page.locator('[data-name="predicted-0"]').focus()
     page.keyboard.press('End')
     settle(page)
     assert '-0' not in page.locator('.lmw').inner_text()
@@ -420,7 +423,7 @@ def test_confidence_bars_temperature_and_ruling_out(show):
     )
     page.keyboard.press('Home')
     settle(page)
-    assert widget_state(page, 'belief') == [0, 0.25, 0.25, 0.25, 0.25], 'words that had nothing share the rest'
+    assert widget_state(page, 'predicted') == [0, 0.25, 0.25, 0.25, 0.25], 'words that had nothing share the rest'
     page.locator('[data-name=reset]').click()
     settle(page)
     page.locator('[data-name=temperature]').focus()
@@ -428,7 +431,7 @@ def test_confidence_bars_temperature_and_ruling_out(show):
     settle(page)
     assert widget_state(page, 'temperature') == 1.05
     agree(page, widget)
-    page.locator('[data-name="belief-4"]').focus()
+    page.locator('[data-name="predicted-4"]').focus()
     page.keyboard.press('ArrowRight')
     settle(page)
     agree(page, widget)
@@ -574,7 +577,7 @@ def test_cleaning_up_leaves_nothing_listening(show):
 
 
 def at_kernel(page):
-    page.wait_for_function("!document.querySelector('[data-name=read], [data-name=go]').disabled")
+    page.wait_for_function("!document.querySelector('[data-name=score], [data-name=start]').disabled")
 
 
 def expected(page, side='lmw-one'):
@@ -611,7 +614,7 @@ def test_surprise_under_mouse_and_keys(show):
     page.keyboard.press('ArrowLeft')
     settle(page)
     assert agree(page, widget)['token'] == 1
-    hand = page.locator('input[data-name=at]')
+    hand = page.locator('input[data-name=token_index]')
     drag(page, hand, 0.5)
     settle(page)
     assert agree(page, widget)['token'] in (7, 8) and 'token' in hand.get_attribute('aria-valuetext')
@@ -628,17 +631,18 @@ def test_surprise_under_mouse_and_keys(show):
     for name in RUNG:
         page.locator('fieldset').nth(0).get_by_label(name, exact=True).check()
         settle(page)
-        r, i = load_pretrained(name).read(widget.text), int(agree(page, widget)['token']) - 1
+        r, i = load_pretrained(name).score(widget.text), int(agree(page, widget)['token']) - 1
         lines = expected(page)
         if name == 'uniform':
             assert 'all alike' in lines[0]
         else:
             assert [l.split('\n')[0].strip() for l in lines[:-1]] == [p.strip() for p, _ in r.top[i]]
-        assert ('came, ' in lines[-1] or name == 'uniform') and name in told.inner_text()
+        assert ('observed, rank ' in lines[-1] or name == 'uniform') and name in told.inner_text()
     page.locator('fieldset').nth(1).get_by_label('nobody').check()
     settle(page)
     assert (
-        not any(k.endswith('_against') for k in agree(page, widget)) and page.locator('.lmw-panel:visible').count() == 1
+        not any(k.endswith('_compared') for k in agree(page, widget))
+        and page.locator('.lmw-panel:visible').count() == 1
     )
     for _ in range(20):
         if undo.is_disabled():
@@ -663,13 +667,13 @@ def test_without_a_kernel_typing_is_refused_in_a_sentence(show):
         page = show(make())
         assert (
             page.locator('[data-name=typed]').is_disabled()
-            and page.locator('[data-name=read]').is_disabled()
+            and page.locator('[data-name=score]').is_disabled()
             and 'JupyterLab' in page.locator('.lmw-why').first.inner_text()
         )
     page = show(live())
     assert (
-        page.locator('[data-name=go]').is_disabled()
-        and page.locator('[data-name=anew]').is_disabled()
+        page.locator('[data-name=start]').is_disabled()
+        and page.locator('[data-name=restart]').is_disabled()
         and 'needs a kernel' in page.locator('.lmw-why').inner_text()
     )
 
@@ -684,10 +688,10 @@ def test_a_typed_text_is_read_by_the_kernel(show):
     for text in ('He wrote “naïve” <b>poems</b> .', 'x', 'two\nlines', '🙂' * 200):
         field.fill(text)
         field.press('Enter')
-        page.wait_for_function("t => model.get('text') === t && model.get('readings')[t]", arg=text)
+        page.wait_for_function("t => model.get('text') === t && model.get('scored')[t]", arg=text)
         settle(page)
-        r = load_pretrained().read(text)
-        n = same(numbers(page), widget.numbers())
+        r = load_pretrained().score(text)
+        n = same(numbers(page), widget.readouts())
         assert (
             n['perplexity'] == pytest.approx(r.perplexity, rel=1e-9)
             and page.locator('.lmw-one .lmw-token').count() == r.num_tokens
@@ -698,7 +702,7 @@ def test_a_typed_text_is_read_by_the_kernel(show):
     field.press('Enter')
     assert 'a word at least' in why.inner_text() and widget.text == '🙂' * 200
     field.fill('word ' * 200)
-    page.locator('[data-name=read]').click()
+    page.locator('[data-name=score]').click()
     assert 'At most 600 characters' in why.inner_text() and '1,000' in why.inner_text() and widget.text == '🙂' * 200
     page.locator('.lmw-one .lmw-token').nth(2).click()
     settle(page)
@@ -706,17 +710,17 @@ def test_a_typed_text_is_read_by_the_kernel(show):
     field.fill('a')
     page.keyboard.press('Shift+Enter')
     page.keyboard.type('b')
-    page.locator('[data-name=read]').click()
-    page.wait_for_function("model.get('readings')['a\\nb']")
+    page.locator('[data-name=score]').click()
+    page.wait_for_function("model.get('scored')['a\\nb']")
     settle(page)
     assert '⏎' in page.locator('.lmw-one .lmw-strip').inner_text() and not why.is_visible()
     for _ in range(20):
         if page.locator('[data-name=undo]').is_disabled():
             break
         page.locator('[data-name=undo]').click()
-        page.wait_for_function("model.get('readings')[model.get('text')]")
+        page.wait_for_function("model.get('scored')[model.get('text')]")
         settle(page)
-    assert same(numbers(page), widget.numbers()) == first and field.input_value() == SENTENCES[0]
+    assert same(numbers(page), widget.readouts()) == first and field.input_value() == SENTENCES[0]
 
 
 def test_other_cuts_are_not_compared_in_perplexity(show):
@@ -731,13 +735,13 @@ def test_other_cuts_are_not_compared_in_perplexity(show):
         [load_pretrained('lstm'), other],
         ['The film was good .', 'The film was dreadful .'],
         model='lstm',
-        against='words',
+        compare_to='words',
     )
     page = show(widget)
     found = agree(page, widget)
     assert (
-        'perplexity_against' not in found
-        and 'bits_per_byte_against' in found
+        'perplexity_compared' not in found
+        and 'bits_per_byte_compared' in found
         and 'do not compare' in page.locator('.lmw-body > .lmw-why').last.inner_text()
         and 'bits per byte; words' in page.locator('.lmw-told').inner_text()
     )
@@ -747,7 +751,7 @@ def test_other_cuts_are_not_compared_in_perplexity(show):
     page.locator('[data-name=texts]').select_option(index=1)
     settle(page)
     assert (
-        'bits_per_byte_against' not in agree(page, widget)
+        'bits_per_byte_compared' not in agree(page, widget)
         and 'unknown' in page.locator('.lmw-reader.lmw-two').inner_text()
     )
     page.locator('fieldset').nth(0).get_by_label('words').check()
@@ -800,7 +804,7 @@ def test_rungs_write_anew_with_a_kernel(show):
     settle(page)
     assert (
         widget.temperature < 1
-        and same(numbers(page), widget.numbers())
+        and same(numbers(page), widget.readouts())
         and widget.sample.strip() in page.locator('.lmw-written').inner_text()
     )
     for _ in range(4):
@@ -809,10 +813,10 @@ def test_rungs_write_anew_with_a_kernel(show):
     assert widget.seed == 4 and widget.sample.strip() in page.locator('.lmw-written').inner_text()
     page.locator('[data-name=typed]').fill('In the beginning')
     page.locator('[data-name=typed]').press('Enter')
-    page.wait_for_function("model.get('readings')['In the beginning']")
+    page.wait_for_function("model.get('scored')['In the beginning']")
     page.wait_for_timeout(200)
-    assert same(numbers(page), widget.numbers())['here'] == pytest.approx(
-        load_pretrained(widget.rung).read('In the beginning').perplexity
+    assert same(numbers(page), widget.readouts())['here'] == pytest.approx(
+        load_pretrained(widget.rung).score('In the beginning').perplexity
     ) and page.locator('.lmw-written').inner_text().startswith('In the beginning')
 
 
@@ -821,25 +825,31 @@ def test_live_buttons_sliders_and_sentences(show):
     tried in JupyterLab."""
     widget = live()
     page = show(widget, kernel=False)
-    page.evaluate("model.set('heard', model.get('knock'))")
+    page.evaluate("model.set('pong', model.get('ping'))")
     settle(page)
-    go, anew, told = page.locator('[data-name=go]'), page.locator('[data-name=anew]'), page.locator('.lmw-told')
+    start, restart, told = (
+        page.locator('[data-name=start]'),
+        page.locator('[data-name=restart]'),
+        page.locator('.lmw-told'),
+    )
     first = agree(page, widget)
     assert (
-        go.inner_text() == 'Go on' and 'stands still' in told.inner_text() and not page.locator('.lmw-why').is_visible()
+        start.inner_text() == 'Go on'
+        and 'stands still' in told.inner_text()
+        and not page.locator('.lmw-why').is_visible()
     )
-    go.click()
-    assert widget_state(page, 'wish').startswith('go ')
+    start.click()
+    assert widget_state(page, 'command').startswith('start ')
     page.evaluate("model.set('running', true)")
     settle(page)
-    assert go.inner_text() == 'Stop'
-    go.click()
-    assert widget_state(page, 'wish').startswith('stop ')
+    assert start.inner_text() == 'Stop'
+    start.click()
+    assert widget_state(page, 'command').startswith('stop ')
     page.evaluate("model.set('running', false)")
     settle(page)
-    assert go.inner_text() == 'Go on' and 'stands still' in told.inner_text()
-    anew.click()
-    assert widget_state(page, 'wish').startswith('anew ')
+    assert start.inner_text() == 'Go on' and 'stands still' in told.inner_text()
+    restart.click()
+    assert widget_state(page, 'command').startswith('restart ')
     drag(page, page.locator('input[data-name=lr]'), 0.9)
     settle(page)
     agree(page, widget)
@@ -864,14 +874,14 @@ def test_live_buttons_sliders_and_sentences(show):
         settle(page)
     assert agree(page, widget) == first and widget.width == 16
     page.evaluate(
-        "model.set('earlier', [{ corpus: 'markov', width: 8, points: [[0, 3.2], [28000, 3.0]] }]); model.set('trouble',"
+        "model.set('earlier', [{ corpus: 'markov', width: 8, points: [[0, 3.2], [28000, 3.0]] }]); model.set('error',"
         " 'The loss stopped being a number.')"
     )
     settle(page)
     assert (
-        go.is_disabled()
-        and anew.is_enabled()
-        and page.locator('.lmw-trouble').inner_text().startswith('The loss')
+        start.is_disabled()
+        and restart.is_enabled()
+        and page.locator('.lmw-error').inner_text().startswith('The loss')
         and page.locator('.lmw-earlier').count() == 1
         and '1 earlier run' in page.locator('svg').get_attribute('aria-label')
     )
@@ -905,12 +915,12 @@ def test_a_token_can_be_read_on_any_shade(scheme, show):
         (lambda: Doors(unit='miles'), "'nats', 'bits' or 'bytes'"),
         (lambda: Doors(bytes_per_token=0), 'from 0.1 to 100'),
         (lambda: Doors(highest=100), 'from 1 to 12'),
-        (lambda: Confidence(belief=[0.5, 0.5]), 'one share for each of the 5 words, got 2'),
-        (lambda: Confidence(belief=[1.2, -0.2, 0, 0, 0]), 'not negative'),
-        (lambda: Confidence(truth=[0.1] * 5), 'sum to one'),
-        (lambda: Confidence(words=['a', 'b'], truth=[1.0]), 'one share for each of the 2 words'),
+        (lambda: Confidence(predicted=[0.5, 0.5]), 'one probability for each of the 5 words, got 2'),
+        (lambda: Confidence(predicted=[1.2, -0.2, 0, 0, 0]), 'must be at least 0'),
+        (lambda: Confidence(true_probs=[0.1] * 5), 'sum to one'),
+        (lambda: Confidence(words=['a', 'b'], true_probs=[1.0]), 'one probability for each of the 2 words'),
         (lambda: Confidence(words=['a', 'a']), 'at least two words'),
-        (lambda: Confidence(came='stone'), "'stone' is not one of the words"),
+        (lambda: Confidence(target='stone'), "'stone' is not one of the words"),
         (lambda: Confidence(temperature=0), 'from 0.1 to 3'),
         (lambda: Averaging(tokens=[1, 2]), '2 token counts and 3 losses'),
         (lambda: Averaging(tokens=[], losses=[]), '0 token counts'),
@@ -929,7 +939,7 @@ def test_bad_states_are_refused_in_a_sentence(make, says):
 
 
 @pytest.mark.parametrize(
-    'make', [lambda: Doors(loss='much'), lambda: Averaging(tokens=[1.5, 2, 3]), lambda: Confidence(belief='evenly')]
+    'make', [lambda: Doors(loss='much'), lambda: Averaging(tokens=[1.5, 2, 3]), lambda: Confidence(predicted='evenly')]
 )
 def test_bad_types_are_refused(make):
     import traitlets
@@ -951,7 +961,7 @@ def test_state_reset_and_perplexity():
     doors.unit = 'bits'
     assert doors.loss == pytest.approx(math.log(100)) and doors.state()['unit'] == 'bits'
     doors.reset()
-    assert doors.state() == doors.start == dict(loss=1.0, unit='nats', bytes_per_token=4.5)
+    assert doors.state() == doors.initial_state == dict(loss=1.0, unit='nats', bytes_per_token=4.5)
     with pytest.raises(WidgetError, match='a perplexity on this scale'):
         doors.perplexity = 1000
     five = Averaging(tokens=[1, 2, 3, 4, 5], losses=[1.0] * 5)

@@ -30,7 +30,7 @@ from .generate import sample_from_logits, temperature as tempered, window_start
 
 # %% ../../nbs/29_predictors.ipynb #de222682
 class PredictorError(LMCourseError):
-    "A text that cannot be read, or a model that is not there."
+    "A text that cannot be scored, or a model that is not there."
 
 # %% ../../nbs/29_predictors.ipynb #dd031f11
 def encode_with_offsets(
@@ -39,7 +39,7 @@ def encode_with_offsets(
     list, list
 ]:  # ids, and for each the first character of the text that it stands for and the one after its last
     "A text as its tokenizer cuts a corpus, row by row, and where each token lies."
-    ids, spans, at = [], [], 0
+    ids, offsets, at = [], [], 0
     for row in re.findall('[^\n]*\n|[^\n]+', text):
         if hasattr(tokenizer, 'backend'):
             e = tokenizer.backend.encode(row, add_special_tokens=False)
@@ -49,20 +49,20 @@ def encode_with_offsets(
         if tokenizer.eos and row[-1] == '\n':
             found.append((tokenizer.id_of[tokenizer.eos], (len(row) - 1, len(row))))
         ids += [i for i, _ in found]
-        spans += [(at + a, at + b) for _, (a, b) in found]
+        offsets += [(at + a, at + b) for _, (a, b) in found]
         at += len(row)
-    return ids, spans
+    return ids, offsets
 
 # %% ../../nbs/29_predictors.ipynb #283e0f18
 @dataclass(frozen=True, eq=False)
 class ScoredText:
-    "One text, read by one guesser."
+    "One text, scored by one predictor."
 
-    text: str  # what was to be read
+    text: str  # what was to be scored
     pieces: list  # its tokens, as strings
-    spans: list  # for each token, the characters of the text that it stands for: (first, one after the last)
-    nats_N: np.ndarray  # surprise of each token
-    rank_N: np.ndarray  # its place among the guesser's guesses, from 1
+    offsets: list  # for each token, the characters of the text that it stands for: (first, one after the last)
+    nats_N: np.ndarray  # surprisal of each token
+    rank_N: np.ndarray  # its rank among the model's predictions, from 1
     top: list  # for each token, the likeliest: [(piece, probability), …]; empty where all are alike
     vocab_size: int  # V, how many there were to choose from
     num_unk: int  # tokens that are <unk>
@@ -79,7 +79,7 @@ class ScoredText:
 
     @property
     def perplexity(self) -> float:
-        "Of this text; compares only with readings that cut it alike."
+        "Of this text; compare it only between models with the same tokenizer."
         return perplexity(self.nats, self.num_tokens)
 
     @property
@@ -103,7 +103,7 @@ def conditions_line(m: Measurement | None) -> str:
     return f'{m.corpus} {m.split}: perplexity {m.perplexity:,.1f}{bits} ({m.num_tokens:,} {m.tokenizer} tokens{more})'
 
 # %% ../../nbs/29_predictors.ipynb #12acf8d5
-MAX_TOKENS = 4000  # tokens that are read at once
+MAX_TOKENS = 4000  # tokens that are scored at once
 
 
 def _keeps_text(tokenizer):
@@ -112,7 +112,7 @@ def _keeps_text(tokenizer):
 
 
 class Predictor(ABC):
-    "Anything that guesses the next token: it reads a text and says what each token cost, and it writes."
+    "Anything that predicts the next token: it scores a text, token by token, and generates."
 
     def __init__(
         self,
@@ -122,8 +122,8 @@ class Predictor(ABC):
         parameters: int | None = None,  # numbers that it has learnt, or counts
     ):
         self.name, self.tokenizer, self.measured, self.parameters = name, tokenizer, measured, parameters
-        self.spaced = bool(measured and measured.corpus.startswith('wikitext') and not tokenizer.eos)
-        ends = encode_with_offsets(tokenizer, ' \n' if self.spaced else '\n')[0]
+        self.add_prefix_space = bool(measured and measured.corpus.startswith('wikitext') and not tokenizer.eos)
+        ends = encode_with_offsets(tokenizer, ' \n' if self.add_prefix_space else '\n')[0]
         self.before = ends[0] if len(ends) == 1 else tokenizer.bos_id
 
     def __repr__(self):
@@ -131,32 +131,32 @@ class Predictor(ABC):
 
     @abstractmethod
     def log_probs(self, ids: Sequence) -> Iterator[np.ndarray]:  # some rows (n, V) at a time
-        "Row i: the logarithms of all types' probabilities, given the line's end and ids[:i]."
+        "Row i: the logarithms of all tokens' probabilities, given the line's end and ids[:i]."
 
     @abstractmethod
-    def listen(self) -> Callable:  # a function: the next id -> the logarithms (V,) of what may follow it
-        "For writing: tell it a token, and it says what it expects then."
+    def start_session(self) -> Callable:  # a function: the next id -> the logarithms (V,) of what may follow it
+        "For generation: give it a token, and it returns the log-probabilities of the next."
 
     def line(self, text: str) -> str:
         "The text as a line of the corpus would be."
-        return ' ' + text if self.spaced and text[:1].strip() else text
+        return ' ' + text if self.add_prefix_space and text[:1].strip() else text
 
-    def _cut(self, text):
+    def _encode(self, text):
         "The text's ids, and where each lies in it; refuses nothing at all, and too much."
         line = self.line(text)
-        ids, spans = encode_with_offsets(self.tokenizer, line)
+        ids, offsets = encode_with_offsets(self.tokenizer, line)
         shift = len(line) - len(text)
         if not ids:
-            raise PredictorError(f'there is nothing to read in {text[:20]!r}: give it a word at least')
+            raise PredictorError(f'there is nothing to score in {text[:20]!r}: give it a word at least')
         if len(ids) > MAX_TOKENS:
             raise PredictorError(
-                f'this text has {len(ids):,} tokens, and at most {MAX_TOKENS:,} are read at once; take a piece of it,'
+                f'this text has {len(ids):,} tokens, and at most {MAX_TOKENS:,} are scored at once; take a piece of it,'
                 ' or `evaluate` and `evaluate_ngram` for whole texts'
             )
-        return ids, [(max(0, a - shift), max(0, b - shift)) for a, b in spans]
+        return ids, [(max(0, a - shift), max(0, b - shift)) for a, b in offsets]
 
-    def _costs(self, ids, top):
-        "What each token costs, its place among the guesses, and the likeliest in its stead."
+    def _score_ids(self, ids, top):
+        "What each token costs, its rank among the predictions, and the likeliest in its stead."
         nats, ranks, tops = [], [], []
         for i, row_V in zip(ids, (row_V for block in self.log_probs(ids) for row_V in block), strict=True):
             nats.append(-float(row_V[i]))
@@ -164,21 +164,21 @@ class Predictor(ABC):
             tops.append([] if row_V.max() - row_V.min() < 1e-12 else _likeliest(row_V, top))
         return np.array(nats), np.array(ranks), tops
 
-    def read(
+    def score(
         self,
         text: str,  # any text of at least one token, at most `MAX_TOKENS`
         top: int = 6,  # how many of the likeliest tokens are kept at each place
     ) -> ScoredText:
         """What each token of a text costs, and what was expected there. Raises `PredictorError` for a text with nothing
         in it, or too much."""
-        ids, spans = self._cut(text)
-        nats_N, rank_N, tops = self._costs(ids, top)
+        ids, offsets = self._encode(text)
+        nats_N, rank_N, tops = self._score_ids(ids, top)
         seen = sorted({i for t in tops for i, _ in t} | set(ids))
         piece = dict(zip(seen, self.tokenizer.convert_ids_to_tokens(seen)))
         return ScoredText(
             text,
             [piece[i] for i in ids],
-            spans,
+            offsets,
             nats_N,
             rank_N,
             [[(piece[i], p) for i, p in t] for t in tops],
@@ -187,10 +187,10 @@ class Predictor(ABC):
             _keeps_text(self.tokenizer),
         )
 
-    def write(
+    def generate(
         self,
         prompt: str = '',  # what it goes on from; nothing: a new line
-        n: int = 40,  # tokens to write
+        n: int = 40,  # tokens to generate
         seed: int = 0,  # the same seed, the same text
         temperature: float = 1.0,  # divides the logarithms: below one bolder, above one wilder; 0: always the likeliest
     ) -> str:  # what was added to the prompt
@@ -198,20 +198,20 @@ class Predictor(ABC):
         below 0."""
         if not 0 <= temperature < math.inf:
             raise PredictorError(f'a temperature is 0 or more, got {temperature}')
-        rng, hear, out = np.random.default_rng(seed), self.listen(), []
+        rng, step, out = np.random.default_rng(seed), self.start_session(), []
         for i in [self.before, *encode_with_offsets(self.tokenizer, self.line(prompt))[0]]:
-            log_V = hear(i)
+            log_V = step(i)
         for k in range(n):
             out.append(
                 int(sample_from_logits(tempered(torch.from_numpy(log_V), temperature), torch.tensor(rng.random())))
             )
             if k < n - 1:
-                log_V = hear(out[-1])
+                log_V = step(out[-1])
         return self.tokenizer.decode(out)
 
 # %% ../../nbs/29_predictors.ipynb #894a7c78
 class NgramPredictor(Predictor):
-    "A counting model that reads and writes."
+    "An n-gram model that scores and generates."
 
     def __init__(
         self,
@@ -231,13 +231,13 @@ class NgramPredictor(Predictor):
         for i in range(len(ids)):
             yield self._log([self.before, *ids[:i]])[None]
 
-    def listen(self):
-        heard = []
-        return lambda i: (heard.append(i), self._log(heard))[1]
+    def start_session(self):
+        ids = []
+        return lambda i: (ids.append(i), self._log(ids))[1]
 
 # %% ../../nbs/29_predictors.ipynb #4bc493fd
 class NeuralPredictor(Predictor):
-    "A trained network that reads and writes."
+    "A trained network that scores and generates."
 
     def __init__(
         self,
@@ -261,24 +261,24 @@ class NeuralPredictor(Predictor):
             new = window_start(at + 1, self.model.context_length)
             first, state = (
                 (at, state) if new == start else (new, None)
-            )  # a context that is full: its newest half is read anew
+            )  # a context that is full: its newest half is processed again
             start, stop = new, min(len(x), at + 128, new + (self.model.context_length or len(x)))
             log_TV, state = self._log(x[first:stop], state)
             yield log_TV[at - first :]
             at = stop
 
-    def listen(self):
-        heard, start, state = [], 0, None
+    def start_session(self):
+        ids, start, state = [], 0, None
 
-        def hear(i):
+        def step(i):
             nonlocal start, state
-            heard.append(i)
-            new = window_start(len(heard), self.model.context_length)
-            log_TV, state = self._log([i], state) if new == start else self._log(heard[new:], None)
+            ids.append(i)
+            new = window_start(len(ids), self.model.context_length)
+            log_TV, state = self._log([i], state) if new == start else self._log(ids[new:], None)
             start = new
             return log_TV[-1]
 
-        return hear
+        return step
 
 # %% ../../nbs/29_predictors.ipynb #12e693e9
 @recipe
@@ -336,39 +336,39 @@ def _first(split, n):
     )
 
 
-def _size(guesser):
-    "Bytes of a guesser's file: counts compressed, weights in half precision."
-    if isinstance(guesser, NeuralPredictor):
-        return 2 * guesser.parameters
+def _size(predictor):
+    "Bytes of a predictor's file: counts compressed, weights in half precision."
+    if isinstance(predictor, NeuralPredictor):
+        return 2 * predictor.parameters
     file = io.BytesIO()
-    np.savez_compressed(file, **state_dict(guesser.model)) if guesser.parameters else None
+    np.savez_compressed(file, **state_dict(predictor.model)) if predictor.parameters else None
     return file.tell()
 
 
-def _scored(guesser, split, interval=False):
+def _scored(predictor, split, interval=False):
     """A split's score: of counts, of a network that carries its state in ten lanes, of one that does not in windows of
     its context."""
-    if isinstance(guesser, NgramPredictor):
-        return evaluate_ngram(guesser.model, split)
+    if isinstance(predictor, NgramPredictor):
+        return evaluate_ngram(predictor.model, split)
     return evaluate(
-        guesser.model,
+        predictor.model,
         split,
-        guesser.tokenizer.bos_id,
+        predictor.tokenizer.bos_id,
         eval_batch_size=10,
-        seq_len=guesser.model.context_length or 70,
+        seq_len=predictor.model.context_length or 70,
         interval=interval,
     )
 
 
-def _measured(guesser, data):
-    "What a guesser scores on validation and test, and on the short test."
+def _measured(predictor, data):
+    "What a predictor scores on validation and test, and on the short test."
 
     def on(split):
-        return _scored(guesser, split, interval=True)
+        return _scored(predictor, split, interval=True)
 
     return dict(
-        num_parameters=guesser.parameters,
-        size=_size(guesser),
+        num_parameters=predictor.parameters,
+        size=_size(predictor),
         **{s: on(getattr(data, s)).to_dict() for s in ('validation', 'test')},
         check=dict(num_tokens=_CHECK, nats=on(_first(data.validation, _CHECK)).nats),
     )
@@ -618,7 +618,7 @@ def load_pretrained(
     elsewhere `PredictorError` says so."""
     if name not in PRETRAINED:
         raise PredictorError(
-            f'there is no rung {name!r}, only {", ".join(PRETRAINED)}; for a run of yours there is guesser_from_run'
+            f'there is no rung {name!r}, only {", ".join(PRETRAINED)}; for a run of yours there is predictor_from_run'
         )
     m, t = Measurement.from_dict(measurements()[name]['validation']), _tokenizer()
     if name in _NETWORKS:
@@ -636,7 +636,7 @@ def load_pretrained(
 def load_all_pretrained(
     *names: str,
 ) -> list[Predictor]:  # of `PRETRAINED`; none named: all that need no corpus, from the worst to the best
-    "Rungs of the ladder, ready to read and write."
+    "Rungs of the ladder, ready to score and generate."
     return [load_pretrained(n) for n in names or [n for n in PRETRAINED if n not in _TOO_LARGE]]
 
 # %% ../../nbs/29_predictors.ipynb #af9205a3

@@ -29,7 +29,7 @@ def bundle_js(
     def inline(m):
         return '' if m[1] in seen else bundle_js(m[1], seen)
 
-    return re.sub(r"^import .+ from '\./(.+)';\n", inline, text, flags=re.M)
+    return re.sub(r"^import [^;]+ from '\./(.+)';\n", inline, text, flags=re.M)
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #ef2af92f
 try:
@@ -50,31 +50,31 @@ def _check_range(x: float, low: float, high: float, what: str) -> float:  # x it
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #48a6fe0a
 class Widget(anywidget.AnyWidget):
-    """A thing to move: its traits are what a hand can change; `numbers()`, which each kind defines, is what follows
+    """A widget: its traits are what the reader can change; `readouts()`, which each kind defines, is what follows
     from them: {name: value} as on the page."""
 
     _css = (_STATIC / 'widgets.css').read_text(encoding='utf-8')
-    movable = ()  # the traits that a hand can change
-    start = traitlets.Dict().tag(sync=True)  # the state that Reset returns to
+    controls = ()  # the traits that the reader can change
+    initial_state = traitlets.Dict().tag(sync=True)  # the state that Reset returns to
 
     def __init__(self, **state):
         super().__init__(**state)
-        self.start = self.state()
+        self.initial_state = self.state()
 
     def state(self) -> dict:  # {trait: value}
-        "What a hand can change, as it stands."
-        return {k: getattr(self, k) for k in self.movable}
+        "What the reader can change, as it stands."
+        return {k: getattr(self, k) for k in self.controls}
 
     def reset(self):
         "Back to the state that it was made with."
         with self.hold_trait_notifications():
-            for k, v in self.start.items():
+            for k, v in self.initial_state.items():
                 setattr(self, k, v)
 
     @property
     def perplexity(self) -> float:
         "The perplexity that is shown."
-        return self.numbers()['perplexity']
+        return self.readouts()['perplexity']
 
     def __repr__(self):
         return f'{type(self).__name__}: perplexity {self.perplexity:.2f} (run the cell to move it)'
@@ -84,7 +84,7 @@ class Doors(Widget):
     "Loss to perplexity: a slider over the loss, and as many equal doors as it is worth."
 
     _esm = bundle_js('doors.js')
-    movable = ('loss', 'unit', 'bytes_per_token')
+    controls = ('loss', 'unit', 'bytes_per_token')
     loss = traitlets.Float(2.5).tag(sync=True)  # nats per token
     unit = traitlets.Unicode('nats').tag(sync=True)  # of the scale: nats or bits (per token), or bytes (bits per byte)
     bytes_per_token = traitlets.Float(4.5).tag(sync=True)  # of the tokenizer, for bits per byte
@@ -103,7 +103,7 @@ class Doors(Widget):
             raise WidgetError(f"the unit is 'nats', 'bits' or 'bytes', not {x!r}")
         return x
 
-    def numbers(self):
+    def readouts(self):
         return dict(
             perplexity=perplexity(self.loss, 1),
             nats=self.loss,
@@ -120,13 +120,13 @@ class Doors(Widget):
 def _check_distribution(x, words: Sequence[str], what: str) -> list[float]:
     "Refuse what is no distribution over the words."
     if len(x) != len(words):
-        raise WidgetError(f'{what} wants one share for each of the {len(words)} words, got {len(x)}')
+        raise WidgetError(f'{what} wants one probability for each of the {len(words)} words, got {len(x)}')
     if not (min(x) >= 0 and math.isclose(sum(x), 1, abs_tol=1e-6)):
-        raise WidgetError(f'the shares of {what} are not negative and sum to one, got {list(x)}')
+        raise WidgetError(f'the probabilities of {what} must be at least 0 and sum to one, got {list(x)}')
     return list(x)
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #e1be6364
-_WORDS, _BELIEF, _TRUTH = (
+_WORDS, _PREDICTED, _TRUE_PROBS = (
     ['moves', 'you', 'counts', 'the', 'effort'],
     [0.50, 0.05, 0.30, 0.05, 0.10],
     [0.40, 0.05, 0.35, 0.10, 0.10],
@@ -134,24 +134,24 @@ _WORDS, _BELIEF, _TRUTH = (
 
 
 class Confidence(Widget):
-    "The bars of a next-word distribution under the hand: what they cost when one word comes, and in the long run."
+    "The bars of a next-word distribution as sliders: what they cost when one word is observed, and in the long run."
 
     _esm = bundle_js('confidence.js')
-    movable = ('belief', 'truth', 'came', 'temperature')
+    controls = ('predicted', 'true_probs', 'target', 'temperature')
     words = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    belief = traitlets.List(traitlets.Float()).tag(sync=True)  # of the model, at temperature one
-    truth = traitlets.List(traitlets.Float()).tag(sync=True)  # how often each word really comes
-    came = traitlets.Unicode().tag(sync=True)  # the word that came this time
-    temperature = traitlets.Float().tag(sync=True)  # divides the logarithms of the belief
+    predicted = traitlets.List(traitlets.Float()).tag(sync=True)  # of the model, at temperature one
+    true_probs = traitlets.List(traitlets.Float()).tag(sync=True)  # how often each word really comes next
+    target = traitlets.Unicode().tag(sync=True)  # the word observed this time
+    temperature = traitlets.Float().tag(sync=True)  # divides the logarithms of the predicted probabilities
 
     def __init__(
         self,
         words: Sequence[str] = _WORDS,  # those that may come next
-        belief: (
+        predicted: (
             Sequence[float] | None
-        ) = None,  # the model's shares of them; None: those of the lesson, or even ones for other words
-        truth: Sequence[float] | None = None,  # their real shares, likewise
-        came: str | None = None,  # the word that came; None: the first
+        ) = None,  # the model's probabilities for them; None: those of the lesson, or even ones for other words
+        true_probs: Sequence[float] | None = None,  # their true probabilities, likewise
+        target: str | None = None,  # the word observed; None: the first
         temperature: float = 1.0,  # from 0.1 to 3
     ):
         words, even = list(words), [1 / max(len(words), 1)] * len(words)
@@ -160,16 +160,16 @@ class Confidence(Widget):
         ours = words == _WORDS
         super().__init__(
             words=words,
-            belief=belief or (_BELIEF if ours else even),
-            truth=truth or (_TRUTH if ours else even),
-            came=came or words[0],
+            predicted=predicted or (_PREDICTED if ours else even),
+            true_probs=true_probs or (_TRUE_PROBS if ours else even),
+            target=target or words[0],
             temperature=temperature,
         )
 
-    @traitlets.validate('belief', 'truth', 'came', 'temperature')
+    @traitlets.validate('predicted', 'true_probs', 'target', 'temperature')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        if name in ('belief', 'truth'):
+        if name in ('predicted', 'true_probs'):
             return _check_distribution(x, self.words, name)
         if name == 'temperature':
             return _check_range(x, 0.1, 3, 'a temperature')
@@ -179,13 +179,13 @@ class Confidence(Widget):
 
     @property
     def shown(self) -> torch.Tensor:  # probabilities (words,), float64
-        "The belief at the temperature: what the bars show."
-        return softmax(torch.tensor(self.belief, dtype=torch.float64).log() / self.temperature)
+        "The predicted probabilities at the temperature: what the bars show."
+        return softmax(torch.tensor(self.predicted, dtype=torch.float64).log() / self.temperature)
 
-    def numbers(self):
-        p, q = self.shown, torch.tensor(self.truth, dtype=torch.float64)
+    def readouts(self):
+        p, q = self.shown, torch.tensor(self.true_probs, dtype=torch.float64)
         surprise, own, floor, kl = (
-            float(x) for x in (-p[self.words.index(self.came)].log(), entropy(p), entropy(q), kl_divergence(q, p))
+            float(x) for x in (-p[self.words.index(self.target)].log(), entropy(p), entropy(q), kl_divergence(q, p))
         )
         return dict(
             surprise=surprise,
@@ -203,14 +203,14 @@ class Averaging(Widget):
     "Batches of different lengths, and three ways of making one number of them, of which one is right."
 
     _esm = bundle_js('averaging.js')
-    movable = ('tokens', 'losses')
+    controls = ('tokens', 'losses')
     tokens = traitlets.List(traitlets.Int(), [48, 32, 5]).tag(sync=True)  # scored in each batch
     losses = traitlets.List(traitlets.Float(), [2.0, 1.5, 5.0]).tag(sync=True)  # of each batch, nats per token
 
     @traitlets.validate('tokens', 'losses')
     def _check(self, change):
         name, x = change['trait'].name, change['value']
-        n_tokens, n_losses = (len(x if name == k else getattr(self, k)) for k in self.movable)
+        n_tokens, n_losses = (len(x if name == k else getattr(self, k)) for k in self.controls)
         if not 1 <= n_tokens == n_losses:
             raise WidgetError(f'{n_tokens} token counts and {n_losses} losses: each batch has one of each')
         for v in x:
@@ -219,7 +219,7 @@ class Averaging(Widget):
             )
         return x
 
-    def numbers(self):
+    def readouts(self):
         n, each = len(self.tokens), [perplexity(loss, 1) for loss in self.losses]
         nats = sum(count * loss for count, loss in zip(self.tokens, self.losses))
         return dict(
@@ -230,11 +230,11 @@ class Averaging(Widget):
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #40fdb323
 class Tokenizers(Widget):
-    "One text and its total surprise, cut in several ways: the perplexity of a token changes, the bits per byte stay."
+    "One text and its total surprisal, cut in several ways: the perplexity of a token changes, the bits per byte stay."
 
     _esm = bundle_js('tokenizers.js')
-    movable = ('nats', 'tokenizer')
-    nats = traitlets.Float().tag(sync=True)  # total surprise of the text
+    controls = ('nats', 'tokenizer')
+    nats = traitlets.Float().tag(sync=True)  # total surprisal of the text
     tokenizer = traitlets.Unicode().tag(sync=True)  # whose cuts are shown
     pieces = traitlets.Dict().tag(sync=True)  # {name: the tokens of the text, as strings}
     bytes = traitlets.Int(1).tag(sync=True)  # UTF-8 bytes of the text
@@ -243,7 +243,7 @@ class Tokenizers(Widget):
         self,
         text: str,  # what is cut
         pieces: Mapping[str, Sequence[str]],  # {name: the tokens of the text, as strings}
-        nats: float | None = None,  # total surprise of the text; None: two nats a byte
+        nats: float | None = None,  # total surprisal of the text; None: two nats a byte
         tokenizer: str | None = None,  # whose cuts are shown first; None: the first
     ):
         if not (text and pieces and all(pieces.values())):
@@ -259,12 +259,12 @@ class Tokenizers(Widget):
     def _check(self, change):
         x = change['value']
         if change['trait'].name == 'nats':
-            return _check_range(x, 0, math.ceil(3 * self.bytes), 'the surprise of this text')
+            return _check_range(x, 0, math.ceil(3 * self.bytes), 'the surprisal of this text')
         if x not in self.pieces:
             raise WidgetError(f'there are no cuts of {x!r}, only of {", ".join(self.pieces)}')
         return x
 
-    def numbers(self):
+    def readouts(self):
         found = {'nats': self.nats, 'bits_per_byte': bits_per_byte(self.nats, self.bytes)}
         for name, cut in self.pieces.items():
             found |= {
@@ -277,4 +277,4 @@ class Tokenizers(Widget):
     @property
     def perplexity(self) -> float:
         "Per token of the cut that is shown."
-        return self.numbers()[f'perplexity-{self.tokenizer}']
+        return self.readouts()[f'perplexity-{self.tokenizer}']
