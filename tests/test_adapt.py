@@ -150,7 +150,7 @@ def test_memory_is_bounded():
     real = cache.update_cache
     cache.update_cache = lambda h, y: (
         out := real(h, y),
-        held.append((cache.keys.shape[1], cache.num_words.shape[1], out[0].shape[1])),
+        held.append((cache.keys.shape[1], cache.words.shape[1], out[0].shape[1])),
     )[0]
     score_stream(cache, IDS, 1)
     assert max(held) == (50, 50, 73) and held[-1][:2] == (50, 50) and cache.keys is None

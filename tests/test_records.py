@@ -675,7 +675,7 @@ def test_baselines_are_those_of_the_text_and_of_the_tokenizer():
 
 
 def test_baselines_that_are_not_there_are_told_with_those_that_are():
-    for asked in (('wikitext-2', 'num_words'), ('toy', 'word'), ('wikitext-2-raw', 'word')):
+    for asked in (('wikitext-2', 'words'), ('toy', 'word'), ('wikitext-2-raw', 'word')):
         with pytest.raises(FileError, match='there are: .*wikitext-2 by word'):
             R.baselines(*asked)
     with pytest.raises(TypeError):

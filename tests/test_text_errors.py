@@ -392,7 +392,7 @@ def test_parquet_without_text(nowhere, tmp_path):
     nowhere.setenv('LMCOURSE_DATA', str(tmp_path))
     (folder := tmp_path / 'wikitext' / 'wikitext-2-v1').mkdir(parents=True)
     for split in SPLITS:
-        pq.write_table(pa.table(dict(num_words=['a'])), folder / f'{split}-00000-of-00001.parquet')
+        pq.write_table(pa.table(dict(words=['a'])), folder / f'{split}-00000-of-00001.parquet')
     assert 'is damaged' in refusal('wikitext-2')
 
 

@@ -18,7 +18,7 @@ def cut(cache, name='word'):
 
 
 def folder_of(cache):
-    return next((cache / 'num_tokens').iterdir())
+    return next((cache / 'tokens').iterdir())
 
 
 def files(cache):
@@ -54,10 +54,10 @@ def test_keyed_by_content(tmp_path):
     cut(tmp_path), cut(tmp_path, 'bpe:300')
     tokenize_corpus(CORPUS, 'word', 2, tmp_path)
     tokenize_corpus(Corpus('renamed', CORPUS.splits), 'word', 1, tmp_path)
-    assert len(list((tmp_path / 'num_tokens').iterdir())) == 3
+    assert len(list((tmp_path / 'tokens').iterdir())) == 3
     tokenize_corpus(Corpus('rows', CORPUS.splits, meaningful_bytes=False), 'word', 1, tmp_path)
     tokenize_corpus(Corpus('rows', CORPUS.splits | {'test': ROWS[50:99]}), 'word', 1, tmp_path)
-    assert len(list((tmp_path / 'num_tokens').iterdir())) == 5
+    assert len(list((tmp_path / 'tokens').iterdir())) == 5
 
 
 def overwrite(path, data):

@@ -239,3 +239,21 @@ def test_the_figure_of_the_full_run_draws_the_counting_models_of_its_own_text_an
     plt.close('all')
     assert drawn == mine
     assert [round(p) for p in mine[:3]] == [233, 241, 285]
+
+
+def test_a_process_without_a_folder_can_say_that_it_diverged(tmp_path):
+    "Of several processes only the first has a run's folder; the others stop with the same sentence."
+    trainer = Trainer(twin(max_steps=20), tmp_path / 'run', show=False)
+    trainer.state.validation = trainer.evaluate(trainer.data.validation)
+    trainer.rank, trainer.run = 1, None
+    with pytest.raises(Diverged, match='the checkpoints are as last saved'):
+        trainer.raise_diverged()
+    assert Run.open(tmp_path / 'run').summary is None
+
+
+def test_asking_what_is_due_changes_nothing(tmp_path):
+    trainer = Trainer(twin(max_steps=20), tmp_path / 'run', show=False)
+    before = trainer.state.to_dict()
+    for asked in (trainer.log_due, trainer.eval_due, trainer.save_due):
+        asked()
+    assert trainer.state.to_dict() == before

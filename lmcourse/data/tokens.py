@@ -477,7 +477,7 @@ def tokenize_corpus(
     what, texts = f'{corpus.name} as {tokenizer.name}', [corpus.fingerprint(split) for split in SPLITS]
     key = digest(3, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
     root = cache_folder(cache)
-    folder = root / 'num_tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
+    folder = root / 'tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
     read = lambda: _read_splits(folder, corpus, tokenizer)
     write = lambda: _write_splits(folder, corpus, tokenizer)
     return make_once(folder, read, write, what, root) or _in_memory(corpus, tokenizer)

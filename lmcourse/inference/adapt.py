@@ -155,11 +155,11 @@ class NeuralCache(StreamingEvaluator):
         self.adaptation = f'neural cache of {window:,} tokens, theta {theta:g}, weight {cache_weight:g}'
 
     def __enter__(self):
-        self.keys = self.num_words = None
+        self.keys = self.words = None
         return super().__enter__()
 
     def __exit__(self, *error):
-        self.keys = self.num_words = None
+        self.keys = self.words = None
         super().__exit__(*error)
 
     def update_cache(
@@ -167,11 +167,9 @@ class NeuralCache(StreamingEvaluator):
     ) -> tuple:  # (keys_BND, words_BN), those of this batch at their end
         "Add a batch to the cache, and drop what is too old."
         keys, words = (
-            (h_BTD, y_BT)
-            if self.keys is None
-            else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.num_words, y_BT], 1))
+            (h_BTD, y_BT) if self.keys is None else (torch.cat([self.keys, h_BTD], 1), torch.cat([self.words, y_BT], 1))
         )
-        self.keys, self.num_words = keys[:, -self.window :], words[:, -self.window :]
+        self.keys, self.words = keys[:, -self.window :], words[:, -self.window :]
         return keys, words
 
     @torch.no_grad()

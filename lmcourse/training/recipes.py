@@ -11,7 +11,7 @@ __all__ = ['SEQ_LEN_SCHEDULES', 'OPTIMIZERS', 'MAX_LAYERS', 'MAX_SIZE', 'RECIPES
 import difflib, importlib, math, re, sys, typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 import torch
-from ..models.base import ConfigError, ModelConfig
+from ..models.base import ConfigError, ModelConfig, alternatives
 
 # %% ../../nbs/10_recipes.ipynb #d34c6765
 class RecipeError(ConfigError):
@@ -21,10 +21,6 @@ class RecipeError(ConfigError):
 def _check(good: bool, message: str):
     if not good:
         raise RecipeError(message)
-
-
-def _either(names) -> str:
-    return ' or '.join(map(repr, names))
 
 
 def _short(value) -> str:
@@ -103,7 +99,7 @@ class Data:
         )
         _check(
             _known(self.seq_len_schedule, SEQ_LEN_SCHEDULES),
-            f"data.seq_len_schedule is {_either(SEQ_LEN_SCHEDULES)}, got {self.seq_len_schedule!r}",
+            f"data.seq_len_schedule is {alternatives(SEQ_LEN_SCHEDULES)}, got {self.seq_len_schedule!r}",
         )
         _check(
             self.seq_len_schedule == 'equal' or self.batching == 'stateful' and not self.random_offset,
@@ -127,7 +123,9 @@ class Optim:
     grad_accum_steps: int = 1  # batches whose gradients are added before a step
 
     def __post_init__(self):
-        _check(_known(self.optimizer, OPTIMIZERS), f'optim.optimizer is {_either(OPTIMIZERS)}, got {self.optimizer!r}')
+        _check(
+            _known(self.optimizer, OPTIMIZERS), f'optim.optimizer is {alternatives(OPTIMIZERS)}, got {self.optimizer!r}'
+        )
         _check(
             self.lr_schedule in ('constant', 'cosine'),
             f"optim.lr_schedule is 'constant' or 'cosine', got {self.lr_schedule!r}",

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'Diverged', 'Trainer', 'TrainState', 'precisions', 'random_first_length', 'fingerprints',
-           'micro_batches', 'detach_state', 'count_targets', 'evaluate', 'from_checkpoint', 'train', 'load_model',
-           'load_run', 'evaluate_run']
+           'micro_batches', 'map_state', 'detach_state', 'count_targets', 'evaluate', 'from_checkpoint', 'train',
+           'load_model', 'load_run', 'evaluate_run']
 
 # %% ../../nbs/12_training.ipynb #4b8ec931
 import itertools, math, os, random, sys, time
@@ -62,6 +62,7 @@ class Trainer:
                 reason = self.begin()
                 for group in () if reason else self.steps():
                     norm = self.train_step(group)[2]
+                    self.update_timers()
                     if self.log_due():
                         self.log_step(norm)
                     if self.eval_due():
@@ -78,7 +79,7 @@ def patch(method):
     cls = next(iter(method.__annotations__.values()))
     method.__qualname__ = f'{cls.__name__}.{method.__name__}'
     setattr(cls, method.__name__, method)
-    return method.__globals__.get(method.__name__)  # a function of that name stays what it was
+    return method.__globals__.get(method.__name__, method)  # a function of that name stays what it was
 
 # %% ../../nbs/12_training.ipynb #28c5476f
 @dataclass
@@ -293,13 +294,21 @@ def micro_batches(
         yield group
 
 # %% ../../nbs/12_training.ipynb #770b64db
+def map_state(
+    fn: Callable,  # tensor -> tensor
+    state,  # None, a tensor, or a tuple of them
+):  # of the same form
+    "Apply a function to every tensor of a carried state."
+    if state is None:
+        return None
+    return fn(state) if torch.is_tensor(state) else tuple(map_state(fn, s) for s in state)
+
+
 def detach_state(
     state,  # None, a tensor, or a tuple of them
 ):  # the same numbers
     "The carried state, cut off from the graph that made it."
-    if state is None:
-        return None
-    return state.detach() if torch.is_tensor(state) else tuple(detach_state(s) for s in state)
+    return map_state(torch.Tensor.detach, state)
 
 # %% ../../nbs/12_training.ipynb #02ec6158
 @patch
@@ -386,7 +395,6 @@ def add_to_curve(self: Trainer, nats: torch.Tensor, count: int):
 @patch
 def log_due(self: Trainer) -> bool:
     "Whether a row of the curve is due after this step."
-    self.update_timers()
     return self.eval_due() or self.state.step % self.recipe.train.log_every == 0
 
 
@@ -399,7 +407,7 @@ def eval_due(self: Trainer) -> bool:
 
 @patch
 def save_due(self: Trainer) -> bool:
-    "Whether ten minutes have passed since the last checkpoint."
+    "Whether a checkpoint is due: with a row of the curve, ten minutes after the last one."
     return not self.rank and self.log_due() and self.state.elapsed - self.last_save > 600
 
 
@@ -445,7 +453,8 @@ def raise_diverged(self: Trainer):
     if not self.rank:
         self.run.finish(self.summary('diverged'))
     state, optim = self.state, self.recipe.optim
-    kept = f'the checkpoints in {self.run.path} are as last saved' if state.validation else 'nothing had been saved yet'
+    where = f' in {self.run.path}' if self.run else ''
+    kept = f'the checkpoints{where} are as last saved' if state.validation else 'nothing had been saved yet'
     clip = ', or --optim.max_grad_norm 1.0' if not 0 < optim.max_grad_norm <= 1 else ''
     raise Diverged(
         f'the loss stopped being a number, or grew beyond measure, near step {state.step} (learning rate'
@@ -483,17 +492,17 @@ def evaluate(
     state, nats, valid, num_correct = None, [], [], torch.zeros((), dtype=torch.int64)
     with evaluating(model):
         for x_BT, y_BT in batches:
-            nats_BT = torch.zeros(y_BT.shape)
+            nats_BT = torch.zeros(y_BT.shape, dtype=torch.float64)
             if len(y_BT[rows]):
                 hidden_BTD, state = model(x_BT[rows].to(device), state if state_carried else None)
                 mine, correct = fused_token_nats(
                     hidden_BTD, model.lm_head.weight, model.lm_head.bias, y_BT[rows], precision='fp32'
                 )
-                nats_BT[rows] = mine.view(y_BT[rows].shape).float().cpu()
+                nats_BT[rows] = mine.view(y_BT[rows].shape).cpu().double()
                 num_correct += int(correct)
             nats.append(nats_BT.view(streams, -1))  # streams go on side by side, windows one after another
             valid.append((y_BT != -100).view(streams, -1))
-    nats_N = all_reduce(torch.cat(nats, 1))[torch.cat(valid, 1)].double().numpy()
+    nats_N = all_reduce(torch.cat(nats, 1))[torch.cat(valid, 1)].numpy()
     return split.measurement(
         float(nats_N.sum()),
         context_length=None if state_carried else seq_len,
@@ -630,7 +639,7 @@ def load_state_dict(
     load_named_weights(self.model, found['model'], str(path))
     self.optimizer.load_state_dict(self.optimizer.state_dict() | {'state': found['optimizer']})
     self.batches.load_state_dict(found['batches'])
-    state.hidden = _to(state.hidden, self.device)
+    state.hidden = map_state(lambda t: t.to(self.device), state.hidden)
     self.state = state
     torch.set_rng_state(found['rng']['cpu'])
     if self.device.type == 'cuda' and 'cuda' in found['rng']:
@@ -642,13 +651,6 @@ def say(self: Trainer, sentence: str):
     "A sentence for the person who started the run, from the first process alone."
     if not self.rank:
         warn(sentence)
-
-
-def _to(state, device):
-    "A carried state on a device."
-    if state is None:
-        return None
-    return state.to(device) if torch.is_tensor(state) else tuple(_to(s, device) for s in state)
 
 
 def _check_same_text(begun, now, path):
