@@ -58,7 +58,7 @@ def built(name, device='cpu'):
     return MODELS[name]().to(device)
 
 
-def readers(model):
+def evaluators(model):
     rms = gradient_rms(model, IDS, 1, 7, eval_batch_size=4, batches=5)
     return {
         'cache': NeuralCache(model, 60, 0.5, 0.3, seq_len=23),
@@ -73,10 +73,10 @@ def test_nobody_peeks_and_everything_is_put_back(name, device):
     "The future shuffled does not change the past; every token is scored once; and the model is, and stands, as before."
     model = built(name, device).train()
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
-    for kind, reader in readers(model).items():
+    for kind, evaluator in evaluators(model).items():
         place, other = 205, IDS.copy()
         np.random.default_rng(1).shuffle(other[205:])
-        (a, num_correct), (b, _) = score_stream(reader, IDS, 1), score_stream(reader, other, 1)
+        (a, num_correct), (b, _) = score_stream(evaluator, IDS, 1), score_stream(evaluator, other, 1)
         assert len(a) == len(IDS) and np.isfinite(a).all() and 0 <= num_correct <= len(IDS)
         assert np.array_equal(a[:place], b[:place]) and not np.array_equal(a[place:], b[place:]), kind
         assert model.training and all(torch.equal(p, before[k]) for k, p in model.named_parameters())
@@ -100,9 +100,9 @@ def test_a_reader_that_peeks_is_found():
 def test_put_back_where_reading_is_broken_off():
     model = built('lstm').train()
     before = [p.detach().clone() for p in model.parameters()]
-    reader = DynamicEvaluation(model, 0.5, seq_len=7)
+    evaluator = DynamicEvaluation(model, 0.5, seq_len=7)
     with pytest.raises(IndexError):
-        score_stream(reader, np.append(IDS[:40], 999), 1)
+        score_stream(evaluator, np.append(IDS[:40], 999), 1)
     assert model.training and all(torch.equal(p, q) for p, q in zip(model.parameters(), before))
 
 
@@ -150,13 +150,13 @@ def test_memory_is_bounded():
     real = cache.update_cache
     cache.update_cache = lambda h, y: (
         out := real(h, y),
-        held.append((cache.keys.shape[1], cache.words.shape[1], out[0].shape[1])),
+        held.append((*(kept.shape[1] for kept in cache.memory), out[0].shape[1])),
     )[0]
     score_stream(cache, IDS, 1)
-    assert max(held) == (50, 50, 73) and held[-1][:2] == (50, 50) and cache.keys is None
+    assert max(held) == (50, 50, 73) and held[-1][:2] == (50, 50) and cache.memory is None
 
 
-def test_lanes_have_memories_of_their_own():
+def test_streams_have_memories_of_their_own():
     model, ids = built('lstm'), IDS[:400]
     together, _ = score_stream(NeuralCache(model, 50, 0.5, 0.3), ids, 1, eval_batch_size=4)
     alone = np.concatenate(
@@ -237,13 +237,13 @@ def test_scaled_steps_by_hand():
     weights = list(model.parameters())
     rms = [torch.rand_like(p) for p in weights]
     mean = sum(float(r.sum()) for r in rms) / sum(r.numel() for r in rms)
-    reader = DynamicEvaluation(model, 0.3, 0.4, rms, seq_len=7, eps=0.1)
-    with reader:
+    evaluator = DynamicEvaluation(model, 0.3, 0.4, rms, seq_len=7, eps=0.1)
+    with evaluator:
         old = [p.detach().clone() for p in weights]
         for p in weights:
             p.data += 0.1
         moved, grads = [p.detach().clone() for p in weights], [torch.randn_like(p) for p in weights]
-        reader.update(grads)
+        evaluator.update(grads)
         for p, o, m, g, r in zip(weights, old, moved, grads, rms):
             torch.testing.assert_close(
                 p.detach(),
@@ -426,12 +426,12 @@ def test_a_token_that_was_all_but_ruled_out_is_a_finite_surprise():
     with torch.no_grad():
         model.lm_head.bias[3] = -400.0
     ids = np.array([1, 2, 3, 4] * 20)
-    for reader in (
+    for evaluator in (
         D.StreamingEvaluator(model),
         D.NeuralCache(model, 10, seq_len=4),
         D.DynamicEvaluation(model, 0.0, seq_len=4),
     ):
-        nats_N, _ = D.score_stream(reader, ids, 0)
+        nats_N, _ = D.score_stream(evaluator, ids, 0)
         assert np.isfinite(nats_N).all()
     assert max(D.score_stream(D.StreamingEvaluator(model), ids, 0)[0]) > 300
     assert all(math.isfinite(r['perplexity']) for r in D.tune_cache(model, ids, 0, (10,), (0.3,), (0.1,)))

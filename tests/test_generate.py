@@ -25,8 +25,8 @@ from lmcourse.inference.generate import (
     temperature,
     top_k,
     top_p,
-    window_start,
 )
+from lmcourse.models.context import window_start
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.data.tokens import WordTokenizer, train_bpe, train_whitespace
 from lmcourse.models.transformer import TransformerConfig
@@ -54,7 +54,7 @@ PROMPTS = [[5, 6, 7], [], list(range(2, 32)), [9] * 8]  # the third is longer th
 
 
 def built(name, device='cpu'):
-    "A model with guesses far from even, so that nothing hangs on how a sum is rounded."
+    "A model with predictions far from even, so that nothing hangs on how a sum is rounded."
     torch.manual_seed(0)
     model = MODELS[name]().to(device)
     with torch.no_grad():
@@ -203,29 +203,14 @@ def test_numbers_that_no_rule_can_follow(wrong, told):
 # the loop
 
 
-@pytest.mark.parametrize('context', [None, 1, 2, 3, 8, 64])
-def test_the_window(context):
-    "It holds the newest token, never too many, grows by one, and shrinks to half when it is full."
-    seen = [t - window_start(t, context) for t in range(1, 400)]
-    if context is None:
-        assert seen == list(range(1, 400))
-        return
-    half = max(1, context // 2)
-    assert (
-        max(seen) == context
-        and seen[:context] == list(range(1, context + 1))
-        and all(b == a + 1 or (a, b) == (context, half) for a, b in zip(seen, seen[1:]))
-    )
-
-
 @torch.no_grad()
 def slowly(model, prompt, n, how, seed):
     "What `generate_ids` should give for one prompt: everything in the window read anew for each token."
-    text, thrower, out, device = [1, *prompt], torch.Generator().manual_seed(seed), [], model.lm_head.weight.device
+    text, rng, out, device = [1, *prompt], torch.Generator().manual_seed(seed), [], model.lm_head.weight.device
     for _ in range(n):
         x = text[window_start(len(text), model.context_length) :]
         logits = model.lm_head(model.eval()(torch.tensor([x], device=device), None)[0])[:, -1].float().cpu()
-        i = sample_from_logits(how(logits, [text[1:]]), torch.rand(1, generator=thrower, dtype=torch.float64)).item()
+        i = sample_from_logits(how(logits, [text[1:]]), torch.rand(1, generator=rng, dtype=torch.float64)).item()
         out.append((i, -float(logits[0].double().log_softmax(-1)[i])))
         text.append(i)
     return tuple(map(list, zip(*out)))

@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['GenerateError', 'sample_from_logits', 'greedy', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty',
-           'SamplingConfig', 'window_start', 'generate_ids', 'prompt_ids', 'Generation', 'generate_stream', 'generate',
-           'seq_rep_n', 'distinct_1', 'token_nats']
+           'SamplingConfig', 'generate_ids', 'prompt_ids', 'Generation', 'generate_stream', 'generate', 'seq_rep_n',
+           'distinct_1', 'token_nats']
 
 # %% ../../nbs/21_generation.ipynb #fdc82bb6
 import math, re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-import torch
+import torch, torch.nn.functional as F
 from torch import nn
 from ..errors import LMCourseError
 from ..measure.perplexity import perplexity
 from ..data.tokens import Tokenizer
+from ..data.batches import WindowBatches
 from ..models.base import evaluating
+from ..models.context import ContextReader, StreamingEvaluator, window_start
 
 # %% ../../nbs/21_generation.ipynb #b25b382f
 class GenerateError(LMCourseError):
@@ -162,24 +164,7 @@ class SamplingConfig:
         )
         return ', '.join(warm + cuts)
 
-# %% ../../nbs/21_generation.ipynb #df3471d3
-def window_start(
-    read: int,  # tokens before the one to predict
-    context: int | None,  # tokens that fit; None: any number
-) -> int:  # the first that is read
-    """Where the model's window begins: at the start while the context holds everything; each time that it is full, its
-    newest half is read again."""
-    if context is None or read <= context:
-        return 0
-    hop = context + 1 - max(1, context // 2)
-    return -(-(read - context) // hop) * hop
-
 # %% ../../nbs/21_generation.ipynb #fd98f13e
-def _nats(logits, ids):
-    "The negative log-likelihood of each id, under logits that no rule has changed."
-    return -logits.double().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-
-
 def _generators(seed, rows):
     "A generator of random numbers for each row."
     seeds = [seed] * rows if isinstance(seed, int) else list(seed)
@@ -199,25 +184,20 @@ def generate_ids(
     seed: int | Sequence = 0,  # of every row, or one for each
 ) -> Iterator[list]:  # endless: for each row (id, nats under the model itself), or None while its prompt is read
     """Continue all rows, one token at a time, until the caller stops. A context that is full is handled as
-    `window_start` says."""
+    `ContextReader` does."""
     _refuse(not len(prompts), 'there is no prompt: to begin a text, give one that is empty')
-    texts, throwers = [[bos_id, *ids] for ids in prompts], _generators(seed, len(prompts))
-    at, start, state = min(map(len, texts)), 0, None
+    texts, rngs = [[bos_id, *ids] for ids in prompts], _generators(seed, len(prompts))
+    at, reader = min(map(len, texts)), ContextReader(model)
     with evaluating(model):
         while True:
-            new = window_start(at, model.context_length)
-            if new != start or state is None:
-                read, start, state = new, new, None  # read again
-            h_BTD, state = model(
-                torch.tensor([text[read:at] for text in texts], device=model.lm_head.weight.device), state
-            )
-            logits_BV, read = model.lm_head(h_BTD[:, -1]).float().cpu(), at
+            logits_BV = model.lm_head(reader.read(texts, at)[:, -1]).float().cpu()
             free = [len(text) == at for text in texts]  # rows whose prompt has been read
             u_B = torch.tensor(
-                [torch.rand((), generator=g, dtype=torch.float64).item() if f else 0.0 for g, f in zip(throwers, free)]
+                [torch.rand((), generator=rng, dtype=torch.float64).item() if f else 0.0 for rng, f in zip(rngs, free)]
             )
             id_B = sample_from_logits(sampling(logits_BV, [text[1:] for text in texts]), u_B)
-            step = [(i, n) if f else None for i, n, f in zip(id_B.tolist(), _nats(logits_BV, id_B).tolist(), free)]
+            nats_B = F.cross_entropy(logits_BV.double(), id_B, reduction='none')  # no rule has changed these logits
+            step = [(i, n) if f else None for i, n, f in zip(id_B.tolist(), nats_B.tolist(), free)]
             for text, one in zip(texts, step):
                 text += [one[0]] if one else []
             at += 1
@@ -328,21 +308,15 @@ def distinct_1(
     return len(set(tokens)) / len(tokens)
 
 # %% ../../nbs/21_generation.ipynb #7359b2ef
-@torch.no_grad()
 def token_nats(
     model: nn.Module,
-    ids: Sequence,  # a text, short enough to be read at once
+    ids: Sequence,  # a text
     bos_id: int,  # the id before it
 ) -> list[float]:  # nats of each token
     "The negative log-likelihood of each token of a text, with the context that generation has."
-    text, at, nats = [bos_id, *map(int, ids)], 1, []
-    with evaluating(model):
-        while at < len(text):
-            start = window_start(at, model.context_length)
-            stop = min(
-                len(text), start + (model.context_length or len(text)) + 1
-            )  # the last token that is predicted from this window, and one
-            h_BTD, _ = model(torch.tensor([text[start : stop - 1]], device=model.lm_head.weight.device), None)
-            nats += _nats(model.lm_head(h_BTD[0, at - start - 1 :]).float().cpu(), torch.tensor(text[at:stop])).tolist()
-            at = stop
-    return nats
+    if not len(ids):
+        return []
+    context = min(len(ids), model.context_length or len(ids))
+    stride = window_start(context + 1, context)  # where the second window begins
+    windows = WindowBatches(ids, context, 16, bos_id, stride, shuffle=False, score_once=True)
+    return StreamingEvaluator(model, state_carried=False).score(windows)[0].tolist()

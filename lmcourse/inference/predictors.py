@@ -25,8 +25,9 @@ from ..files import load_safetensors, read_json, save_safetensors, write_json
 from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe, recipe_from_dict
 from ..training.trainer import evaluate, load_model
 from ..training.checkpoint import load_named_weights, named_weights
+from ..models.context import ContextReader
 from ..models.tied_rnn import TiedRNNConfig
-from .generate import sample_from_logits, temperature as tempered, window_start
+from .generate import sample_from_logits, temperature as tempered
 
 # %% ../../nbs/29_predictors.ipynb #de222682
 class PredictorError(LMCourseError):
@@ -243,40 +244,26 @@ class NeuralPredictor(Predictor):
         self,
         name: str,
         tokenizer: Tokenizer,
-        model: torch.nn.Module,  # with `logits(x_BT, state)`
+        model: torch.nn.Module,  # returns (hidden_BTD, state) for (x_BT, state); has `lm_head` and `context_length`
         measured: Measurement | None = None,
     ):
         super().__init__(name, tokenizer, measured, sum(p.numel() for p in model.parameters()))
         self.model = model.eval()
 
     @torch.no_grad()
-    def _log(self, ids, state):
-        device = next(self.model.parameters()).device
-        logits_1TV, state = self.model.logits(torch.tensor([ids], device=device), state)
-        return logits_1TV[0].double().log_softmax(-1).cpu().numpy(), state
+    def _log_softmax(self, hidden_BTD):
+        return self.model.lm_head(hidden_BTD[0]).cpu().double().log_softmax(-1).numpy()
 
     def log_probs(self, ids):
-        x, at, start, state = [self.before, *ids[:-1]], 0, 0, None
-        while at < len(x):
-            new = window_start(at + 1, self.model.context_length)
-            first, state = (
-                (at, state) if new == start else (new, None)
-            )  # a context that is full: its newest half is processed again
-            start, stop = new, min(len(x), at + 128, new + (self.model.context_length or len(x)))
-            log_TV, state = self._log(x[first:stop], state)
-            yield log_TV[at - first :]
-            at = stop
+        for hidden_BTD in ContextReader(self.model).blocks([self.before, *ids[:-1]]):
+            yield self._log_softmax(hidden_BTD)
 
     def start_session(self):
-        ids, start, state = [], 0, None
+        ids, reader = [], ContextReader(self.model)
 
         def step(i):
-            nonlocal start, state
             ids.append(i)
-            new = window_start(len(ids), self.model.context_length)
-            log_TV, state = self._log([i], state) if new == start else self._log(ids[new:], None)
-            start = new
-            return log_TV[-1]
+            return self._log_softmax(reader.read([ids], len(ids)))[-1]
 
         return step
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TrainingError', 'Diverged', 'Trainer', 'TrainState', 'precisions', 'random_first_length', 'fingerprints',
-           'micro_batches', 'map_state', 'detach_state', 'count_targets', 'evaluate', 'from_checkpoint', 'train',
-           'load_model', 'load_run', 'evaluate_run']
+           'micro_batches', 'count_targets', 'evaluate', 'from_checkpoint', 'train', 'load_model', 'load_run',
+           'evaluate_run']
 
 # %% ../../nbs/12_training.ipynb #4b8ec931
 import itertools, math, os, random, sys, time
@@ -19,12 +19,12 @@ from ..device import has_bf16, peak_memory, pick_device, resolve_precision, to_d
 from ..errors import LMCourseError, warn
 from ..files import read_json, write_json
 from ..measure.cross_entropy import LossSum
-from ..measure.fused_loss import fused_token_nats
 from ..measure.perplexity import Measurement, block_bootstrap_ci
 from ..data.text import CORPORA, SPLITS
 from ..data.tokens import Tokenizer, TokenizedCorpus, TokenSplit, tokenize_corpus
 from ..data.batches import StatefulBatches, WindowBatches
-from ..models.base import LanguageModel, evaluating
+from ..models.base import LanguageModel
+from ..models.context import StreamingEvaluator, detach_state, map_state
 from .checkpoint import flatten_state, load_named_weights, named_weights, unflatten_state
 from .optimizers import get_lr, make_optimizer
 from .progress import ProgressBar, graceful_interrupt, in_notebook
@@ -293,23 +293,6 @@ def micro_batches(
     while group := list(itertools.islice(it, n)):
         yield group
 
-# %% ../../nbs/12_training.ipynb #770b64db
-def map_state(
-    fn: Callable,  # tensor -> tensor
-    state,  # None, a tensor, or a tuple of them
-):  # of the same form
-    "Apply a function to every tensor of a carried state."
-    if state is None:
-        return None
-    return fn(state) if torch.is_tensor(state) else tuple(map_state(fn, s) for s in state)
-
-
-def detach_state(
-    state,  # None, a tensor, or a tuple of them
-):  # the same numbers
-    "The carried state, cut off from the graph that made it."
-    return map_state(torch.Tensor.detach, state)
-
 # %% ../../nbs/12_training.ipynb #02ec6158
 @patch
 def compute_loss(
@@ -462,7 +445,6 @@ def raise_diverged(self: Trainer):
     )
 
 # %% ../../nbs/12_training.ipynb #41f68827
-@torch.no_grad()
 def evaluate(
     model: LanguageModel,  # any model
     split: TokenSplit,  # what to score
@@ -477,7 +459,6 @@ def evaluate(
 ) -> Measurement:
     """Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once.
     Raises `TrainingError` for a stride where the state is carried, `BatchError` for one that would leave tokens out."""
-    device = next(model.parameters()).device
     state_carried = state_carried and model.stateful
     if state_carried and stride:
         raise TrainingError(
@@ -489,27 +470,15 @@ def evaluate(
         batches = StatefulBatches(split.ids, streams, seq_len, bos_id)
     else:
         batches = WindowBatches(split.ids, seq_len, 16, bos_id, stride, shuffle=False, score_once=True)
-    state, nats, valid, num_correct = None, [], [], torch.zeros((), dtype=torch.int64)
-    with evaluating(model):
-        for x_BT, y_BT in batches:
-            nats_BT = torch.zeros(y_BT.shape, dtype=torch.float64)
-            if len(y_BT[rows]):
-                hidden_BTD, state = model(x_BT[rows].to(device), state if state_carried else None)
-                mine, correct = fused_token_nats(
-                    hidden_BTD, model.lm_head.weight, model.lm_head.bias, y_BT[rows], precision='fp32'
-                )
-                nats_BT[rows] = mine.view(y_BT[rows].shape).cpu().double()
-                num_correct += int(correct)
-            nats.append(nats_BT.view(streams, -1))  # streams go on side by side, windows one after another
-            valid.append((y_BT != -100).view(streams, -1))
-    nats_N = all_reduce(torch.cat(nats, 1))[torch.cat(valid, 1)].numpy()
+    nats_N, num_correct = StreamingEvaluator(model, seq_len, state_carried).score(batches, streams, rows)
+    nats_N, num_correct = all_reduce(nats_N).numpy(), all_reduce(torch.tensor(num_correct))
     return split.measurement(
         float(nats_N.sum()),
         context_length=None if state_carried else seq_len,
         stride=None if state_carried else stride or seq_len,
         state_carried=state_carried,
         eval_batch_size=streams,
-        accuracy=int(all_reduce(num_correct)) / split.num_tokens,
+        accuracy=int(num_correct) / split.num_tokens,
         ci95=block_bootstrap_ci(nats_N) if interval else None,
     )
 
