@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['window_start', 'ContextReader', 'map_state', 'detach_state', 'StreamingEvaluator']
 
-# %% ../../nbs/engine/context.ipynb #383b56b0
+# %% ../../nbs/engine/context.ipynb #0fee9738
 from collections.abc import Callable
 import torch
 from ..measure.fused_loss import fused_token_nats
 from .base import LanguageModel
 
-# %% ../../nbs/engine/context.ipynb #146b5d80
+# %% ../../nbs/engine/context.ipynb #8f877351
 def window_start(
     read: int,  # tokens before the one to predict
     context: int | None,  # tokens that fit; None: any number
@@ -23,7 +23,7 @@ def window_start(
     stride = stride or context + 1 - max(1, context // 2)  # a full window keeps its newest half
     return -(-(read - context) // stride) * stride
 
-# %% ../../nbs/engine/context.ipynb #b8cef6ff
+# %% ../../nbs/engine/context.ipynb #7ef4e239
 class ContextReader:
     "Reads texts as they grow: the state is kept from call to call, and rebuilt where the window moves."
 
@@ -58,7 +58,7 @@ class ContextReader:
             end = min(len(text), begin + size, full)
             yield self.read([text], end, end - begin)
 
-# %% ../../nbs/engine/context.ipynb #52bee65b
+# %% ../../nbs/engine/context.ipynb #fbbcac6b
 def map_state(
     fn: Callable,  # tensor -> tensor
     state,  # None, a tensor, or a tuple of them
@@ -75,7 +75,7 @@ def detach_state(
     "The carried state, cut off from the graph that made it."
     return map_state(torch.Tensor.detach, state)
 
-# %% ../../nbs/engine/context.ipynb #6a92d903
+# %% ../../nbs/engine/context.ipynb #87904afe
 class StreamingEvaluator:
     "Scores a text batch by batch, every token once, in evaluation mode; afterwards the model is what it was."
 
