@@ -193,7 +193,7 @@ def _nats_and_grads(evaluator, x_BT, y_BT, weights):
         y_N = y_BT.flatten().to(logits_NV.device)
         nats_N = F.cross_entropy(logits_NV, y_N, reduction='none')
         grads = torch.autograd.grad(nats_N.sum() / (y_N != -100).sum(), weights, materialize_grads=True)
-    return nats_N.detach().view(y_BT.shape), int((logits_NV.argmax(-1) == y_N).sum()), grads
+    return nats_N.detach().view(y_BT.shape), (logits_NV.argmax(-1) == y_N).sum(), grads
 
 
 class DynamicEvaluation(StreamingEvaluator):
@@ -241,7 +241,7 @@ class DynamicEvaluation(StreamingEvaluator):
         "Score the segment with the weights as they are, then learn from it."
         nats_BT, num_correct, grads = _nats_and_grads(self, x_BT, y_BT, self.weights)
         self.update(grads)
-        return nats_BT, num_correct
+        return nats_BT, int(num_correct)
 
     @torch.no_grad()
     def update(self, grads):  # the gradient, one tensor for each parameter
