@@ -1,6 +1,7 @@
 "Sphinx's settings; docs/stage.py puts a copy of this file beside the pages."
 
 import ast, inspect, json, re, textwrap
+from html import escape
 from pathlib import Path
 from fastcore.docments import docments
 
@@ -10,7 +11,14 @@ project, author, release = SITE['name'], SITE['author'], SITE['version']
 project_copyright = author
 language = 'en'
 smartquotes_action = 'D'  # dashes alone: quotes stay as the notebooks have them, and as code in comments must have them
-extensions = ['sphinx.ext.autodoc', 'sphinx.ext.mathjax', 'myst_nb', 'sphinx_design', 'sphinx_copybutton']
+extensions = [
+    'sphinx.ext.autodoc',
+    'sphinx.ext.mathjax',
+    'sphinx.ext.viewcode',
+    'myst_nb',
+    'sphinx_design',
+    'sphinx_copybutton',
+]
 exclude_patterns = ['_static']
 
 # pages
@@ -32,7 +40,10 @@ toc_object_entries_show_parents = 'hide'
 html_theme = 'furo'
 html_title = SITE['name']
 html_static_path = ['_static']
-html_css_files = ['site.css']
+html_css_files, html_js_files = ['site.css'], ['site.js']
+html_extra_path = ['404.html']
+html_search_scorer = '_static/scorer.js'
+html_baseurl = SITE['site']  # of the canonical links; empty where the site has no address yet
 html_favicon = '_static/favicon.svg'
 html_logo = '_static/logo.svg'
 html_copy_source = html_show_sourcelink = html_use_index = html_domain_indices = False
@@ -120,5 +131,12 @@ def docments_to_fields(app, what, name, obj, options, lines):
         lines += ['', *fields, '']
 
 
+def describe_page(app, page, template, context, doctree):
+    "The description that a search engine shows: the promise of a lesson, or what a page is about."
+    text = SITE['descriptions'].get(page) or f'{context.get("title", "")}: a page of {project}.'
+    context['metatags'] = f'{context.get("metatags", "")}\n<meta name="description" content="{escape(text)}">'
+
+
 def setup(app):
     app.connect('autodoc-process-docstring', docments_to_fields)
+    app.connect('html-page-context', describe_page)

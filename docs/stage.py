@@ -216,19 +216,19 @@ def binder(lesson: Lesson) -> str:
 # ---- notebooks
 
 
-def _alternative(source: str) -> str:
-    "What a figure shows, in words: the titles that its cell gives it."
+def _alternative(source: str, heading: str = '') -> str:
+    """What a figure shows, in words: those of the cell's `#| fig-alt:` or `# figure name:`, else the titles that the
+    cell gives it, else the heading that it stands under."""
+    if given := re.search(r'^(?:#\|\s*fig-alt|# figure \w+):\s*(.+)$', source, re.M):
+        return f'Figure: {given[1]}'
     found = re.findall(r"title\s*[=(]\s*f?(?:'((?:[^'\\]|\\.)+)'|\"([^\"]+)\")", source) + re.findall(
         r"plot_ladder\([^']*'([^']+)'()", source
     )
-    return (
-        'Figure: ' + '; '.join(dict.fromkeys((a or b).replace("\\'", "'") for a, b in found))
-        if found
-        else 'Figure: the text beside it says what it shows'
-    )
+    titles = [title for a, b in found if '{' not in (title := (a or b).replace("\\'", "'"))]
+    return 'Figure: ' + '; '.join(dict.fromkeys(titles)) if titles else f'Figure: described in the section {heading}'
 
 
-def _tidy(cell, exports: bool, page: str, home: str):
+def _tidy(cell, exports: bool, page: str, home: str, heading: str = ''):
     "A code cell as readers of the site see it, or None."
     directives = re.findall(r'^#\|\s*(.+)$', cell.source, re.M)
     source = re.sub(r'^#\|.*\n?', '', cell.source, flags=re.M).strip('\n')
@@ -252,7 +252,7 @@ def _tidy(cell, exports: bool, page: str, home: str):
         if 'text/markdown' in data:
             data['text/markdown'] = relink(''.join(data['text/markdown']), home, page)
     outputs = [o for o in outputs if o.get('data', True)]
-    figure = _alternative(cell.source)
+    figure = _alternative(cell.source, heading)
     new = nbformat.v4.new_code_cell(
         source, outputs=outputs, metadata={'tags': tags, 'mystnb': {'image': {'alt': figure}}}
     )
@@ -319,11 +319,12 @@ _STILL = (
 
 def stage_notebook(nb, page: str, lesson: Lesson | None = None, note: str = '') -> nbformat.NotebookNode:
     "A notebook as a page: without directives and hidden cells, with links that hold."
-    cells, home = [], lesson.home if lesson else 'nbs'
+    cells, home, heading = [], lesson.home if lesson else 'nbs', ''
     for c in nb.cells:
         if c.cell_type == 'markdown':
+            heading = ([heading] + re.findall(r'^#+ (.+)$', c.source, re.M))[-1]
             cells.append(nbformat.v4.new_markdown_cell(relink(c.source, home, page)))
-        elif new := _tidy(c, bool(lesson and lesson.module), page, home):
+        elif new := _tidy(c, bool(lesson and lesson.module), page, home, heading):
             cells.append(new)
     if lesson:
         cells.insert(1, nbformat.v4.new_markdown_cell('\n\n'.join(filter(None, [_bar(lesson), note]))))
@@ -359,9 +360,9 @@ def names_of(module: str) -> dict[str, str]:  # {public name: first line of its 
 
 
 LEGEND = (
-    'Arrays and tensors wear their shapes: `logits_BTV` has axes B, T and V. B is the batch (its rows, or lanes), T'
-    ' time in tokens, V the types of the vocabulary, D a width, N tokens in a row, H and I the hidden and input widths'
-    ' of a cell. Surprise is in nats unless a name says bits; sizes are in bytes, times in seconds.'
+    'Names of arrays and tensors end in their shapes: `logits_BTV` has axes B, T and V. B is the batch (its rows, or'
+    ' parallel streams), T time in tokens, V the vocabulary, D a width, N tokens in a row, H and I the hidden and input'
+    ' widths of a cell. Surprisal is in nats unless a name says bits; sizes are in bytes, times in seconds.'
 )
 
 
@@ -405,7 +406,7 @@ def _stored(name):
 
 
 def _image(path: str, says: str) -> str:
-    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: 496px\n:align: left\n```'
+    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: 496px\n```'
 
 
 def _numbers(table: str) -> str:
@@ -476,14 +477,17 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
     drawn = [r for r in runs if sum('split' in row for row in r.metrics()) > 1]
     place['curves'] = ''
     if drawn:
-        fig, ax = plt.subplots(figsize=(6.2, 3.8))
-        plot_curves(drawn, ax=ax)
-        ax.set_title('Thin: training; thick: validation')
+        corpora = dict.fromkeys(r.summary['validation']['corpus'] for r in drawn)
+        fig, axes = plt.subplots(len(corpora), 1, figsize=(6.2, 3 * len(corpora)), squeeze=False, layout='constrained')
+        for ax, corpus in zip(axes.flat, corpora):
+            plot_curves([r for r in drawn if r.summary['validation']['corpus'] == corpus], ax=ax)
+            ax.xaxis.set_major_formatter(lambda x, _: f'{x / 1e6:g} M')
+            ax.set_title(f'{corpus}: training (thin) and validation (thick)')
         _draw(fig, out / 'images' / 'curves.png')
         plt.close('all')
         place['curves'] = _image(
             'images/curves.png',
-            'training and validation perplexity of the published runs against the tokens that they had seen',
+            'training and validation perplexity of the published runs by tokens seen, one panel for each corpus',
         )
     place['records'] = '\n\n'.join(_record(r) for r in runs)
     place['speed'] = _numbers(ratios_table(load_stored()['fused_loss']['shapes'], 'full fp32'))
@@ -605,7 +609,14 @@ def bibliography(text: str, lessons: list[Lesson]) -> str:
         where = ', '.join(f'[{l.number or l.title}](lessons/{l.stem}.ipynb)' for l in cited.get(m[1], {}).values())
         return f'({m[1]})=\n**{m[1]}** {m[2]}' + (f' *Cited in {where}.*' if where else '') + '\n'
 
+    text = re.sub(r'arXiv:(\d{4}\.\d{4,5})', r'[arXiv:\1](https://arxiv.org/abs/\1)', text)
+    text = re.sub(r'RFC (\d+)', r'[RFC \1](https://www.rfc-editor.org/rfc/rfc\1)', text)
     return re.sub(r'^- <a id="(\w+)"></a>\*\*\w+\*\* (.+)$', entry, text, flags=re.M)
+
+
+def plain(text: str) -> str:
+    "Markdown without its marks, for where only text is shown."
+    return re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text).replace('**', '').replace('`', '').replace('\\', '')
 
 
 def fill(text: str, place: dict[str, str]) -> str:
@@ -679,10 +690,15 @@ def stage(
         REPO
         | dict(
             vendored=bool(vendored),
+            site=os.environ.get('LMCOURSE_SITE_URL', ''),
+            descriptions={f'lessons/{l.stem}': plain(l.promise) for l in lessons}
+            | {f'api/{l.module}': f'Reference of lmcourse.{l.module}: {plain(l.title)}.' for l in lessons if l.module}
+            | {'index': plain(Lesson(nbs / 'index.ipynb').promise)},
             names={n: f'lmcourse.{l.module}.{n}' for l in reversed(lessons) if l.module for n in names_of(l.module)},
         )
     )
-    pages['conf.py'] = (DOCS / 'conf.py').read_text(encoding='utf-8')
+    for name in ('conf.py', '404.html'):
+        pages[name] = (DOCS / name).read_text(encoding='utf-8')
     for name, t in pages.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -231,19 +231,18 @@ def test_the_parts_grow_with_the_run(locked, tmp_path):
     )
     m(x_BT % 30)
     whole = float(m.regularization().detach())
-    rate = 'drop' if locked else 'p'
     strengths = lambda: dict(
-        embedding_dropout=m.embedding.drop,
-        input_dropout=getattr(m.input_dropout, rate),
-        hidden_dropout=getattr(m.hidden_dropout, rate),
-        output_dropout=getattr(m.output_dropout.dropout, rate),
-        weight_dropout=m.layers[0].drop,
+        embedding_dropout=m.embedding.p,
+        input_dropout=m.input_dropout.p,
+        hidden_dropout=m.hidden_dropout.p,
+        output_dropout=m.output_dropout.dropout.p,
+        weight_dropout=m.layers[0].p,
     )
     assert strengths() == full and whole > 0  # outside of a run: as they are written
     for done, share in ((0, 0.25), (0.099, 0.25), (0.101, 0.5), (0.201, 0.75), (0.301, 1.0), (0.4, 1.0), (0.999, 1.0)):
         m.on_progress(done)
-        assert strengths() == pytest.approx({k: share * v for k, v in full.items()}) and {l.drop for l in m.layers} == {
-            m.layers[0].drop
+        assert strengths() == pytest.approx({k: share * v for k, v in full.items()}) and {l.p for l in m.layers} == {
+            m.layers[0].p
         }
     quiet = (
         AWDLSTMConfig(
@@ -502,7 +501,7 @@ def test_every_part_can_be_taken_away():
         and all(r != base for r in changed.values())
         and len(set(map(str, changed.values()))) == len(changed)
     )
-    nothing = changed['none of it'].model
+    nothing = changed['no regularisation'].model
     assert not any(
         (
             nothing.embedding_dropout,

@@ -1,6 +1,6 @@
-"What the package is called from outside: the field's words, and none of those that it had before."
+"What the package is called from outside: the field's words, and none of those that it had before; and the glossary."
 
-import ast
+import ast, re
 import pytest
 from conftest import ROOT, stage
 
@@ -20,7 +20,7 @@ GONE = {
     'models.ngram': 'CountingModel Grams Discounted Additive score',
     'models.recurrent': 'Recurrent cell_parameters model_parameters',
     'models.tied_rnn': 'Tuned TunedLM AWAY LATE many_passes zipf',
-    'models.awd_lstm': 'AWD AWDLM WordDrop slowness_penalty activation_penalty varied PARTS',
+    'models.awd_lstm': 'AWD AWDLM WordDrop slowness_penalty activation_penalty varied PARTS Watched',
     'models.transformer': 'Transformer turns turned Attention parts moved orthogonal OPTIONS',
     'training.runs': 'plain append_row read_rows save_tensors load_tensors record thin table DiskFull rungs',
     'training.recipes': 'LENGTHS parameters',
@@ -63,3 +63,53 @@ def test_no_old_name_is_a_field_or_a_parameter(module):
     names = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
     names |= {n.target.id for n in ast.walk(tree) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
     assert names.isdisjoint(FIELDS_GONE)
+
+
+# ---- the glossary
+
+ENTRIES = re.findall(
+    r'^- \*\*(.+?)\*\*: (.+) \(\[(.+?)\]\((.+?)\)\)$',
+    (ROOT / 'docs' / 'glossary.md').read_text(encoding='utf-8'),
+    re.M,
+)
+STANDARD_TERMS = (
+    'negative log-likelihood|maximum likelihood|chain rule of probability|gradient|backward pass|activation function'
+    '|self-attention|multi-head attention|causal mask|residual connection|pre-norm|positional embedding'
+    '|rotary position embedding|cell state|vanishing gradient|exploding gradient|truncated backpropagation through time'
+    '|epoch|learning rate|weight decay|checkpoint|kv cache|nucleus sampling|effective vocabulary size|modified kneser-ney'
+    '|nt-asgd|block bootstrap'
+)
+
+
+def bold_terms(path):
+    "What stands in bold in a notebook's text, in lower case; code is left out."
+    source = '\n\n'.join(c.source for c in stage.Lesson(path).nb.cells if c.cell_type == 'markdown')
+    source = re.sub(r'`[^`\n]*`', '', re.sub(r'```.*?```', '', source, flags=re.S))
+    return {' '.join(t.split()).rstrip('.').lower() for t in re.findall(r'\*\*(.+?)\*\*', source, re.S)}
+
+
+BOLD = {lesson.path: bold_terms(lesson.path) for lesson in stage.all_lessons()}
+
+
+def test_the_glossary_is_alphabetical_and_has_each_term_once():
+    terms = [term.lower().strip('`<') for term, *_ in ENTRIES]
+    lines = (ROOT / 'docs' / 'glossary.md').read_text(encoding='utf-8').splitlines()
+    assert len(ENTRIES) == sum(line.startswith('- ') for line in lines) > 150
+    assert terms == sorted(set(terms))
+
+
+def test_the_glossary_has_the_standard_terms():
+    names = {name for term, *_ in ENTRIES for name in term.lower().split(', ')}
+    assert set(STANDARD_TERMS.split('|')) - names == set()
+
+
+@pytest.mark.parametrize('entry', ENTRIES, ids=lambda entry: entry[0])
+def test_an_entry_has_at_most_two_sentences_and_links_the_lesson_that_has_its_term_in_bold_first(entry):
+    term, text, label, link = entry
+    assert text.endswith('.') and len(re.findall(r'[.?](?= [A-Z]|$)', text)) <= 2
+    path = (ROOT / 'docs' / link).resolve()
+    assert path in BOLD
+    assert label == (stage.Lesson(path).number.lstrip('0') or path.stem)
+    names = [name for n in term.lower().split(', ') for name in (n, f'{n}s')]
+    first = next(path for path, bold in BOLD.items() if bold.intersection(names))
+    assert first == path

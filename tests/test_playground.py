@@ -70,7 +70,7 @@ def test_the_sum_of_the_tokens_is_the_perplexity_shown():
             )
 
 
-def test_other_cuts_compare_in_bits_per_byte_alone(own):
+def test_other_tokenizers_compare_in_bits_per_byte_alone(own):
     w = Surprise(
         [load_pretrained('lstm'), predictor_from_run(own)],
         [''.join(load_corpus('markov')['validation'][:2]), 'The film'],
@@ -417,7 +417,7 @@ def test_the_figure(tmp_path):
     matplotlib.pyplot.close('all')
 
 
-def test_the_figure_of_different_cuts_says_so(own):
+def test_the_figure_of_different_tokenizers_says_so(own):
     import matplotlib
 
     matplotlib.use('Agg')

@@ -113,7 +113,11 @@ def test_the_rule_of_thumb_is_the_count_without_attention_for_tied_tables():
 def test_a_run_says_what_it_cost_and_reads_no_more_than_it_may():
     r = train_and_measure(base())
     assert (r['num_tokens'], r['unique'], r['steps']) == (6 * 8 * 16, 6 * 8 * 16, 6)
-    assert r['num_parameters'] == num_parameters(base(), TYPES) and r['blocks'] < r['num_parameters'] and r['nats'] > 0
+    assert (
+        r['num_parameters'] == num_parameters(base(), TYPES)
+        and r['non_embedding'] < r['num_parameters']
+        and r['nats'] > 0
+    )
     few = train_and_measure(base(**{'train.epochs': 7}), unique=128)
     assert (few['num_tokens'], few['unique'], few['steps']) == (768, 128, 6) and few['nats'] != r['nats']
 
@@ -162,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_at_once():
 
 def test_a_plan_spends_its_budgets_and_leaves_out_what_the_text_cannot_feed():
     sizes, budgets = [(16, 1), (32, 1), (32, 2)], [2e7, 4e7, 1e12]
-    plan = isoflop_plan(base(), sizes, budgets, least=3)
+    plan = isoflop_plan(base(), sizes, budgets, min_steps=3)
     assert plan and all(name.startswith(('2e+07', '4e+07')) for name in plan)
     for name, change in plan.items():
         r = override(base(), change)
@@ -173,7 +177,7 @@ def test_a_plan_spends_its_budgets_and_leaves_out_what_the_text_cannot_feed():
             <= training_flops_per_token(r.model, TYPES, 16) * 64
         )
         assert r.optim.warmup_steps == n // 20
-    assert not isoflop_plan(base(), sizes, [1e6], least=3)
+    assert not isoflop_plan(base(), sizes, [1e6], min_steps=3)
 
 
 def test_rows_are_made_once(tmp_path, monkeypatch):
@@ -331,13 +335,13 @@ def test_a_step_that_does_not_help_is_taken_back():
 
 def test_the_valley_is_between_the_runs_or_there_is_none():
     made = fit_isoflop(points(), [2.5e11, 5e11, 1e12, 2e12, 9e12])
-    assert [v['budget'] for v in made] == [2.5e11, 5e11, 1e12, 2e12] and all(v['inside'] for v in made)
+    assert [v['budget'] for v in made] == [2.5e11, 5e11, 1e12, 2e12] and all(v['interior'] for v in made)
     for v in made:
         assert v['num_parameters'] == pytest.approx(KNOWN.best(v['budget'], 7.0)[0], rel=0.15) and v[
             'num_parameters'
         ] * v['num_tokens'] * 7 == pytest.approx(v['budget'], rel=0.01)
     left = [r for r in points() if r['num_parameters'] < 6e4 or r['flops'] < 3e11]
-    assert [v['inside'] for v in fit_isoflop([r for r in points() if r['num_parameters'] > 1.5e5], [2.5e11])] == [
+    assert [v['interior'] for v in fit_isoflop([r for r in points() if r['num_parameters'] > 1.5e5], [2.5e11])] == [
         False
     ] and len(fit_isoflop(left, [2e12])) == 0
 
@@ -351,7 +355,7 @@ def seeded(folder, kinds=('grid',)):
     for n, (budget, sizes) in enumerate(
         ((2e7, [(16, 1), (32, 1)]), (4e7, [(16, 1), (32, 1), (32, 2)]), (8e7, [(16, 1), (32, 1), (32, 2)]))
     ):
-        for name, change in isoflop_plan(base(), sizes, [budget], least=1).items():
+        for name, change in isoflop_plan(base(), sizes, [budget], min_steps=1).items():
             r = override(base(), change)
             N, D = num_parameters(r, TYPES), 128 * r.train.max_steps
             rows.append(
@@ -387,7 +391,7 @@ def test_the_prediction_is_in_the_file_before_its_run_begins(tmp_path, monkeypat
 
 def test_nothing_is_foretold_of_what_is_there(tmp_path, monkeypatch):
     out = seeded(tmp_path)
-    plan = isoflop_plan(base(), [(16, 1)], [2.4e8], least=1)
+    plan = isoflop_plan(base(), [(16, 1)], [2.4e8], min_steps=1)
     monkeypatch.setattr(S, 'train_and_measure', lambda *a, **k: dict(nats=3.0))
     run_grid(base(), plan, out, 'larger')
     with pytest.raises(ScalingError, match='no prediction'):
@@ -407,7 +411,7 @@ def test_the_record_is_of_runs_whose_counts_are_right():
         'seeds',
         'prediction',
         'larger',
-        'passes',
+        'epochs',
         'stopped',
         'batch',
         'counting',

@@ -235,19 +235,11 @@ def test_a_comment_at_the_end_of_a_line_goes_to_the_parameter_it_is_about(site):
     assert 'epoch – the number of the epoch, from 0' in text and 'Returns:\nthe number of the epoch' not in text
 
 
-def test_the_glossary_says_one_sentence_for_each_term(site, pages):
-    entries = re.findall(
-        r'^- \*\*(.+?)\*\*: (.+?) \(\[(.+?)\]\((.+?)\)',
-        (ROOT / 'docs' / 'glossary.md').read_text(encoding='utf-8'),
-        re.M,
-    )
-    assert len(entries) >= 60 and len({e[0] for e in entries}) == len(entries)
-    for term, sentence, _, link in entries:
-        assert sentence.endswith('.') and not re.search(r'\. [A-Z]', sentence), f'{term}: not one sentence'
-        assert f'term-{re.sub(r"[^A-Za-z0-9]+", "-", term.strip("`")).strip("-")}'.lower() in {
-            i.lower() for i in pages['glossary.html'].ids
-        }, term
-        assert (ROOT / 'docs' / link.partition('#')[0]).exists(), f'{term}: {link}'
+def test_each_term_of_the_glossary_can_be_linked(site, pages):
+    entries = re.findall(r'^- \*\*(.+?)\*\*: ', (ROOT / 'docs' / 'glossary.md').read_text(encoding='utf-8'), re.M)
+    ids = {i.lower() for i in pages['glossary.html'].ids}
+    for term in entries:
+        assert f'term-{re.sub(r"[^A-Za-z0-9]+", "-", term.strip("`")).strip("-")}'.lower() in ids, term
 
 
 def test_teachers_find_every_lesson_and_every_exercise(site):

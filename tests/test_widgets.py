@@ -723,7 +723,7 @@ def test_a_typed_text_is_read_by_the_kernel(show):
     assert same(numbers(page), widget.readouts()) == first and field.input_value() == SENTENCES[0]
 
 
-def test_other_cuts_are_not_compared_in_perplexity(show):
+def test_other_tokenizers_are_not_compared_in_perplexity(show):
     from lmcourse.data.tokens import WordTokenizer
     from lmcourse.models.tied_rnn import TiedRNNConfig
 
@@ -862,7 +862,7 @@ def test_live_buttons_sliders_and_sentences(show):
     page.keyboard.press('ArrowRight')
     settle(page)
     agree(page, widget)
-    assert widget.width == 20 and 'the next run: markov, width 20' in page.locator('.lmw-passport').inner_text()
+    assert widget.width == 20 and 'the next run: markov, width 20' in page.locator('.lmw-conditions').inner_text()
     page.get_by_label('Python’s manual').check()
     settle(page)
     agree(page, widget)
@@ -929,7 +929,7 @@ def test_a_token_can_be_read_on_any_shade(scheme, show):
         (lambda: Tokenizers('', {}), 'none of them empty'),
         (lambda: Tokenizers('a', {'words': []}), 'none of them empty'),
         (lambda: Tokenizers('abc', {'words': ['abc']}, nats=99), 'from 0 to 9'),
-        (lambda: Tokenizers('abc', {'words': ['abc']}, tokenizer='bytes'), "no cuts of 'bytes', only of words"),
+        (lambda: Tokenizers('abc', {'words': ['abc']}, tokenizer='bytes'), "no tokens of 'bytes', only of words"),
     ],
 )
 def test_bad_states_are_refused_in_a_sentence(make, says):

@@ -19,7 +19,7 @@ from ..training.trainer import Trainer, evaluate
 # %% ../../nbs/14_lstm_vs_gru.ipynb #9f22a8f5
 @recipe
 def lstm_small():
-    "Two LSTM layers of 64 on the embedded text, windows of 35: the baseline of which one factor at a time is changed."
+    "Two LSTM layers of 64 on the bundled corpus, windows of 35: the baseline for changing one factor at a time."
     return Recipe(
         'lstm-small',
         RecurrentConfig(cell='lstm', embedding_dim=64, hidden_size=64, num_layers=2, dropout=0.3),
@@ -83,8 +83,8 @@ def run_setting(
         run = t.fit()
         if not run.summary['finished']:
             raise KeyboardInterrupt  # an interrupted run is no row of the table
-        how = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
-        seen = evaluate(t.model, t.data.train, t.data.tokenizer.bos_id, **how)
+        options = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
+        train_measurement = evaluate(t.model, t.data.train, t.data.tokenizer.bos_id, **options)
         s, log = run.summary, run.metrics()
     return dict(
         setting=setting,
@@ -96,7 +96,7 @@ def run_setting(
         seconds=s['seconds'],
         validation=s['validation'],
         reset=s['state_reset_eval'] and s['state_reset_eval']['validation'],
-        train=seen.to_dict(),
+        train=train_measurement.to_dict(),
         curve=[(m['tokens_seen'], m['nats_per_token']) for m in log if 'split' in m],
         learnt=[(m['tokens_seen'], m['train_nats']) for m in log if 'split' not in m],
     )
@@ -131,24 +131,24 @@ def ablation_effects(
 ) -> list[dict]:  # setting, parameters, seeds, perplexity, difference with low, high (nats per token) and p, gap
     """What each change does to the validation nats per token: the seeds' spread pooled over all settings, the intervals
     corrected for the number of comparisons (Dunnett, 1955); and the gap between validation and train."""
-    mine = {
+    by_setting = {
         setting: [r for r in rows if r['setting'] == setting] for setting in dict.fromkeys(r['setting'] for r in rows)
     }
-    nats = {setting: [r['validation']['nats_per_token'] for r in some] for setting, some in mine.items()}
+    nats = {setting: [r['validation']['nats_per_token'] for r in runs] for setting, runs in by_setting.items()}
     compared = {r['setting']: r for r in dunnett_differences(nats, against)} if len(nats[against]) > 1 else {}
     found = []
-    for setting, some in mine.items():
+    for setting, runs in by_setting.items():
         mean = mean_ci(nats[setting])[0]
         none = (
             dict(difference=mean - mean_ci(nats[against])[0], low=-math.inf, high=math.inf, p=None)
             if setting != against
             else dict(difference=0.0, low=0.0, high=0.0, p=None)
         )
-        gap = mean_ci(r['validation']['nats_per_token'] - r['train']['nats_per_token'] for r in some)[0]
+        gap = mean_ci(r['validation']['nats_per_token'] - r['train']['nats_per_token'] for r in runs)[0]
         row = dict(
             setting=setting,
-            num_parameters=some[0]['num_parameters'],
-            seeds=len(some),
+            num_parameters=runs[0]['num_parameters'],
+            seeds=len(runs),
             perplexity=math.exp(mean),
             gap=gap,
         )
@@ -162,14 +162,14 @@ def subset_corpus(
     corpus: str = 'stdlib',  # the corpus whose beginning is taken
 ) -> str:  # the folder: a corpus by path
     "The beginning of a text as a corpus of its own, with the same validation and test."
-    folder, text, kept = Path(folder), load_corpus(corpus), []
+    folder, text, train_rows = Path(folder), load_corpus(corpus), []
     for row in text['train']:
         if words <= 0:
             break
-        kept.append(row)
+        train_rows.append(row)
         words -= len(row.split()) + 1
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (('train', kept), ('valid', text['validation']), ('test', text['test'])):
+    for name, rows in (('train', train_rows), ('valid', text['validation']), ('test', text['test'])):
         (folder / f'{name}.txt').write_text(
             ''.join(row or '\n' for row in rows), encoding='utf-8'
         )  # a blank row is a row
@@ -186,7 +186,9 @@ OVERFIT |= {
 }
 
 
-def overfit_recipe(folder: str | Path) -> Recipe:  # where the text goes
+def overfit_recipe(
+    folder: str | Path,  # where the text goes
+) -> Recipe:
     "One layer, a small text, and forty times as many steps as one epoch has."
     base = override(
         get_recipe('lstm-small'),

@@ -12,7 +12,7 @@ from ..models.transformer import TransformerConfig
 # %% ../../nbs/23_chinchilla.ipynb #5378827d
 @recipe
 def chinchilla_small():
-    """The model and the settings of the fourth note's first two experiments on the embedded text, two epochs: the
+    """The model and the settings of the fourth note's first two experiments on the bundled corpus, two epochs: the
     baseline from which its third is reached one change at a time.
 
     `lmcourse run chinchilla-small`."""
@@ -40,7 +40,7 @@ CONFOUNDS = {
 # %% ../../nbs/23_chinchilla.ipynb #67a5d9e8
 @recipe
 def chinchilla_plateau():
-    """The shape of the fourth note's third experiment, narrow, on the embedded text, ten epochs at a constant rate: a
+    """The shape of the fourth note's third experiment, narrow, on the bundled corpus, ten epochs at a constant rate: a
     curve that flattens.
 
     `lmcourse run chinchilla-plateau`, two minutes on one core."""

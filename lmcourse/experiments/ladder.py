@@ -61,7 +61,7 @@ def _ladder_recipe(name: str, cell: str) -> Recipe:
 
 @recipe
 def ladder_lstm():
-    """One LSTM layer of 160 with tied weights, the state carried, on the embedded text: a minute on two cores.
+    """One LSTM layer of 160 with tied weights, the state carried, on the bundled corpus: a minute on two cores.
 
     `lmcourse run ladder-lstm`."""
     return _ladder_recipe('ladder-lstm', 'lstm')
@@ -69,7 +69,7 @@ def ladder_lstm():
 
 @recipe
 def ladder_gru():
-    """One GRU layer of 160 with tied weights, the state carried, on the embedded text: a minute on two cores.
+    """One GRU layer of 160 with tied weights, the state carried, on the bundled corpus: a minute on two cores.
 
     `lmcourse run ladder-gru`."""
     return _ladder_recipe('ladder-gru', 'gru')
@@ -176,7 +176,7 @@ def run_ladder(
     folder."""
     out = Path(out or time.strftime('runs/ladder-%Y%m%d-%H%M%S'))
     try:
-        return _climb(corpus, tokenizer, out, show, log_fn, changes)
+        return _measure_rungs(corpus, tokenizer, out, show, log_fn, changes)
     except KeyboardInterrupt:
         print(
             f'lmcourse: stopped; the results so far are in {out}. To go on: lmcourse ladder {corpus} --out {out}',
@@ -185,7 +185,7 @@ def run_ladder(
         raise
 
 
-def _climb(corpus, tokenizer, out, show, log_fn, changes):
+def _measure_rungs(corpus, tokenizer, out, show, log_fn, changes):
     data, rungs = tokenize_corpus(corpus, tokenizer), []
     out.mkdir(parents=True, exist_ok=True)
     log_fn(

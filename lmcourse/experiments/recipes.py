@@ -98,7 +98,7 @@ def gru_tuned():
 # %% ../../nbs/engine/recipes.ipynb #ab4f2b89
 @recipe
 def tuned_small():
-    """Two LSTM layers of 128 and 64, tied, the state carried, on the embedded text: a small baseline to try changes on.
+    """Two LSTM layers of 128 and 64, tied, the state carried, on the bundled corpus: a small baseline for ablations.
 
     `lmcourse run tuned-small`, half a minute on two cores."""
     return Recipe(
@@ -120,8 +120,8 @@ def tuned_small():
 # %% ../../nbs/engine/recipes.ipynb #aa4c8cbd
 TIED_RNN_ABLATIONS = {
     'as it is': {},
-    'bias from zero': {'model.zipf_bias_init': False},
-    'quiet input': {'model.scale_embedding': False},
+    'output bias from zero': {'model.zipf_bias_init': False},
+    'embeddings not scaled': {'model.scale_embedding': False},
     'exact softmax': {'model.num_sampled': 0},
     'constant learning rate': {'optim.lr_schedule': 'constant'},
     'no dropout': {'model.input_dropout': 0, 'model.hidden_dropout': 0, 'model.output_dropout': 0},
@@ -134,7 +134,9 @@ TIED_RNN_ABLATIONS = {
 }
 
 # %% ../../nbs/engine/recipes.ipynb #f0055b07
-def many_epochs_recipe(folder: str | Path) -> Recipe:  # where the text goes
+def many_epochs_recipe(
+    folder: str | Path,  # where the text goes
+) -> Recipe:
     """`lstm-tuned` at three eighths of its widths, sixteen epochs on a tenth of WikiText-2: a baseline for changes that
     matter late."""
     return override(
@@ -269,12 +271,14 @@ def awd_tiny():
     )
 
 
-def awd_overfit_recipe(folder: str | Path) -> Recipe:  # where the text goes
+def awd_overfit_recipe(
+    folder: str | Path,  # where the text goes
+) -> Recipe:
     "`awd-tiny` on a text small enough to memorise."
     return override(get_recipe('awd-tiny'), {'data.corpus': subset_corpus(folder)})
 
 # %% ../../nbs/engine/recipes.ipynb #5673720a
-_quiet = {
+_NO_REGULARIZATION = {
     f'model.{k}': 0
     for k in (
         'embedding_dropout',
@@ -286,30 +290,30 @@ _quiet = {
         'beta',
     )
 }
-_plain = {'model.tie_weights': False, 'data.seq_len_schedule': 'equal', 'optim.optimizer': 'sgd'}
+_PLAIN_TRAINING = {'model.tie_weights': False, 'data.seq_len_schedule': 'equal', 'optim.optimizer': 'sgd'}
 
 AWD_LSTM_ABLATIONS = {
     'as it is': {},
     'no weight drop': {'model.weight_dropout': 0},
-    'no word drop': {'model.embedding_dropout': 0},
-    'no dropout on what is read': {'model.input_dropout': 0},
-    'no dropout between layers': {'model.hidden_dropout': 0},
-    'no dropout before the head': {'model.output_dropout': 0},
-    'ordinary dropout, not locked': {'model.locked_dropout': False},
+    'no embedding dropout': {'model.embedding_dropout': 0},
+    'no input dropout': {'model.input_dropout': 0},
+    'no hidden dropout': {'model.hidden_dropout': 0},
+    'no output dropout': {'model.output_dropout': 0},
+    'ordinary dropout, not variational': {'model.locked_dropout': False},
     'no AR': {'model.alpha': 0},
     'no TAR': {'model.beta': 0},
-    'a head of its own': {'model.tie_weights': False},
-    'batches all alike': {'data.seq_len_schedule': 'equal'},
-    'no average': {'optim.optimizer': 'sgd'},
-    'parts that grow': {'model.ramp_fraction': 0.5},
-    'AdamW, half a cosine': {
+    'untied head': {'model.tie_weights': False},
+    'fixed batch length': {'data.seq_len_schedule': 'equal'},
+    'SGD without averaging': {'optim.optimizer': 'sgd'},
+    'regularisation ramped up': {'model.ramp_fraction': 0.5},
+    'AdamW, cosine schedule': {
         'optim.optimizer': 'adamw',
         'optim.lr': 6e-3,
         'optim.lr_schedule': 'cosine',
         'optim.warmup_steps': 50,
         'optim.weight_decay': 0.02,
     },
-    'none of it': _quiet | _plain,
+    'no regularisation': _NO_REGULARIZATION | _PLAIN_TRAINING,
 }
 
 _PARTS = {
@@ -324,8 +328,8 @@ _PARTS = {
     'batches of varying length': ('data.seq_len_schedule',),
     'averaged weights': ('optim.optimizer',),
 }
-AWD_LSTM_ADDITIONS = {'none of it': _quiet | _plain} | {
-    part: {name: value for name, value in (_quiet | _plain).items() if name not in fields}
+AWD_LSTM_ADDITIONS = {'no regularisation': _NO_REGULARIZATION | _PLAIN_TRAINING} | {
+    part: {name: value for name, value in (_NO_REGULARIZATION | _PLAIN_TRAINING).items() if name not in fields}
     for part, fields in _PARTS.items()
 }
 
@@ -383,7 +387,7 @@ def chinchilla_5():
 # %% ../../nbs/engine/recipes.ipynb #7f787585
 @recipe
 def transformer_small():
-    """A decoder of width 64 and two blocks with the notes' choices, on the embedded text: the baseline to try one
+    """A decoder of width 64 and two blocks with the notes' choices, on the bundled corpus: the baseline to try one
     change on.
 
     `lmcourse run transformer-small`, a minute on one core."""

@@ -53,7 +53,7 @@ def training_flops_per_token(
 # %% ../../nbs/22_scaling.ipynb #b12bc800
 @recipe
 def scaling_small():
-    """A decoder with the bundle of lesson 20, of width 32 and one block, on the embedded text, one epoch: the
+    """A decoder with the bundle of lesson 20, of width 32 and one block, on the bundled corpus, one epoch: the
     baseline of which sizes and budgets are varied.
 
     `lmcourse run scaling-small`: a quarter of a minute on one core to validation perplexity 34.8, bpe:512."""
@@ -121,7 +121,7 @@ def train_and_measure(
     p = parameter_breakdown(c, t.data.vocab_size)
     return dict(
         num_parameters=sum(p.values()),
-        blocks=sum(p.values()) - p['embedding'] - p['head bias'],
+        non_embedding=sum(p.values()) - p['embedding'] - p['head bias'],
         num_tokens=t.state.num_tokens,
         unique=min(t.state.num_tokens, len(ids)),
         flops=training_flops_per_token(c, t.data.vocab_size, d.seq_len) * t.state.num_tokens,
@@ -136,7 +136,7 @@ def isoflop_plan(
     base: Recipe,  # the baseline
     sizes: list,  # (width, layers)
     budgets: list,  # FLOPs of a whole run
-    least: int = 100,  # fewest steps of a run; shorter runs are left out
+    min_steps: int = 100,  # fewest steps of a run; shorter runs are left out
 ) -> dict:  # {name of the run: changes}
     """A run for each size and budget: as many steps as the budget pays for, the learning rate falling over just these.
     Runs that would need more text than there is are left out."""
@@ -149,7 +149,7 @@ def isoflop_plan(
             * d.seq_len
         )
         n = round(budget / one)
-        if n >= least and n * d.batch_size * d.seq_len <= text.train.num_tokens:
+        if n >= min_steps and n * d.batch_size * d.seq_len <= text.train.num_tokens:
             plan[f'{budget:.3g} FLOPs, width {width}, {layers} deep'] = change | {
                 'train.max_steps': n,
                 'optim.warmup_steps': n // 20,
@@ -174,7 +174,7 @@ def _child():
     print(json.dumps(to_jsonable(_one(*pickle.load(sys.stdin.buffer)))))
 
 
-def _elsewhere(work, children):
+def _run_in_child(work, children):
     "Start such a process, and wait for it."
     child = subprocess.Popen(
         [sys.executable, '-c', 'from lmcourse.experiments.scaling import _child; _child()'],
@@ -183,15 +183,15 @@ def _elsewhere(work, children):
         stderr=subprocess.PIPE,
     )
     children.append(child)
-    out, said = child.communicate(pickle.dumps(work))
+    out, err = child.communicate(pickle.dumps(work))
     if child.returncode == 0:
         return json.loads(out.splitlines()[-1])
     return dict(
-        broken=f'its process ended with {child.returncode}. ' + ''.join(said.decode(errors='replace').splitlines()[-1:])
+        broken=f'its process ended with {child.returncode}. ' + ''.join(err.decode(errors='replace').splitlines()[-1:])
     )
 
 
-def _made(work, jobs):
+def _rows_as_done(work, jobs):
     "Rows by name as they are done, `jobs` at a time."
     if jobs == 1:
         for name, one in work.items():
@@ -199,7 +199,7 @@ def _made(work, jobs):
         return
     children, pool = [], ThreadPoolExecutor(jobs)
     try:
-        runs = {pool.submit(_elsewhere, one, children): name for name, one in work.items()}
+        runs = {pool.submit(_run_in_child, one, children): name for name, one in work.items()}
         for done in as_completed(runs):
             yield runs[done], done.result()
     finally:
@@ -239,7 +239,7 @@ def run_grid(
         for name, change in settings.items()
         if name not in rows
     }
-    for name, found in _made(work, jobs):
+    for name, found in _rows_as_done(work, jobs):
         rows[name] = dict(kind=kind, run=name, base=mark, changes=to_jsonable(settings[name])) | found
         log.append(rows[name])
         write_json(out, log)
@@ -248,7 +248,9 @@ def run_grid(
     return [rows[name] for name in settings]
 
 
-def completed(rows: list[dict]) -> list[dict]:  # of `run_grid`
+def completed(
+    rows: list[dict],  # of `run_grid`
+) -> list[dict]:
     "The rows of runs that finished."
     return [r for r in rows if 'broken' not in r]
 
@@ -256,29 +258,29 @@ def completed(rows: list[dict]) -> list[dict]:  # of `run_grid`
 def fit_isoflop(
     rows: list[dict],  # runs of a grid
     budgets: list,  # FLOPs
-    size: str = 'num_parameters',  # or blocks: without the embedding
-) -> list[dict]:  # budget, rows, curve (in ln size), inside: if its minimum is between runs; then size, tokens, nats
+    size: str = 'num_parameters',  # or non_embedding: without the embedding
+) -> list[dict]:  # budget, rows, curve (in ln size), interior: if its minimum is between runs; then size, tokens, nats
     """For each budget a parabola in the logarithm of the size, by least squares ([Hoffmann et al.,
     2022](../docs/bibliography.md#hoffmann2022), section 3.2)."""
     found = []
     for budget in budgets:
-        mine = sorted((r for r in completed(rows) if abs(r['flops'] / budget - 1) < 0.1), key=lambda r: r[size])
-        if len(mine) < 3:
+        matching = sorted((r for r in completed(rows) if abs(r['flops'] / budget - 1) < 0.1), key=lambda r: r[size])
+        if len(matching) < 3:
             continue
-        n, y, cost = np.log([(r[size], math.exp(r['nats']), r['flops'] / r['num_tokens']) for r in mine]).T
+        n, y, cost = np.log([(r[size], math.exp(r['nats']), r['flops'] / r['num_tokens']) for r in matching]).T
         curve = np.polyfit(n, y, 2)
         low = -curve[1] / (2 * curve[0])
-        inside = bool(curve[0] > 0 and n[0] < low < n[-1])
-        place = (
+        interior = bool(curve[0] > 0 and n[0] < low < n[-1])
+        minimum = (
             {
                 size: math.exp(low),
                 'num_tokens': budget / math.exp(np.interp(low, n, cost)),
                 'nats': float(np.polyval(curve, low)),
             }
-            if inside
+            if interior
             else {}
         )
-        found.append(dict(budget=budget, rows=mine, curve=curve.tolist(), inside=inside) | place)
+        found.append(dict(budget=budget, rows=matching, curve=curve.tolist(), interior=interior) | minimum)
     return found
 
 # %% ../../nbs/22_scaling.ipynb #7c92a480
@@ -355,8 +357,8 @@ def fit_many(
 
 # %% ../../nbs/22_scaling.ipynb #cfb34ac9
 def fit_law(
-    rows: list[dict],  # runs: parameters (or blocks), tokens, nats
-    size: str = 'num_parameters',  # or blocks: without the embedding
+    rows: list[dict],  # runs: parameters (or non_embedding), tokens, nats
+    size: str = 'num_parameters',  # or non_embedding: without the embedding
     resamples: int = 0,  # how many times the runs are resampled and fitted again
     seed: int = 0,  # of the draws
 ) -> tuple:  # (the law, the laws of the resamples, the loss from each start, lowest first)
@@ -422,13 +424,13 @@ def predict_then_run(
     sizes: list,  # (width, layers) to choose from
     budget: float,  # FLOPs, more than any run had
     out: str | Path,  # the grid's file
-    **how,  # jobs, threads, log_fn of `run_grid`
+    **options,  # jobs, threads, log_fn of `run_grid`
 ) -> tuple:  # (the prediction, the row of the run)
     """The grid's law picks a size for a larger budget, its prediction goes into the file, and then the run is made.
     Raises `ScalingError` where the run exists without a prediction."""
-    log, plan = read_json(out), isoflop_plan(base, sizes, [budget], least=1)
-    said = next((r for r in log if r['kind'] == 'prediction' and r['run'] in plan), None)
-    if said is None:
+    log, plan = read_json(out), isoflop_plan(base, sizes, [budget], min_steps=1)
+    predicted = next((r for r in log if r['kind'] == 'prediction' and r['run'] in plan), None)
+    if predicted is None:
         made = [r['run'] for r in log if r['kind'] == 'larger' and r['run'] in plan]
         if made:
             raise ScalingError(
@@ -445,9 +447,9 @@ def predict_then_run(
         )
         name = min(plan, key=lambda name: law(*size(plan[name])))
         n, d = size(plan[name])
-        said = to_jsonable(
+        predicted = to_jsonable(
             dict(kind='prediction', run=name, changes=plan[name], num_parameters=n, num_tokens=d)
             | predict_loss(rows, n, d)
         )
-        write_json(out, log + [said])
-    return said, run_grid(base, {said['run']: said['changes']}, out, 'larger', **how)[0]
+        write_json(out, log + [predicted])
+    return predicted, run_grid(base, {predicted['run']: predicted['changes']}, out, 'larger', **options)[0]

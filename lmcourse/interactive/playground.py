@@ -37,8 +37,8 @@ def visible(piece: str) -> str:
     return piece.replace('\n', '⏎').replace('\t', '⇥') or '∅'
 
 
-def _cuts(tokenizer):
-    "A key of a tokenizer: equal for predictors whose perplexities compare."
+def _tokenizer_key(tokenizer):
+    "A key of a tokenizer: equal for predictors whose perplexities can be compared."
     return f'{tokenizer.name} {zlib.crc32(json.dumps(tokenizer.to_dict()).encode()):x}'
 
 # %% ../../nbs/30_playground.ipynb #30a55ae6
@@ -135,11 +135,11 @@ def plot_surprise(
     predictors: Sequence[Predictor] = (),  # by whom; none: the rungs that travel with the course
     title: str = 'What each token costs',
 ):  # a figure of 800 pixels' width at 80 dots to the inch
-    "One text, and for each predictor its tokens, the darker the dearer, with perplexity, bits per byte and conditions."
+    "One text, and for each predictor its tokens, darker for more nats, with perplexity, bits per byte and conditions."
     import matplotlib.pyplot as plt
 
     predictors = list(predictors) or load_all_pretrained()
-    alike = len({_cuts(g.tokenizer) for g in predictors}) == 1
+    alike = len({_tokenizer_key(g.tokenizer) for g in predictors}) == 1
     fig = plt.figure(layout='none')
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set_axis_off()
@@ -206,7 +206,7 @@ def _payload(r: ScoredText) -> dict:
 
 
 def _by_name(predictors):
-    "Guessers by name, each name once."
+    "Predictors by name, each name once."
     named = {g.name: g for g in predictors}
     if not named or len(named) < len(predictors):
         raise WidgetError(
@@ -288,7 +288,7 @@ class Surprise(ScoringWidget):
     names = traitlets.List(traitlets.Unicode()).tag(
         sync=True
     )  # the predictors in their order, which a page that was stored does not keep for what follows
-    about = traitlets.Dict().tag(sync=True)  # {predictor: {'passport', 'cuts', 'num_parameters'}}
+    about = traitlets.Dict().tag(sync=True)  # {predictor: {'conditions', 'tokenizer_key', 'num_parameters'}}
 
     def __init__(
         self,
@@ -300,7 +300,11 @@ class Surprise(ScoringWidget):
         traits = self._score_prepared(predictors, texts)
         names = ['', *self.predictors]
         about = {
-            n: dict(passport=conditions_line(g.measured), cuts=_cuts(g.tokenizer), num_parameters=g.parameters)
+            n: dict(
+                conditions=conditions_line(g.measured),
+                tokenizer_key=_tokenizer_key(g.tokenizer),
+                num_parameters=g.parameters,
+            )
             for n, g in self.predictors.items()
         }
         super().__init__(
@@ -320,8 +324,11 @@ class Surprise(ScoringWidget):
 
     @property
     def comparable(self) -> bool:
-        "Whether the two models cut alike, so that their perplexities compare."
-        return bool(self.compare_to) and self.about[self.model]['cuts'] == self.about[self.compare_to]['cuts']
+        "Whether the two models have the same tokenizer, so that their perplexities can be compared."
+        return (
+            bool(self.compare_to)
+            and self.about[self.model]['tokenizer_key'] == self.about[self.compare_to]['tokenizer_key']
+        )
 
     def readouts(self):
         both = self.scored[self.text]
@@ -339,14 +346,14 @@ class Surprise(ScoringWidget):
 
 # %% ../../nbs/30_playground.ipynb #3a1813b8
 def _one_ladder(predictors):
-    "Guessers from the worst to the best; refuses those that were not measured on one text, cut in one way."
+    "Predictors from the worst to the best; refuses those that were not measured on one text with one tokenizer."
     texts = {
-        g.measured and (_cuts(g.tokenizer), g.measured.corpus, g.measured.split, g.measured.fingerprint)
+        g.measured and (_tokenizer_key(g.tokenizer), g.measured.corpus, g.measured.split, g.measured.fingerprint)
         for g in predictors
     }
     if None in texts or len(texts) > 1:
         raise WidgetError(
-            'the rungs of a ladder are measured on one text, cut in one way: '
+            'the rungs of a ladder are measured on one text with one tokenizer: '
             + '; '.join(f'{g.name}: {conditions_line(g.measured)}' for g in predictors)
         )
     return sorted(predictors, key=lambda g: -g.measured.perplexity)
@@ -360,7 +367,7 @@ class Rungs(ScoringWidget):
     rung = traitlets.Unicode().tag(sync=True)
     seed = traitlets.Int(0).tag(sync=True)  # of what is written; another one, another text
     temperature = traitlets.Float(1.0).tag(sync=True)  # of what is written, in tenths
-    # as validated, worst first: {rung: {'nats', 'num_tokens', 'num_bytes', 'passport', 'num_parameters', 'counted'}}
+    # as validated, worst first: {rung: {'nats', 'num_tokens', 'num_bytes', 'conditions', 'num_parameters', 'counted'}}
     ladder = traitlets.Dict().tag(sync=True)
     written = traitlets.Dict().tag(sync=True)  # {'rung|text|seed|temperature': how it goes on}
     seeds = traitlets.Int(3).tag(sync=True)  # so many texts are prepared for each rung and sentence
@@ -369,7 +376,7 @@ class Rungs(ScoringWidget):
         self,
         predictors: Sequence[
             Predictor
-        ] = (),  # the rungs, all with passports of one text and cut; none: those that travel with the course
+        ] = (),  # the rungs, all measured on one text with one tokenizer; none: those that travel with the course
         texts: Sequence[str] = SENTENCES[:1] + SENTENCES[2:3],  # prepared
         rung: str | None = None,  # shown first; None: the last
         length: int = 40,  # tokens that a rung writes
@@ -381,7 +388,7 @@ class Rungs(ScoringWidget):
                 nats=g.measured.nats,
                 num_tokens=g.measured.num_tokens,
                 num_bytes=g.measured.num_bytes,
-                passport=conditions_line(g.measured),
+                conditions=conditions_line(g.measured),
                 num_parameters=g.parameters,
                 counted=isinstance(g, NgramPredictor),
             )

@@ -230,29 +230,29 @@ class Averaging(Widget):
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #40fdb323
 class Tokenizers(Widget):
-    "One text and its total surprisal, cut in several ways: the perplexity of a token changes, the bits per byte stay."
+    "One text and its total surprisal with several tokenizers: the perplexity changes, the bits per byte do not."
 
     _esm = bundle_js('tokenizers.js')
     controls = ('nats', 'tokenizer')
     nats = traitlets.Float().tag(sync=True)  # total surprisal of the text
-    tokenizer = traitlets.Unicode().tag(sync=True)  # whose cuts are shown
+    tokenizer = traitlets.Unicode().tag(sync=True)  # whose tokens are shown
     pieces = traitlets.Dict().tag(sync=True)  # {name: the tokens of the text, as strings}
     bytes = traitlets.Int(1).tag(sync=True)  # UTF-8 bytes of the text
 
     def __init__(
         self,
-        text: str,  # what is cut
+        text: str,  # what is tokenized
         pieces: Mapping[str, Sequence[str]],  # {name: the tokens of the text, as strings}
         nats: float | None = None,  # total surprisal of the text; None: two nats a byte
-        tokenizer: str | None = None,  # whose cuts are shown first; None: the first
+        tokenizer: str | None = None,  # whose tokens are shown first; None: the first
     ):
         if not (text and pieces and all(pieces.values())):
-            raise WidgetError('a text and at least one way to cut it are wanted, none of them empty')
+            raise WidgetError('give a text and its tokens by at least one tokenizer, none of them empty')
         nats, tokenizer = (
             2.0 * len(text.encode()) if nats is None else nats,
             (next(iter(pieces)) if tokenizer is None else tokenizer),
         )
-        shown = {name: [str(p).replace('\n', '⏎') for p in cut] for name, cut in pieces.items()}
+        shown = {name: [str(p).replace('\n', '⏎') for p in tokens] for name, tokens in pieces.items()}
         super().__init__(bytes=len(text.encode()), pieces=shown, nats=nats, tokenizer=tokenizer)
 
     @traitlets.validate('nats', 'tokenizer')
@@ -261,20 +261,20 @@ class Tokenizers(Widget):
         if change['trait'].name == 'nats':
             return _check_range(x, 0, math.ceil(3 * self.bytes), 'the surprisal of this text')
         if x not in self.pieces:
-            raise WidgetError(f'there are no cuts of {x!r}, only of {", ".join(self.pieces)}')
+            raise WidgetError(f'there are no tokens of {x!r}, only of {", ".join(self.pieces)}')
         return x
 
     def readouts(self):
         found = {'nats': self.nats, 'bits_per_byte': bits_per_byte(self.nats, self.bytes)}
-        for name, cut in self.pieces.items():
+        for name, tokens in self.pieces.items():
             found |= {
-                f'nats_per_token-{name}': self.nats / len(cut),
-                f'perplexity-{name}': perplexity(self.nats, len(cut)),
+                f'nats_per_token-{name}': self.nats / len(tokens),
+                f'perplexity-{name}': perplexity(self.nats, len(tokens)),
                 f'bits_per_byte-{name}': found['bits_per_byte'],
             }
         return found
 
     @property
     def perplexity(self) -> float:
-        "Per token of the cut that is shown."
+        "Per token of the tokenizer that is shown."
         return self.readouts()[f'perplexity-{self.tokenizer}']

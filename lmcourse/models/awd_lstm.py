@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LockedDropout', 'EmbeddingDropout', 'WeightDrop', 'activation_regularization', 'temporal_activation_regularization',
-           'Watched', 'AWDLSTMConfig', 'AWDLSTM', 'variable_bptt']
+           'RecordingDropout', 'AWDLSTMConfig', 'AWDLSTM', 'variable_bptt']
 
 # %% ../../nbs/17_awd_lstm.ipynb #7ccf2735
 import random, warnings
@@ -22,22 +22,22 @@ class LockedDropout(nn.Module):
 
     def __init__(
         self,
-        drop: float,  # fraction of the units that are set to zero, in [0, 1)
+        p: float,  # fraction of the units that are set to zero, in [0, 1)
     ):
         super().__init__()
-        self.drop = drop
+        self.p = p
 
     def forward(
         self,
         x_BTI: torch.Tensor,  # activations
     ) -> torch.Tensor:  # the same shape; in training, scaled to keep the mean
         "Drops in training mode only."
-        if not self.training or not self.drop:
+        if not self.training or not self.p:
             return x_BTI
-        return x_BTI * F.dropout(torch.ones_like(x_BTI[:, :1]), self.drop)
+        return x_BTI * F.dropout(torch.ones_like(x_BTI[:, :1]), self.p)
 
     def extra_repr(self):
-        return f'drop={self.drop}'
+        return f'p={self.p}'
 
 # %% ../../nbs/17_awd_lstm.ipynb #82f41b58
 class EmbeddingDropout(nn.Embedding):
@@ -47,10 +47,10 @@ class EmbeddingDropout(nn.Embedding):
     def __init__(
         self,
         weight: nn.Parameter,  # (V, D), the embedding matrix; it may be the head's
-        drop: float,  # fraction of the vocabulary that is dropped, in [0, 1)
+        p: float,  # fraction of the vocabulary that is dropped, in [0, 1)
     ):
         super().__init__(*weight.shape, _weight=weight)
-        self.weight, self.drop = weight, drop
+        self.weight, self.p = weight, p
 
     def forward(
         self,
@@ -58,9 +58,9 @@ class EmbeddingDropout(nn.Embedding):
     ) -> torch.Tensor:  # vectors_BTD
         "Drops in training mode only."
         v_BTD = super().forward(x_BT)
-        if not self.training or not self.drop:
+        if not self.training or not self.p:
             return v_BTD
-        keep_V = F.dropout(torch.ones_like(self.weight[:, 0]), self.drop)
+        keep_V = F.dropout(torch.ones_like(self.weight[:, 0]), self.p)
         return v_BTD * keep_V[x_BT].unsqueeze(-1)
 
 # %% ../../nbs/17_awd_lstm.ipynb #30497a3c
@@ -76,17 +76,17 @@ class WeightDrop(nn.Module):
     def __init__(
         self,
         layer: nn.RNNBase,  # nn.LSTM or nn.GRU: one layer, batch first; its parameters stay the trained ones
-        drop: float,  # fraction of the recurrent weights that are dropped, in [0, 1)
+        p: float,  # fraction of the recurrent weights that are dropped, in [0, 1)
     ):
         super().__init__()
         if layer.num_layers > 1 or layer.bidirectional or not layer.batch_first:
             raise ConfigError('weight drop needs a recurrent layer of one layer and one direction, batch first')
-        self.layer, self.drop = layer, drop
+        self.layer, self.p = layer, p
 
     def weights(self) -> dict:  # {name: tensor}
         "The layer's weights for one call; in training, a fraction of the recurrent ones is dropped."
         return {
-            name: F.dropout(w, self.drop, self.training) if name.startswith('weight_hh') else w
+            name: F.dropout(w, self.p, self.training) if name.startswith('weight_hh') else w
             for name, w in self.layer.named_parameters()
         }
 
@@ -96,7 +96,7 @@ class WeightDrop(nn.Module):
         state=None,  # of the previous call; None: zeros
     ):  # (h_BTH, state)
         "The same as torch's layer; in training, with weights dropped."
-        if not self.training or not self.drop:
+        if not self.training or not self.p:
             return self.layer(x_BTI, state)
         return torch.func.functional_call(self.layer, self.weights(), (x_BTI, state))
 
@@ -115,21 +115,21 @@ def temporal_activation_regularization(
     return (h_BTD[:, 1:] - h_BTD[:, :-1]).float().square().mean() if h_BTD.shape[1] > 1 else h_BTD.float().sum() * 0
 
 # %% ../../nbs/17_awd_lstm.ipynb #ffe5c1ea
-class Watched(nn.Module):
+class RecordingDropout(nn.Module):
     "A dropout that, in training, stores the input and the output of its last call."
 
     def __init__(self, dropout: nn.Module):
         super().__init__()
-        self.dropout, self.seen = dropout, None
+        self.dropout, self.last_call = dropout, None
 
     def forward(self, h_BTD: torch.Tensor) -> torch.Tensor:
         "The output of the dropout."
         out_BTD = self.dropout(h_BTD)
-        self.seen = (h_BTD, out_BTD) if self.training else None
+        self.last_call = (h_BTD, out_BTD) if self.training else None
         return out_BTD
 
     def __getstate__(self):
-        return self.__dict__ | {'seen': None}  # a copy of the module has no graph
+        return self.__dict__ | {'last_call': None}  # a copy of the module has no graph
 
 # %% ../../nbs/17_awd_lstm.ipynb #1900a1ea
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class AWDLSTMConfig(TiedRNNConfig):
     alpha: float = 2.0  # strength of activation regularisation
     beta: float = 1.0  # strength of temporal activation regularisation
     ramp_fraction: float = (
-        0.0  # fraction of the run in which these grow from a quarter to full strength; 0: full at once
+        0.0  # fraction of the run in which these rise from a quarter to full strength; 0: full at once
     )
 
     def __post_init__(self):
@@ -185,7 +185,7 @@ class AWDLSTM(TiedRNNLM):
         self.input_dropout, self.hidden_dropout, self.output_dropout = (
             dropout(c.input_dropout),
             dropout(c.hidden_dropout),
-            Watched(dropout(c.output_dropout)),
+            RecordingDropout(dropout(c.output_dropout)),
         )
         self.strength = 1.0
 
@@ -194,24 +194,24 @@ class AWDLSTM(TiedRNNLM):
         fraction: float,  # of the run that is done, in [0, 1)
     ):
         """Set every dropout and penalty to its strength at that point of a run: k quarters in the k-th quarter of the
-        time in which they grow."""
+        time in which they are ramped up."""
         c = self.config
         self.strength = s = min(4, 1 + int(4 * fraction / c.ramp_fraction)) / 4 if c.ramp_fraction else 1.0
-        self.embedding.drop = s * c.embedding_dropout
+        self.embedding.p = s * c.embedding_dropout
         for layer in self.layers:
-            layer.drop = s * c.weight_dropout
+            layer.p = s * c.weight_dropout
         for part, full in (
             (self.input_dropout, c.input_dropout),
             (self.hidden_dropout, c.hidden_dropout),
             (self.output_dropout.dropout, c.output_dropout),
         ):
-            setattr(part, 'drop' if c.locked_dropout else 'p', s * full)
+            part.p = s * full
 
     def regularization(self) -> torch.Tensor:  # nats per token
         "AR and TAR of the last call."
-        if self.output_dropout.seen is None:
+        if self.output_dropout.last_call is None:
             return self.lm_head.bias.new_zeros(())
-        (raw_BTD, out_BTD), self.output_dropout.seen = self.output_dropout.seen, None
+        (raw_BTD, out_BTD), self.output_dropout.last_call = self.output_dropout.last_call, None
         return self.strength * (
             self.config.alpha * activation_regularization(out_BTD)
             + self.config.beta * temporal_activation_regularization(raw_BTD)

@@ -20,7 +20,7 @@ function render({ model, el }) {
       title: 'One number from several batches',
       keys: ['tokens', 'losses'],
       notice:
-        'equal lengths mend the mean of losses; the mean of perplexities then still stands too high, ' +
+        'with equal lengths the mean of the losses is right; the mean of the perplexities is still too high, ' +
         'until the losses are equal too.',
     },
   );

@@ -130,12 +130,13 @@ function render({ model, el }) {
     const full = Math.max(3, Number.isFinite(cost) ? cost : 0);
     floor.style.width = `${(100 * least) / full}%`;
     extra.style.width = Number.isFinite(cost) ? `${(100 * kl) / full}%` : `${100 - (100 * least) / full}%`;
+    extra.classList.toggle('lmw-infinite', !Number.isFinite(cost));
     told.textContent =
       `The model gave “${words[target]}” ${percent(p[target])}, a surprisal of ${show(surprise)} nats. ` +
       (Number.isFinite(cost)
         ? `Over many texts it would pay ${show(cost)} nats a word, ${show(perplexity(cost, 1))} doors, ` +
-          `of which ${show(kl)} nats for believing the wrong thing.`
-        : 'Over many texts it pays without end: a word that does come was ruled out.');
+          `of which ${show(kl)} nats for predicting the wrong probabilities.`
+        : 'Over many texts the cost is infinite: a word that does occur has probability zero.');
   });
 }
 export default { render };

@@ -95,11 +95,11 @@ function render({ model, el }) {
     { model, el },
     {
       kind: 'live',
-      title: 'A run under your hand',
+      title: 'A training run',
       keys: ['corpus', 'width', 'lr'],
       notice:
         'the curve falls quickly to the unigram, which needs no context, and more slowly from there on. ' +
-        'A rate ten times larger makes a brilliant start; whether it ends better, only the end tells.',
+        'A rate ten times larger starts fast; only the end shows whether it is better.',
     },
   );
   let commands = 0;
@@ -112,7 +112,7 @@ function render({ model, el }) {
     disabled: true,
   });
   const restart = button('Restart', () => send('restart'), { 'data-name': 'restart', disabled: true });
-  const corpus = choice('Text of the next run', { markov: 'made words', stdlib: 'Python’s manual' }, value =>
+  const corpus = choice('Text of the next run', { markov: 'synthetic words', stdlib: 'Python’s manual' }, value =>
     edit({ corpus: value }),
   );
   const width = slider('Width of the next run', { min: 4, max: 128, step: 4, name: 'width' }, value =>
@@ -127,7 +127,7 @@ function render({ model, el }) {
     make('div', { class: 'lmw-row' }, make('span', { class: 'lmw-word' }, label), node, value);
   const picture = make('svg', { class: 'lmw-picture', height: HEIGHT, role: 'img' });
   const error = make('p', { class: 'lmw-error', role: 'alert' });
-  const made = make('p', { class: 'lmw-passport' });
+  const made = make('p', { class: 'lmw-conditions' });
   const of = Object.fromEntries(
     ['perplexity', 'train', 'step', 'num_tokens', 'lr', 'unigram', 'source'].map(n => [n, number(n)]),
   );
@@ -135,7 +135,7 @@ function render({ model, el }) {
   const why = make(
     'p',
     { class: 'lmw-why' },
-    'Training needs a kernel behind this page, as in JupyterLab; here the run stands where it was left.',
+    'Training needs a kernel behind this page, as in JupyterLab; here you see the stored run, and the controls are off.',
   );
   body.append(
     picture,
@@ -186,13 +186,14 @@ function render({ model, el }) {
       (next ? `; the next run: ${model.get('corpus')}, width ${model.get('width')}` : '');
     start.textContent = running ? 'Stop' : curve.step ? 'Go on' : 'Start';
     start.disabled = !live() || (!running && Boolean(stuck));
-    restart.disabled = !live();
+    restart.disabled = lr.disabled = width.disabled = !live();
+    for (const x of corpus.field.querySelectorAll('input, select')) x.disabled = !live();
     why.hidden = live();
     error.textContent = stuck;
     error.hidden = !stuck;
     drawRun(picture, curve, model.get('earlier'), referenceLines);
     const now = performance.now();
-    if (running && now - tell.at < WORDS) return; // a sentence at each step would be a torrent to whoever listens
+    if (running && now - tell.at < WORDS) return; // a sentence at each step would be too much for a screen reader
     tell.at = now;
     const below = last[1] < referenceLines.unigram;
     told.textContent =

@@ -78,9 +78,11 @@ function render({ model, el }) {
     return { name, radio, row };
   });
   const heads = ['rung', null, 'perplexity', 'bits per byte'].map(t =>
-    t === null ? make('td', { class: 'lmw-wide' }) : make('th', { scope: 'col' }, t),
+    t === null
+      ? make('td', { class: 'lmw-wide lmw-scale', 'aria-hidden': 'true' }, 'logarithmic scale')
+      : make('th', { scope: 'col' }, t),
   );
-  const from = make('p', { class: 'lmw-passport' });
+  const from = make('p', { class: 'lmw-conditions' });
   const texts = menu('A prepared sentence', model.get('texts'), 'a sentence of your own', text =>
     settle({ text, seed: 0 }),
   );
@@ -139,7 +141,7 @@ function render({ model, el }) {
       r.row.classList.toggle('lmw-it', r.name === rung);
     }
     from.textContent =
-      ladder[rung].passport +
+      ladder[rung].conditions +
       (ladder[rung].num_parameters
         ? `; ${ladder[rung].num_parameters.toLocaleString('en-GB')} ${ladder[rung].counted ? 'counts' : 'parameters'}`
         : '; nothing learnt');

@@ -46,7 +46,7 @@ function part(suffix, kind, chosen) {
   const pplOf = make('span', { class: 'lmw-inline' }, ppl, ' perplexity');
   const bitsOf = make('span', { class: 'lmw-inline' }, bits, ' bits per byte');
   const tokens = strip('Tokens, the darker the dearer', shade, chosen);
-  const from = make('p', { class: 'lmw-passport' });
+  const from = make('p', { class: 'lmw-conditions' });
   const head = make(
     'div',
     { class: `lmw-reader ${kind}` },
@@ -74,7 +74,7 @@ function part(suffix, kind, chosen) {
       const total = whole(nats);
       const alike = !scored.top[i].length;
       name.textContent = who;
-      from.textContent = about.passport;
+      from.textContent = about.conditions;
       offer(ppl, `perplexity${suffix}`, compares ? perplexity(total, nats.length) : undefined);
       pplOf.hidden = !compares;
       offer(bits, `bits_per_byte${suffix}`, scored.num_bytes ? bitsPerByte(total, scored.num_bytes) : undefined);
@@ -250,7 +250,7 @@ function render({ model, el }) {
     const one = both[a];
     const n = one.nats.length;
     const i = Math.min(model.get('token_index'), n - 1);
-    const alike = b && about[a].cuts === about[b].cuts;
+    const alike = b && about[a].tokenizer_key === about[b].tokenizer_key;
     const nats = first.set(a, about[a], one, i, true);
     const curves = [['lmw-one', running(nats)]];
     put(token, i + 1);
@@ -275,7 +275,7 @@ function render({ model, el }) {
         other = `; ${b}, ${show(perplexity(cost, n))}`;
       } else {
         note.textContent =
-          `${a} and ${b} cut the text differently, so their perplexities do not compare: compare the bits per byte` +
+          `${a} and ${b} tokenize the text differently, so their perplexities cannot be compared: compare the bits per byte` +
           (one.num_bytes && two.num_bytes
             ? '.'
             : ', which a model with unknown words, or one that loses text, does not have.');

@@ -1,4 +1,4 @@
-// Tokenizers: one text and its total surprisal, cut in several ways.
+// Tokenizers: one text and its total surprisal, with several tokenizers.
 import { perplexity, bitsPerByte } from './core.js';
 import { make, show, number, put, slider, place, unique, frame } from './ui.js';
 
@@ -10,14 +10,14 @@ function render({ model, el }) {
     { model, el },
     {
       kind: 'tokenizers',
-      title: 'One text, several cuts',
+      title: 'One text, several tokenizers',
       keys: ['nats', 'tokenizer'],
       notice:
-        'finer cuts need fewer doors for each piece, with the same knowledge of the text; ' +
+        'shorter tokens have a lower perplexity, with the same knowledge of the text; ' +
         'the bits per byte do not move.',
     },
   );
-  const group = unique('cut');
+  const group = unique('tokenizer');
   const hand = slider(
     'Total surprisal of the text',
     { min: 0, max: Math.ceil(3 * bytes), step: 0.5, name: 'nats' },
@@ -25,12 +25,12 @@ function render({ model, el }) {
   );
   const total = number('nats');
   const perByte = number('bits_per_byte');
-  const cut = make('div', { class: 'lmw-cut', role: 'img' });
+  const shown = make('div', { class: 'lmw-tokens', role: 'img' });
   const rows = names.map(name => {
     const radio = make('input', {
       type: 'radio',
       name: group,
-      'aria-label': `Show the cuts of ${name}`,
+      'aria-label': `Show the tokens of ${name}`,
       'data-name': `tokenizer-${name}`,
       onchange: () => edit({ tokenizer: name }),
     });
@@ -50,11 +50,11 @@ function render({ model, el }) {
     );
     return { name, radio, nats, doors, byte, bar, row };
   });
-  const head = ['cut into', 'tokens', 'nats per token', null, 'perplexity', 'bits per byte'].map(t =>
+  const head = ['unit', 'tokens', 'nats per token', null, 'perplexity', 'bits per byte'].map(t =>
     t === null ? make('td', { class: 'lmw-wide' }) : make('th', { scope: 'col' }, t),
   );
   body.append(
-    cut,
+    shown,
     make(
       'div',
       { class: 'lmw-row lmw-total' },
@@ -71,7 +71,7 @@ function render({ model, el }) {
     make(
       'div',
       { class: 'lmw-legend' },
-      make('span', {}, `${bytes} bytes, whatever the cut: `, perByte, ' bits per byte'),
+      make('span', {}, `${bytes} bytes, with any tokenizer: `, perByte, ' bits per byte'),
     ),
   );
 
@@ -91,15 +91,15 @@ function render({ model, el }) {
       r.radio.checked = r.name === chosen;
       r.row.classList.toggle('lmw-it', r.name === chosen);
     }
-    cut.replaceChildren(...pieces[chosen].map(p => make('span', { class: 'lmw-piece' }, p)));
-    cut.setAttribute(
+    shown.replaceChildren(...pieces[chosen].map(p => make('span', { class: 'lmw-piece' }, p)));
+    shown.setAttribute(
       'aria-label',
-      `the text cut into ${pieces[chosen].length} ${chosen}: ${pieces[chosen].join(' | ')}`,
+      `the text in ${pieces[chosen].length} ${chosen}: ${pieces[chosen].join(' | ')}`,
     );
     told.textContent =
-      `Cut into ${chosen}, the text has ${pieces[chosen].length} tokens ` +
+      `In ${chosen}, the text has ${pieces[chosen].length} tokens ` +
       `and a perplexity of ${show(perplexity(nats, pieces[chosen].length))}; ` +
-      `in bits per byte it stays at ${show(bitsPerByte(nats, bytes))}, however it is cut.`;
+      `in bits per byte it stays at ${show(bitsPerByte(nats, bytes))}, with any tokenizer.`;
   });
 }
 export default { render };

@@ -68,7 +68,9 @@ def init_distributed() -> tuple:  # (rank, size)
     return rank, size
 
 # %% ../../nbs/24_distributed.ipynb #7c3aed9b
-def local_device(name: str) -> torch.device:  # auto, cpu or cuda
+def local_device(
+    name: str,  # auto, cpu or cuda
+) -> torch.device:
     """This process's device. Raises `TrainingError` where several processes would have to share one that cannot be
     shared."""
     here, want, there = (
