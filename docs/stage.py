@@ -404,12 +404,12 @@ def _stored(name):
     return json.loads((files('lmcourse') / 'records' / name).read_text(encoding='utf-8'))
 
 
-def _image(path: str, says: str) -> str:
-    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: 496px\n:align: left\n```'
+def _image(path: str, says: str, align: str = 'left', width: int = 496) -> str:
+    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: {width}px\n:align: {align}\n```'
 
 
-def _numbers(table: str) -> str:
-    return f':::{{div}} numbers\n{table}\n:::'
+def _numbers(table: str, kind: str = 'numbers') -> str:
+    return f':::{{div}} {kind}\n{table}\n:::'
 
 
 def _draw(figure, path: Path):
@@ -527,21 +527,26 @@ def board(out: Path) -> dict[str, str]:  # {name of a place in leaderboard.md: w
         known = (c.tokenizer, c.vocab_size, c.eos) if g.unit == 'perplexity' else ()
         sections.setdefault((g.unit, c.corpus, c.adapts, *known), []).append(g)
     parts = [_section(groups) for groups in sections.values()]
-    drawn, first = [], found.find('wikitext-2', 'test', 'word')
+    first = found.find('wikitext-2', 'test', 'word')
+    drawn = [
+        'The same rows drawn, ours filled and published ones hollow: perplexity against size, then against the'
+        ' time that training took, with a colour for each device.'
+    ]
     axes = dict(num_parameters='the number of parameters', seconds='the seconds of training')
     for x, words in axes.items():
         _draw(plot_group(first, x).figure, out / 'images' / f'board_{x}.png')
         plt.close('all')
-        drawn.append(_image(f'images/board_{x}.png', f'test perplexity on WikiText-2 by words against {words}'))
+        says = f'test perplexity on WikiText-2 by words against {words}'
+        drawn.append(_image(f'images/board_{x}.png', says, 'center', 576))
     if any(r.energy_joules for r in first.rows):
         _draw(plot_group(first, 'energy_joules').figure, out / 'images' / 'board_energy.png')
         plt.close('all')
-        drawn.append(_image('images/board_energy.png', 'test perplexity against the energy of training'))
+        drawn.append(_image('images/board_energy.png', 'test perplexity against the energy of training', 'center', 576))
     else:
         drawn.append('No record of this group tells the energy that its training took.')
     at = list(sections.values()).index(next(g for g in sections.values() if first in g))
     parts.insert(at + 1, '\n\n'.join(drawn))
-    return {'board groups': '\n\n'.join(parts), 'board claims': _numbers(claims_table(found))}
+    return {'board groups': '\n\n'.join(parts), 'board claims': _numbers(claims_table(found), 'board')}
 
 
 def _section(groups: list) -> str:
@@ -550,12 +555,12 @@ def _section(groups: list) -> str:
 
     link = 'bibliography.md#{}'.format
     shown = ['rank', 'model', *['tokenizer'] * (groups[0].unit != 'perplexity'), 'value', 'ci95', 'seeds', 'origin']
-    more = ['model', 'value', 'millions', 'epochs', 'seconds', 'device', 'energy_joules', 'scored', 'source']
+    more = ['model', 'millions', 'epochs', 'seconds', 'device', 'energy_joules', 'scored', 'source']
     first, *others = groups
-    parts = [f'## {first.title}', _numbers(group_table(first, shown, link))]
-    parts += [f':::::{{dropdown}} {g.title}\n{_numbers(group_table(g, shown, link))}\n:::::' for g in others]
+    parts = [f'## {first.title}', _numbers(group_table(first, shown, link), 'board')]
+    parts += [f':::::{{dropdown}} {g.title}\n{_numbers(group_table(g, shown, link), "board")}\n:::::' for g in others]
     if any(r.kind == 'measured' for r in first.rows):
-        details = [f'**{g.title}**\n\n{group_table(g, more)}' for g in groups]
+        details = [f'**{g.title}**\n\n{_numbers(group_table(g, more), "board")}' for g in groups]
         parts.append(
             ':::::{dropdown} Size, budget, device, and how each was scored\n' + '\n\n'.join(details) + '\n:::::'
         )

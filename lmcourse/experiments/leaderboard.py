@@ -7,7 +7,7 @@ __all__ = ['EXPERIMENTS', 'PUBLISHED', 'CLAIMED', 'COLUMNS', 'LeaderboardError',
            'Group', 'group_entries', 'entry', 'entries_of_run', 'stored_entries', 'figure_entries', 'Board',
            'leaderboard', 'group_table', 'claims_table', 'to_markdown', 'to_dict', 'to_csv', 'plot_group']
 
-# %% ../../nbs/28b_leaderboard.ipynb #b67da405
+# %% ../../nbs/28b_leaderboard.ipynb #af69e263
 import csv, io, json, math
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -19,7 +19,7 @@ from ..measure.perplexity import Measurement, perplexity
 from ..measure.statistics import mean_ci
 from ..training.runs import Markup, Run, _bits, all_baselines, markdown_table, markdown_text, records
 
-# %% ../../nbs/28b_leaderboard.ipynb #da0832d3
+# %% ../../nbs/28b_leaderboard.ipynb #6d46ef55
 class LeaderboardError(LMCourseError):
     "A folder without runs, or a figure that no row has the numbers for."
 
@@ -40,7 +40,7 @@ class Conditions(NamedTuple):
         "The conditions of a measurement."
         return cls(m.corpus, m.split, m.fingerprint, m.tokenizer, m.vocab_size, m.eos, m.adaptation is not None)
 
-# %% ../../nbs/28b_leaderboard.ipynb #be3565b8
+# %% ../../nbs/28b_leaderboard.ipynb #6c35a50f
 @dataclass(frozen=True)
 class Entry:
     "One figure: a model's perplexity on one split, its conditions, and where it comes from."
@@ -89,7 +89,7 @@ class Row:
     yours: bool
     tokenizer: str | None
 
-# %% ../../nbs/28b_leaderboard.ipynb #e7deaad4
+# %% ../../nbs/28b_leaderboard.ipynb #bc3eb033
 def _mean(values):
     "The mean of the values that are there, or None."
     there = [v for v in values if v is not None]
@@ -136,7 +136,7 @@ def pool_seeds(
         tokenizer=first.conditions.tokenizer,
     )
 
-# %% ../../nbs/28b_leaderboard.ipynb #d5512136
+# %% ../../nbs/28b_leaderboard.ipynb #9d94ec0b
 _CORPORA = ('wikitext-2', 'wikitext-2-raw', 'wikitext-103', 'wikitext-103-raw', 'stdlib', 'markov')
 _SPLITS = ('test', 'validation', 'train')
 
@@ -200,7 +200,7 @@ def group_entries(
 
     return sorted(groups, key=order)
 
-# %% ../../nbs/28b_leaderboard.ipynb #32338a89
+# %% ../../nbs/28b_leaderboard.ipynb #fcf25fd3
 def _scored(m: Measurement) -> str:
     "In words, what the model had before it when it was scored."
     if m.adaptation:
@@ -208,7 +208,7 @@ def _scored(m: Measurement) -> str:
     if m.stride is not None:
         return f'windows of {m.context_length}' + f', one every {m.stride}' * (m.stride != m.context_length)
     if m.context_length is not None:
-        return f'{m.context_length} tokens before each'
+        return f'{m.context_length} token{"s" * (m.context_length != 1)} before each'
     return f'state carried, {m.eval_batch_size} stream{"s" * (m.eval_batch_size > 1)}'
 
 
@@ -242,7 +242,7 @@ def entry(
         **facts,
     )
 
-# %% ../../nbs/28b_leaderboard.ipynb #4338d84b
+# %% ../../nbs/28b_leaderboard.ipynb #52e6beea
 _NOT_SETTINGS = (
     'seed',
     'name',
@@ -312,7 +312,7 @@ def entries_of_run(
     ]
     return [e for e in found if e]
 
-# %% ../../nbs/28b_leaderboard.ipynb #6f477556
+# %% ../../nbs/28b_leaderboard.ipynb #7319792d
 _NGRAMS = {1: 'unigrams', 2: 'Kneser-Ney, bigrams', 3: 'Kneser-Ney, trigrams'}
 _ADAPTATIONS = {'cache': 'neural cache', 'sgd': 'dynamic evaluation', 'rms': 'RMS dynamic evaluation'}
 EXPERIMENTS = (  # file of a record, setting as it was named before the experiment, what the board calls it
@@ -373,7 +373,7 @@ def stored_entries(
             found.append(entry(name, r['validation'], file, **facts))
     return [e for e in found if e]
 
-# %% ../../nbs/28b_leaderboard.ipynb #0c0572ca
+# %% ../../nbs/28b_leaderboard.ipynb #bb4e1b25
 def _tied_lstm(width, layers=2, vocab_size=33_278):
     "Parameters of the PyTorch example's tied LSTM: embedding, output bias, and layers with two biases."
     return vocab_size * width + vocab_size + layers * (8 * width**2 + 8 * width)
@@ -422,7 +422,7 @@ PUBLISHED = (  # perplexities as their sources print them; parameters in million
     _figure('GPT-2, 1542M, zero-shot', 'radford2019', None, 18.34, 1_542_000_000, note='trained on WebText', **_GPT2),
 )
 
-# %% ../../nbs/28b_leaderboard.ipynb #c28ce74c
+# %% ../../nbs/28b_leaderboard.ipynb #65fd2f34
 _UNSTATED = dict(corpus='wikitext-2', tokenizer=None, vocab_size=None, eos=None)
 _NOTE_GPT2 = dict(tokenizer='gpt2-note', vocab_size=50_257, eos=None)
 _NOTE_BPE = dict(corpus='wikitext-2-raw', tokenizer='bpe-note:50000', vocab_size=50_000, eos=None)
@@ -477,7 +477,7 @@ def figure_entries(
             )
     return found
 
-# %% ../../nbs/28b_leaderboard.ipynb #a1c669e6
+# %% ../../nbs/28b_leaderboard.ipynb #2ec32b10
 def _your_runs(folder):
     "The runs under a folder, or the one run that it is."
     path = Path(folder)
@@ -539,9 +539,10 @@ def leaderboard(
         )
     return Board(groups, claims)
 
-# %% ../../nbs/28b_leaderboard.ipynb #c176a138
-COLUMNS = ('rank', 'model', 'value', 'ci95', 'seeds', 'millions', 'epochs', 'seconds', 'device', 'origin')
+# %% ../../nbs/28b_leaderboard.ipynb #12cf6a26
+COLUMNS = ('rank', 'model', 'value', 'ci95', 'interval', 'seeds', 'millions', 'epochs', 'seconds', 'device', 'origin')
 _HEADS = dict(
+    interval='interval over',
     ci95='95 %',
     millions='million parameters',
     energy_joules='joules',
@@ -557,17 +558,17 @@ def _short(x):
 
 def _cells(row, unit, link):
     "A row as a table shows it."
-    origin = {'published': f'published: {row.source}', 'claimed': f'claimed: lab note {row.source}'}
+    origin = {'published': row.source, 'claimed': f'claimed, lab note {row.source}'}
     shown = asdict(row) | dict(
         value=row.value if unit == 'perplexity' else f'{row.value:.3f}',
-        ci95=row.interval and f'{row.low:.4g} to {row.high:.4g} ({row.interval})',
+        ci95=row.interval and f'{row.low:.4g} to {row.high:.4g}',
         millions=None if row.num_parameters is None else _short(row.num_parameters / 1e6),
         epochs=None if row.epochs is None else _short(round(row.epochs, 2)),
         seconds=None if row.seconds is None else _short(round(row.seconds, 1)),
         origin=origin.get(row.kind, f'yours: {row.source}' if row.yours else 'measured'),
     )
     if link and row.kind == 'published':
-        shown['origin'] = Markup(f'published: [{row.source}]({link(row.source)})')
+        shown['origin'] = Markup(f'[{row.source}]({link(row.source)})')
     return shown
 
 
@@ -588,10 +589,10 @@ def claims_table(
 ) -> str:  # Markdown
     "What the lab notes claim, beside what their recipes reached here."
     heads = dict(model='recipe', note='lab note', split='split', claimed='claimed', measured='measured here')
-    heads |= dict(epochs='after epochs', tokenizer='tokenizer here', in_group='stands in a group')
-    return markdown_table(board.claims, heads)
+    heads |= dict(epochs='epochs here', in_group='in a group')
+    return markdown_table([c | dict(epochs=_short(c['epochs'])) for c in board.claims], heads)
 
-# %% ../../nbs/28b_leaderboard.ipynb #aa7a1459
+# %% ../../nbs/28b_leaderboard.ipynb #8b34a113
 def to_markdown(board: Board) -> str:
     "All groups as tables under their conditions."
     parts = []
@@ -624,7 +625,7 @@ def to_csv(board: Board) -> str:  # one line a row, the conditions of its group 
     writer.writerows({k: _plain(v) for k, v in r.items()} for r in rows)
     return out.getvalue()
 
-# %% ../../nbs/28b_leaderboard.ipynb #30687aab
+# %% ../../nbs/28b_leaderboard.ipynb #196f75f0
 _AXES = dict(num_parameters='parameters', seconds='seconds of training', energy_joules='joules of training')
 
 
