@@ -405,12 +405,12 @@ def _stored(name):
     return json.loads((files('lmcourse') / 'records' / name).read_text(encoding='utf-8'))
 
 
-def _image(path: str, says: str) -> str:
-    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: 496px\n```'
+def _image(path: str, says: str, width: int = 496) -> str:
+    return f'```{{image}} {path}\n:alt: "Figure: {says}"\n:width: {width}px\n```'
 
 
-def _numbers(table: str) -> str:
-    return f':::{{div}} numbers\n{table}\n:::'
+def _numbers(table: str, kind: str = 'numbers') -> str:
+    return f':::{{div}} {kind}\n{table}\n:::'
 
 
 def _draw(figure, path: Path):
@@ -513,6 +513,62 @@ def _record(run) -> str:
     parts += [(f'Settings, {markdown_text(k)}', v) for k, v in run.config.items() if isinstance(v, dict)]
     body = '\n\n'.join(f'**{title}**\n\n{markdown_table(rows(values))}' for title, values in parts if values)
     return f'::::{{dropdown}} {markdown_text(run.name)}\n{body}\n::::'
+
+
+def board(out: Path) -> dict[str, str]:  # {name of a place in leaderboard.md: what stands there}
+    "The leaderboard: a section for each text and tokenizer, the details folded."
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    from lmcourse.experiments.leaderboard import claims_table, leaderboard, plot_group
+
+    plt.style.use('lmcourse.lmcourse')
+    found = leaderboard()
+    sections = {}
+    for g in found.groups:
+        c = g.conditions
+        known = (c.tokenizer, c.vocab_size, c.eos) if g.unit == 'perplexity' else ()
+        sections.setdefault((g.unit, c.corpus, c.adapts, *known), []).append(g)
+    parts = [_section(groups) for groups in sections.values()]
+    first = found.find('wikitext-2', 'test', 'word')
+    drawn = [
+        'The same rows drawn, ours filled and published ones hollow: perplexity against size, then against the'
+        ' time that training took, with a colour for each device.'
+    ]
+    axes = dict(num_parameters='the number of parameters', seconds='the seconds of training')
+    for x, words in axes.items():
+        _draw(plot_group(first, x).figure, out / 'images' / f'board_{x}.png')
+        plt.close('all')
+        says = f'test perplexity on WikiText-2 by words against {words}'
+        drawn.append(_image(f'images/board_{x}.png', says, 576))
+    if any(r.energy_joules for r in first.rows):
+        _draw(plot_group(first, 'energy_joules').figure, out / 'images' / 'board_energy.png')
+        plt.close('all')
+        drawn.append(_image('images/board_energy.png', 'test perplexity against the energy of training', 576))
+    else:
+        drawn.append('No record of this group tells the energy that its training took.')
+    at = list(sections.values()).index(next(g for g in sections.values() if first in g))
+    parts.insert(at + 1, '\n\n'.join(drawn))
+    return {'board groups': '\n\n'.join(parts), 'board claims': _numbers(claims_table(found), 'board')}
+
+
+def _section(groups: list) -> str:
+    "The test split of a group as a table, its other splits and all details folded."
+    from lmcourse.experiments.leaderboard import group_table
+
+    link = 'bibliography.md#{}'.format
+    shown = ['rank', 'model', *['tokenizer'] * (groups[0].unit != 'perplexity'), 'value', 'ci95', 'seeds', 'origin']
+    more = ['model', 'millions', 'epochs', 'seconds', 'device', 'energy_joules', 'scored', 'source']
+    first, *others = groups
+    parts = [f'## {first.title}', _numbers(group_table(first, shown, link), 'board')]
+    parts += [f':::::{{dropdown}} {g.title}\n{_numbers(group_table(g, shown, link), "board")}\n:::::' for g in others]
+    if any(r.kind == 'measured' for r in first.rows):
+        details = [f'**{g.title}**\n\n{_numbers(group_table(g, more), "board")}' for g in groups]
+        parts.append(
+            ':::::{dropdown} Size, budget, device, and how each was scored\n' + '\n\n'.join(details) + '\n:::::'
+        )
+    return '\n\n'.join(parts)
 
 
 # ---- pages for teachers and for those who run the lessons
@@ -642,7 +698,7 @@ def front(lessons: list[Lesson], nbs: Path) -> nbformat.NotebookNode:
         _toc('Lessons', [called(l) for l in lessons if l.number]),
         _toc('Tools', [called(l) for l in lessons if not l.number]),
         _toc('Around the lessons', ['run', 'teachers', 'troubleshooting']),
-        _toc('Reference', ['results', 'api/index', 'glossary', 'bibliography']),
+        _toc('Reference', ['results', 'leaderboard', 'api/index', 'glossary', 'bibliography']),
     ]
     nb.cells.insert(1, nbformat.v4.new_markdown_cell(ways, id='ways'))
     nb.cells.append(nbformat.v4.new_markdown_cell('\n\n'.join(tocs), id='toc'))
@@ -673,6 +729,7 @@ def stage(
     text = {p.name: p.read_text(encoding='utf-8') for p in DOCS.glob('*.md') if p.name != 'front.md'}
     place = (
         results(out)
+        | board(out)
         | teachers(lessons, text['teachers.md'])
         | {
             'run table': run_table(lessons),

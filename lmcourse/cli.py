@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['format_conditions', 'format_measurement', 'cmd_list', 'cmd_baseline', 'cmd_run', 'cmd_eval', 'cmd_results',
-           'cmd_compare', 'cmd_publish', 'cmd_generate', 'progress', 'cmd_ladder', 'cmd_campaign', 'cmd_bench',
-           'parse_args', 'main']
+           'cmd_compare', 'cmd_publish', 'cmd_generate', 'cmd_leaderboard', 'progress', 'cmd_ladder', 'cmd_campaign',
+           'cmd_bench', 'parse_args', 'main']
 
 # %% ../nbs/engine/command_line.ipynb #600d9875
 import argparse, json, os, sys, time
@@ -35,6 +35,7 @@ from .inference.adapt import evaluate_run_adapted
 from .experiments.campaign import campaign_table, check_campaign, run_campaign
 from .inference.generate import SamplingConfig, generate_stream
 from .experiments.bench import run_benchmarks
+from .experiments.leaderboard import leaderboard, to_csv, to_dict, to_markdown
 
 # %% ../nbs/engine/command_line.ipynb #428485ae
 def format_conditions(d: dict) -> str:
@@ -210,6 +211,15 @@ def cmd_generate(a):
     progress(f'{w.num_tokens} tokens, perplexity {w.perplexity:.1f}')
     return dict(text=w.text, num_tokens=w.num_tokens, perplexity=w.perplexity), None
 
+# %% ../nbs/engine/command_line.ipynb #903da779
+def cmd_leaderboard(a):
+    "Every measurement in groups that compare, beside published figures; your own runs too, if you name their folder."
+    board = leaderboard(a.runs)
+    answer = to_dict(board)
+    if a.format == 'csv':
+        return answer, to_csv(board).rstrip()
+    return answer, json.dumps(answer, indent=2) if a.format == 'json' else to_markdown(board)
+
 # %% ../nbs/engine/command_line.ipynb #62e07861
 def progress(text: str):
     "A line of progress, in a terminal or notebook only."
@@ -325,6 +335,12 @@ def _parser() -> argparse.ArgumentParser:
         ),
     )
     command(cmd_results, 'results', arg('--runs', help='a folder of runs, to be shown too'))
+    command(
+        cmd_leaderboard,
+        'leaderboard',
+        arg('--runs', help='a folder of runs, or one run, to be ranked too'),
+        arg('--format', default='md', choices=('md', 'csv', 'json'), help='Markdown, CSV or JSON'),
+    )
     command(
         cmd_compare,
         'compare',
