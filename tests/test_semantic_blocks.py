@@ -30,6 +30,8 @@ CONFIGS = {
     'blocks of four by four': SemanticBlocksConfig(8, 4, 4, 2, 24, 1, 16, 0.0),
     'nine blocks': SemanticBlocksConfig(6, 2, 1, 6, 24, 1, 16),
     'one block': SemanticBlocksConfig(2, 2, 2, 2, 8, 1, 16),
+    'no block attentions': SemanticBlocksConfig(4, 2, 2, 4, 24, 2, 16, block_attention=False),
+    'no gating tables': SemanticBlocksConfig(4, 2, 2, 4, 24, 2, 16, gating_tables=False),
 }
 each = pytest.mark.parametrize('config', CONFIGS.values(), ids=CONFIGS)
 
@@ -74,12 +76,10 @@ def test_every_part_is_counted(config):
     model = config.build(V)
     counted = parameter_breakdown(config, V)
     assert sum(p.numel() for p in model.parameters()) == sum(counted.values())
-    assert sum(layer.gate.affinity.weight.numel() for layer in model.layers) == counted['gating tables']
+    size = lambda module: 0 if module is None else sum(p.numel() for p in module.parameters())
+    assert sum(size(layer.gate.affinity) for layer in model.layers) == counted['gating tables']
     assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == counted['never used']
-    assert (
-        sum(p.numel() for layer in model.layers for p in layer.block_attention.parameters())
-        == (counted['block attentions'])
-    )
+    assert sum(size(layer.block_attention) for layer in model.layers) == counted['block attentions']
 
 
 def test_only_the_interaction_gets_no_gradient(x_BT):
@@ -236,6 +236,13 @@ def test_a_silenced_block_is_what_the_embedding_made_it(x_BT):
     with silenced_block(permute_blocks(model, order), order.index(2)) as moved:
         torch.testing.assert_close(moved.lm_head(moved(x_BT)[0]), model.lm_head(silent), atol=1e-5, rtol=1e-4)
     assert torch.equal(model(x_BT)[0], before)
+
+
+@pytest.mark.parametrize('name', ['no block attentions', 'no gating tables'])
+def test_blocks_can_be_exchanged_where_a_part_is_missing(name, x_BT):
+    model = made(CONFIGS[name])
+    moved = permute_blocks(model, [3, 1, 0, 2])
+    torch.testing.assert_close(moved.logits(x_BT)[0], model.logits(x_BT)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_blocks_of_the_scrambled_layout_cannot_be_exchanged():
