@@ -286,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
         'baseline',
         corpus,
         arg('--order', type=int, default=5, help='words in an n-gram; 0 is uniform'),
-        arg('--tokenizer', default='word', help='word, whitespace, gpt2, gpt2-note or bpe:N'),
+        arg('--tokenizer', default='word', help='word, whitespace, gpt2, gpt2-note, bpe:N or bpe-note:N'),
         arg('--min-count', type=int, default=3, help='rarer words become <unk>'),
     )
     command(

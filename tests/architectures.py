@@ -5,6 +5,7 @@ from torch import nn
 from lmcourse.models.base import LanguageModel
 from lmcourse.models.awd_lstm import AWDLSTMConfig
 from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.models.semantic_blocks import SemanticBlocksConfig
 from lmcourse.models.transformer import TransformerConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig
 
@@ -32,4 +33,5 @@ MODELS = {
     'awd-lstm': lambda: AWDLSTMConfig(embedding_dim=8, hidden_size=12).build(V),
     'window': Window,
     'decoder': lambda: TransformerConfig(16, 2, 32, 2, 16, 0.3).build(V),
+    'semantic blocks': lambda: SemanticBlocksConfig(4, 2, 2, 4, 32, 2, 16, 0.3).build(V),
 }

@@ -4,10 +4,11 @@ import ast, dataclasses
 import pytest, torch, torch.nn.functional as F
 from conftest import ROOT
 from lmcourse.inference.generate import SamplingConfig, generate_ids
-from lmcourse.models import recurrent, transformer
+from lmcourse.models import recurrent, semantic_blocks, transformer
 from lmcourse.models.base import LanguageModel, ModelConfig
 from lmcourse.models.awd_lstm import AWDLSTMConfig
 from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.models.semantic_blocks import SemanticBlocksConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig, TiedRNNLM
 from lmcourse.models.transformer import TransformerConfig, positions_affected
 from architectures import V
@@ -21,6 +22,8 @@ CONFIGS = {
     'awd-lstm': AWDLSTMConfig(embedding_dim=8, hidden_size=12),
     'decoder': TransformerConfig(16, 2, 32, 2, 16, 0.3),
     'decoder, rotary': TransformerConfig(16, 2, 32, 2, 16, positions='rotary', norm='rms', activation='swiglu'),
+    'semantic blocks': SemanticBlocksConfig(4, 2, 2, 4, 32, 2, 16, 0.3),
+    'semantic blocks, scrambled': SemanticBlocksConfig(6, 2, 2, 6, 32, 1, 16, layout='scrambled'),
 }
 
 
@@ -109,10 +112,13 @@ def test_a_model_is_made_without_numbers(config):
         assert {p.device.type for p in config.build(V).parameters()} == {'meta'}
 
 
-@pytest.mark.parametrize('name', ['elman', 'lstm', 'gru', 'decoder', 'decoder, rotary'])
+COUNTED = {RecurrentConfig: recurrent, TransformerConfig: transformer, SemanticBlocksConfig: semantic_blocks}
+
+
+@pytest.mark.parametrize('name', [name for name, config in CONFIGS.items() if type(config) in COUNTED])
 def test_the_closed_form_counts_the_parameters(name):
     config = CONFIGS[name]
-    module = recurrent if isinstance(config, RecurrentConfig) else transformer
+    module = COUNTED[type(config)]
     counted = sum(p.numel() for p in config.build(V).parameters())
     assert sum(module.parameter_breakdown(config, V).values()) == counted
 

@@ -137,3 +137,14 @@ def test_own_bpe(kept):
     data, corpus = tokenize_corpus('wikitext-2-raw', 'bpe:8000', cache=kept), load_corpus('wikitext-2-raw')
     assert data.vocab_size == 8000 and of(data, 'num_unk') == (0, 0, 0)
     assert data.tokenizer.decode(data.test.ids) == ''.join(corpus['test'])
+
+
+@needs_raw
+def test_the_third_notes_bpe(kept):
+    "Its 50,000 pieces, learnt again: the note's counts to the token. No bytes, for the spaces are lost."
+    data = tokenize_corpus('wikitext-2-raw', 'bpe-note:50000', cache=kept)
+    assert data.vocab_size == 50_000
+    assert of(data, 'num_tokens') == (2_141_993, 231_667, 264_374)
+    assert of(data, 'num_bytes') == NO_BYTES
+    assert of(data, 'num_unk') == (0, 158, 58)
+    assert data.validation.num_words == 213_886

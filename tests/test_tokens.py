@@ -17,6 +17,7 @@ from lmcourse.data.tokens import (
     load_tokenizer,
     tokenize_corpus,
     train_bpe,
+    train_bpe_note,
     train_whitespace,
 )
 
@@ -33,6 +34,7 @@ MADE = {
     'word': lambda: WordTokenizer(build_vocab(ROWS, 1)),
     'whitespace': lambda: train_whitespace(ROWS, 1),
     'bpe:300': lambda: train_bpe(ROWS, 300),
+    'bpe-note:60': lambda: train_bpe_note(ROWS, 60),
 }
 each = pytest.mark.parametrize('tokenizer', [make() for make in MADE.values()], ids=MADE)
 
@@ -105,6 +107,29 @@ def test_bytes_have_no_outside():
     )
 
 
+def test_the_third_notes_pieces_have_no_spaces_and_no_row_ends():
+    t = MADE['bpe-note:60']()
+    assert t.convert_ids_to_tokens(range(4)) == ['<PAD>', '<UNK>', '<BOS>', '<EOS>']
+    assert (t.bos_id, t.unk_id, t.eos) == (2, 1, None)
+    joined = ' '.join(row for row in ROWS if row.strip())
+    assert t.encode(joined) == t.encode_rows(ROWS).tolist()
+    assert t.encode('the crab,') == t.encode('the  crab ,')
+    assert not t.keeps_text and not t.row_ends
+
+
+def test_a_letter_that_the_third_notes_pieces_lack_is_unknown(tmp_path):
+    other = Corpus('other', {'train': ROWS, 'validation': ['a ž crab\n'], 'test': ROWS})
+    data = tokenize_corpus(other, 'bpe-note:60', cache=tmp_path)
+    assert (data.validation.num_unk, data.train.num_unk) == (1, 0)
+
+
+def test_the_third_notes_tokens_have_words_and_no_bytes(tmp_path):
+    plain = Corpus('plain', dict.fromkeys(SPLITS, ['the crab\n', '', 'a crab , a lobster\n']))
+    data = tokenize_corpus(plain, 'bpe-note:60', cache=tmp_path)
+    assert (data.train.num_words, data.train.num_bytes) == (7, None)
+    assert data.train.fingerprint != plain.fingerprint('train')
+
+
 def test_a_text_too_short_for_its_merges_has_fewer_types():
     t = train_bpe(['ab ab'], 5000)
     assert 257 < t.vocab_size < 262 and t.name == 'bpe:5000'
@@ -123,6 +148,9 @@ def test_a_text_too_short_for_its_merges_has_fewer_types():
         ('bpe:-300', 'a number of pieces'),
         ('bpe:1e4', 'a number of pieces'),
         ('bpe:٣٠٠', 'a number of pieces'),
+        ('bpe-note', 'a number of pieces from 5 on'),
+        ('bpe-note:4', 'four special tokens and a letter'),
+        ('bpe-notes:400', 'is no tokenizer'),
     ],
 )
 def test_names_that_are_none(name, sentence, tmp_path):
@@ -137,7 +165,7 @@ def test_counts_that_are_none(n, tmp_path):
         load_tokenizer('word', CORPUS, n, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['whitespace', 'gpt2-note'])
+@pytest.mark.parametrize('name', ['whitespace', 'gpt2-note', 'bpe-note:60'])
 def test_a_split_without_tokens(name, tmp_path):
     if name == 'gpt2-note' and not gpt2_available():
         pytest.skip("GPT-2's tokenizer is not on this machine")
@@ -181,7 +209,7 @@ def test_other_processes_make_the_same_vocabulary(tmp_path):
     code = (
         'from lmcourse.data.tokens import *; from lmcourse.data.text import load_corpus; rows = load_corpus("markov")["train"];'
         ' import hashlib, json\nfor t in (WordTokenizer(build_vocab(rows)), train_whitespace(rows), train_bpe(rows,'
-        ' 400)): print(hashlib.sha256(json.dumps(t.to_dict(), sort_keys=True).encode()).hexdigest())'
+        ' 400), train_bpe_note(rows, 400)): print(hashlib.sha256(json.dumps(t.to_dict(), sort_keys=True).encode()).hexdigest())'
     )
     found = {
         subprocess.run(

@@ -68,8 +68,9 @@ class TransformerConfig(ModelConfig):
     activation: str = 'gelu'  # gelu, relu2 (ReLU, squared) or swiglu
     qk_norm: bool = False  # queries and keys are normalised to one size
     bias: bool = True  # of the linear layers and norms in the blocks
-    lm_head_bias: bool = True  # of the head, which shares its matrix with the embedding
+    lm_head_bias: bool = True  # of the head
     init: str = 'gpt2'  # gpt2: all small; zero_residual: blocks first add nothing, the rest by width; or a part of it
+    tie_weights: bool = True  # False: the head has a matrix of its own
 
     def __post_init__(self):
         check_range(
@@ -205,7 +206,7 @@ class Block(nn.Module):
 
 # %% ../../nbs/20_transformer.ipynb #1c1080ba
 class TransformerLM(LanguageModel):
-    "A decoder: embedding, positions, blocks, and the embedding matrix again as the head."
+    "A decoder: embedding, positions, blocks, and the embedding matrix again as the head, unless it has one of its own."
 
     stateful = False  # evaluation gives it windows, and no state from one to the next
 
@@ -217,7 +218,8 @@ class TransformerLM(LanguageModel):
             nn.Embedding(vocab_size, c.d_model),
             nn.Linear(c.d_model, vocab_size, bias=c.lm_head_bias),
         )
-        self.lm_head.weight = self.embedding.weight
+        if c.tie_weights:
+            self.lm_head.weight = self.embedding.weight
         self.positions = nn.Parameter(torch.empty(c.context_length, c.d_model)) if c.positions == 'learned' else None
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.num_layers))
         self.norm, self.dropout = _NORMS[c.norm](c), nn.Dropout(c.dropout)
@@ -284,6 +286,7 @@ def parameter_breakdown(
     )
     return {
         'embedding': vocab_size * D,
+        **({} if c.tie_weights else {'head': vocab_size * D}),
         'head bias': vocab_size if c.lm_head_bias else 0,
         'positions': c.context_length * D if c.positions == 'learned' else 0,
         'attention': c.num_layers * (4 * D * D + biases(4 * D)),

@@ -20,13 +20,27 @@ def get_lr(
     optim: Optim,  # peak rate, warmup and shape
 ) -> float:  # the learning rate of the next step
     """Warmup from zero, then constant or half a cosine ([Loshchilov & Hutter,
-    2017](../docs/bibliography.md#loshchilov2017))."""
+    2017](../docs/bibliography.md#loshchilov2017)); or one cycle, as torch's `OneCycleLR` has it with `warmup_steps` as
+    the rising part. A schedule that falls is laid out over `total * schedule_stretch` steps."""
+    total = total * optim.schedule_stretch
+    if optim.lr_schedule == 'one_cycle':
+        return optim.lr * _one_cycle(step, total, optim.warmup_steps)
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.lr_schedule == 'constant':
         return optim.lr
     done = min(1.0, (step - optim.warmup_steps) / max(1, total - optim.warmup_steps))
     return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def _one_cycle(step, total, rising):
+    "The fraction of the peak: half a cosine from 1 / 25 to 1, then half a cosine to 1 / 250,000."
+    peak, last = rising - 1, total - 1
+    if step <= peak:
+        start, end, done = 1 / 25, 1.0, step / peak if peak else 1.0
+    else:
+        start, end, done = 1.0, 1 / 250_000, min(1.0, (step - peak) / max(1, last - peak))
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 # %% ../../nbs/11b_optimizers.ipynb #bcc4b2fb
 class ValidationHooks:
