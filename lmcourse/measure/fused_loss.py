@@ -7,8 +7,9 @@ that the usual way takes."""
 __all__ = ['chunk_size', 'fused_cross_entropy', 'fused_token_nats']
 
 # %% ../../nbs/08_fused_loss.ipynb #b9889fd4
-import contextlib, math
+import contextlib, functools, math, time
 import torch, torch.nn.functional as F
+from .. import native
 from ..device import MIN_BF16_MULTIPLIES, bf16_is_faster, to_device
 from ..errors import LMCourseError
 from .cross_entropy import LossSum
@@ -22,8 +23,8 @@ def _matmul_dtype(precision, hidden_ND, weight_VD):
         if precision == 'bf16':
             raise LMCourseError("double-precision tensors are not rounded to 'bf16': leave precision out, or convert")
         return torch.float64
-    wanted = precision == 'bf16' or precision is None and bf16_is_faster(hidden_ND.device)
-    return torch.bfloat16 if wanted and hidden_ND.numel() * len(weight_VD) >= MIN_BF16_MULTIPLIES else torch.float32
+    rounded = precision == 'bf16' or precision is None and bf16_is_faster(hidden_ND.device)
+    return torch.bfloat16 if rounded and hidden_ND.numel() * len(weight_VD) >= MIN_BF16_MULTIPLIES else torch.float32
 
 # %% ../../nbs/08_fused_loss.ipynb #c824a3e6
 def chunk_size(
@@ -83,10 +84,10 @@ def _nats(p_CV, targets_C, h_CK, w_VK, bias_V):
     p_C = p_CV.gather(1, targets_C[:, None])[:, 0]
     if p_C.dtype is torch.bfloat16:
         p_C = p_C.float()
-    nats_C, lost_C = -p_C.log(), p_C < 1e-30
-    if lost_C.any():
-        logits = F.linear(h_CK[lost_C], w_VK, bias_V).to(p_C.dtype)
-        nats_C[lost_C] = F.cross_entropy(logits, targets_C[lost_C], reduction='none')
+    nats_C, underflowed_C = -p_C.log(), p_C < 1e-30
+    if underflowed_C.any():
+        logits = F.linear(h_CK[underflowed_C], w_VK, bias_V).to(p_C.dtype)
+        nats_C[underflowed_C] = F.cross_entropy(logits, targets_C[underflowed_C], reduction='none')
     return nats_C
 
 # %% ../../nbs/08_fused_loss.ipynb #9eab3624
@@ -101,10 +102,10 @@ def _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
     "For each chunk: its slice, p_CV, nats_C, and the operands h_CD and w_VD."
     h_NK, w_VK, b_V = _operands(hidden_ND, weight_VD, bias_V, dtype)
     N, D = hidden_ND.shape
-    room = h_NK.new_empty(min(chunk, N), len(w_VK))
+    logits_buffer = h_NK.new_empty(min(chunk, N), len(w_VK))
     for i in range(0, N, chunk):
         s = slice(i, min(i + chunk, N))
-        h_CK, p_CV = h_NK[s], room[: s.stop - i]
+        h_CK, p_CV = h_NK[s], logits_buffer[: s.stop - i]
         if dtype is torch.bfloat16:
             _shift_logits_(h_CK, w_VK)
         _logits_(p_CV, h_CK, w_VK, b_V)
@@ -133,13 +134,13 @@ def _without_autocast(device):
     return torch.autocast(device.type, enabled=False)
 
 
-def _nats_and_grads(hidden_ND, weight_VD, bias_V, targets_N, wanted, dtype, chunk):
-    "The summed loss in nats and its gradients for hidden states, head and bias; None for those that are not wanted."
+def _nats_and_grads(hidden_ND, weight_VD, bias_V, targets_N, needs_grad, dtype, chunk):
+    "The summed loss in nats and its gradients for hidden states, head and bias; None for those that are not needed."
     total = torch.float64 if dtype is torch.float64 else torch.float32
     nats = hidden_ND.new_zeros((), dtype=total)
     dh, dw, db = (
-        t.new_zeros(t.shape, dtype=d) if want else None
-        for t, d, want in zip((hidden_ND, weight_VD, bias_V), (hidden_ND.dtype, total, total), wanted)
+        t.new_zeros(t.shape, dtype=d) if need else None
+        for t, d, need in zip((hidden_ND, weight_VD, bias_V), (hidden_ND.dtype, total, total), needs_grad)
     )
     with _without_autocast(hidden_ND.device):
         for s, p_CV, nats_C, h_CD, w_VD in _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
@@ -153,28 +154,113 @@ def _nats_and_grads(hidden_ND, weight_VD, bias_V, targets_N, wanted, dtype, chun
                 db += (p_CV.new_ones(1, len(p_CV)) @ p_CV)[0]
     return nats, dh, None if dw is None else dw.to(weight_VD.dtype), None if db is None else db.to(bias_V.dtype)
 
+# %% ../../nbs/08_fused_loss.ipynb #abd3b702
+def _nats_and_grads_in_kernel(hidden_ND, weight_VD, bias_V, targets_N, needs_grad, dtype, chunk):
+    "What `_nats_and_grads` returns, from the native kernel where there is one."
+    inputs, bf16 = (hidden_ND, weight_VD, bias_V), dtype is torch.bfloat16
+    found = native.fused_loss(*inputs, targets_N, bf16, needs_grad)
+    if found is None:
+        return _nats_and_grads(*inputs, targets_N, needs_grad, dtype, chunk)
+    nats_N, grads, _ = found
+    left_out_N = nats_N.isnan()
+    nats = nats_N.nansum()
+    if left_out_N.any():
+        rest = hidden_ND[left_out_N], weight_VD, bias_V, targets_N[left_out_N]
+        more, dh, dw, db = _nats_and_grads(*rest, needs_grad, dtype, chunk)
+        nats += more
+        if dh is not None:
+            grads[0][left_out_N] = dh.float()
+        for mine, other in zip(grads[1:], (dw, db)):
+            if other is not None:
+                mine += other
+    return nats, *(None if g is None else g.to(t.dtype) for g, t in zip(grads, inputs))
+
+
+def _score_in_kernel(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
+    "What `_score` returns, from the native kernel where there is one."
+    inputs, bf16 = (hidden_ND, weight_VD, bias_V), dtype is torch.bfloat16
+    found = native.fused_loss(*inputs, targets_N, bf16, (False,) * 3, argmax=True)
+    if found is None:
+        return _score(*inputs, targets_N, dtype, chunk)
+    nats_N, _, best_N = found
+    correct_N, left_out_N = best_N == targets_N, nats_N.isnan()
+    if left_out_N.any():
+        rest = hidden_ND[left_out_N], weight_VD, bias_V, targets_N[left_out_N]
+        nats_N[left_out_N], correct_N[left_out_N] = _score(*rest, dtype, chunk)
+    return nats_N, correct_N
+
+
+def _score(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
+    "The loss of each token in nats, and whether its target was the most likely type."
+    nats_N = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float64 if dtype is torch.float64 else torch.float32)
+    correct_N = torch.zeros_like(targets_N, dtype=torch.bool)
+    with _without_autocast(hidden_ND.device):
+        for s, p_CV, nats_C, *_ in _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
+            nats_N[s] = nats_C
+            correct_N[s] = p_CV.max(1).indices == targets_N[s]
+    return nats_N, correct_N
+
+# %% ../../nbs/08_fused_loss.ipynb #081db9a8
+_MIN_NATIVE_LOGITS = 2**24
+_NATIVE_WIDTHS = dict(training=32, evaluation=256)  # measured: benchmarks, 'native'
+_NATIVE_GAIN = 1.5  # how many times as fast it has to be
+
+
+@functools.cache
+def _native_is_faster(width, dtype, training, threads):
+    "Measure a batch of 256 tokens and 32,768 types both ways, three times in turn."
+    if not native.status().native:
+        return False
+    g = torch.Generator().manual_seed(0)
+    h, w, b = (torch.randn(*shape, generator=g) for shape in ((256, width), (2**15, width), (2**15,)))
+    args = h, w / width**0.5, b, torch.randint(2**15, (256,), generator=g)
+    ways = (_nats_and_grads, _nats_and_grads_in_kernel) if training else (_score, _score_in_kernel)
+    settings = ((True,) * 3,) * training + (dtype, chunk_size(256, 2**15, dtype.itemsize))
+    seconds = [[], []]
+    with torch.no_grad():
+        for _ in range(3):
+            for way, mine in zip(ways, seconds):
+                tic = time.perf_counter()
+                way(*args, *settings)
+                mine.append(time.perf_counter() - tic)
+    return min(seconds[0]) > _NATIVE_GAIN * min(seconds[1])
+
+
+def _in_kernel(hidden_ND, weight_VD, bias_V, dtype, chunk, training):
+    "Whether the native kernel computes this batch."
+    tensors, choice = [t for t in (hidden_ND, weight_VD, bias_V) if t is not None], native.mode()
+    if choice == 'never' or dtype is torch.float64 or chunk or any(t.device.type != 'cpu' for t in tensors):
+        return False
+    if choice == 'always':
+        state = native.status()
+        return state.bf16 if dtype is torch.bfloat16 else state.native
+    V, D = weight_VD.shape
+    if len(hidden_ND) * V < _MIN_NATIVE_LOGITS or D > _NATIVE_WIDTHS['training' if training else 'evaluation']:
+        return False
+    return _native_is_faster(D, dtype, training, torch.get_num_threads())
+
 # %% ../../nbs/08_fused_loss.ipynb #4a6311f7
 class _FusedCrossEntropy(torch.autograd.Function):
-    "The summed loss in nats; its gradients are computed in the forward pass."
+    "The summed loss in nats; its gradients are computed in the forward pass, by one of the functions above."
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, *settings):
-        ctx.settings = settings
+    def forward(ctx, hidden_ND, weight_VD, bias_V, targets_N, compute, *settings):
+        ctx.compute, ctx.settings = compute, settings
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N)
-        nats, *ctx.slopes = _nats_and_grads(hidden_ND, weight_VD, bias_V, targets_N, *settings)
+        nats, *ctx.grads = compute(hidden_ND, weight_VD, bias_V, targets_N, *settings)
         return nats
 
     @staticmethod
-    def backward(ctx, slope):
+    def backward(ctx, grad_output):
         if torch.is_grad_enabled():
             raise LMCourseError(
                 'fused_cross_entropy has no second derivatives: take lmcourse.measure.cross_entropy.cross_entropy of'
                 ' full logits, or leave create_graph out'
             )
-        slopes, ctx.slopes = ctx.slopes, None
-        if slopes is None:
-            slopes = _nats_and_grads(*ctx.saved_tensors, *ctx.settings)[1:]
-        return *(None if s is None else s.mul_(slope) for s in slopes), None, None, None, None
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            grads = ctx.compute(*ctx.saved_tensors, *ctx.settings)[1:]
+        return *(None if g is None else g.mul_(grad_output) for g in grads), None, None, None, None, None
 
 # %% ../../nbs/08_fused_loss.ipynb #21816644
 def _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk=None):
@@ -234,14 +320,15 @@ def fused_cross_entropy(
         (h_ND, weight_VD, bias_V),
         _matmul_dtype(precision, h_ND, weight_VD),
     )
-    if chunk is None and N * V <= _MIN_LOGITS and dtype is not torch.bfloat16:
+    needs_grad = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs)
+    in_kernel = _in_kernel(*inputs, dtype, chunk, training=any(needs_grad))
+    if chunk is None and N * V <= _MIN_LOGITS and dtype is not torch.bfloat16 and not in_kernel:
         with _without_autocast(h_ND.device):
             logits_NV = F.linear(*(None if t is None else t.to(dtype) for t in inputs))
             return LossSum(F.cross_entropy(logits_NV, y_N, reduction='sum'), N)
-    wanted = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs)
-    return LossSum(
-        _FusedCrossEntropy.apply(*inputs, y_N, wanted, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)), N
-    )
+    compute = _nats_and_grads_in_kernel if in_kernel else _nats_and_grads
+    settings = needs_grad, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)
+    return LossSum(_FusedCrossEntropy.apply(*inputs, y_N, compute, *settings), N)
 
 # %% ../../nbs/08_fused_loss.ipynb #f3987e77
 @torch.no_grad()
@@ -259,14 +346,9 @@ def fused_token_nats(
     "The loss of each token of a batch and the number of correct predictions, without gradients or full logits."
     h_ND, y_N, at = _scored(hidden, weight_VD, bias_V, targets, ignore_index, chunk)
     N, V, dtype = len(h_ND), len(weight_VD), _matmul_dtype(precision, h_ND, weight_VD)
-    nats_N = h_ND.new_zeros(N, dtype=torch.float64 if dtype is torch.float64 else torch.float32)
-    right = y_N.new_zeros(())
-    with _without_autocast(h_ND.device):
-        for s, p_CV, nats_C, *_ in _chunks(
-            h_ND, weight_VD, bias_V, y_N, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)
-        ):
-            nats_N[s] = nats_C
-            right += (p_CV.max(1).indices == y_N[s]).sum()
+    score = _score_in_kernel if _in_kernel(h_ND, weight_VD, bias_V, dtype, chunk, training=False) else _score
+    settings = dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)
+    nats_N, correct_N = score(h_ND, weight_VD, bias_V, y_N, *settings)
     if at is not None:
         nats_N = nats_N.new_zeros(targets.numel()).index_copy(0, to_device(at, nats_N.device), nats_N)
-    return nats_N.view(targets.shape), int(right)
+    return nats_N.view(targets.shape), int(correct_N.sum())
