@@ -156,9 +156,8 @@ def environment() -> dict:  # versions, processor, GPU; no names of people, mach
     "The machine of a run: all that a result may depend on, and nothing about whose machine it is."
     name, bf16 = _processor()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    code = hashlib.sha256(
-        b''.join(p.read_bytes() for p in sorted(Path(str(resources.files('lmcourse'))).rglob('*.py')))
-    )
+    sources = [p for p in Path(str(resources.files('lmcourse'))).rglob('*') if p.suffix in ('.py', '.cpp')]
+    code = hashlib.sha256(b''.join(p.read_bytes() for p in sorted(sources)))
     env = dict(
         lmcourse=__version__,
         code=code.hexdigest()[:16],

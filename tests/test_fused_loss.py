@@ -1,4 +1,4 @@
-"The fused loss at its edges: every shape, precision and subset of slopes, against full logits."
+"The fused loss at its edges: every shape, precision and subset of gradients, against full logits."
 
 import subprocess, sys
 import pytest
@@ -35,7 +35,7 @@ def inputs(N=50, D=24, V=300, spread=1.0, bias=True, dtype=torch.float32, seed=0
     return *(None if t is None else t.to(dtype).requires_grad_() for t in (h, w, b)), y
 
 
-def slopes(nats, tensors):
+def grads_of(nats, tensors):
     return torch.autograd.grad(nats, [t for t in tensors if t is not None and t.requires_grad])
 
 
@@ -44,11 +44,11 @@ def off(a, b):
 
 
 def agree(tally, h, w, b, y, limit=1e-5, ignore_index=-100):
-    "Value, count and all slopes are those of full logits in double precision."
+    "Value, count and all gradients are those of full logits in double precision."
     assert isinstance(tally, LossSum) and isinstance(tally.num_tokens, int) and tally.nats.shape == ()
     full = cross_entropy(F.linear(*(None if t is None else t.double() for t in (h, w, b))), y, ignore_index)
     assert tally.num_tokens == full.num_tokens and off(tally.nats, full.nats) < limit
-    ours, theirs = (slopes(t.nats, (h, w, b)) for t in (tally, full))
+    ours, theirs = (grads_of(t.nats, (h, w, b)) for t in (tally, full))
     for a, t in zip(ours, theirs):
         assert a.shape == t.shape and a.dtype == t.dtype and off(a, t) < limit
 
@@ -69,7 +69,7 @@ def test_odd_sizes(N, D, V):
     for precision in LIMIT:
         tally = fused_cross_entropy(*args, chunk=5, precision=precision)
         if V == 1:
-            assert tally.nats.item() == 0 and all(float(g.abs().sum()) == 0 for g in slopes(tally.nats, args[:3]))
+            assert tally.nats.item() == 0 and all(float(g.abs().sum()) == 0 for g in grads_of(tally.nats, args[:3]))
         else:
             agree(tally, *args, limit=LIMIT[precision] * (1 if N > 2 and D > 1 or precision == 'fp32' else 4))
 
@@ -102,8 +102,8 @@ def test_hidden_states_of_any_shape_and_strides(monkeypatch, seed):
     monkeypatch.undo()  # precision as users get it
     h, w, b, y = inputs(48, 8, 30, seed=seed)
     for shape in ((4, 12), (2, 3, 8), (1, 48)):
-        g = slopes(fused_cross_entropy(h.view(*shape, 8), w, b, y.view(shape), chunk=10).nats, (h, w, b))
-        for a, t in zip(g, slopes(cross_entropy(F.linear(h, w, b), y).nats, (h, w, b))):
+        g = grads_of(fused_cross_entropy(h.view(*shape, 8), w, b, y.view(shape), chunk=10).nats, (h, w, b))
+        for a, t in zip(g, grads_of(cross_entropy(F.linear(h, w, b), y).nats, (h, w, b))):
             assert off(a, t) < 1e-5
     g = torch.Generator().manual_seed(seed)
     turned, wide = (
@@ -114,7 +114,7 @@ def test_hidden_states_of_any_shape_and_strides(monkeypatch, seed):
         args = turned.transpose(0, 1), wide.T, b
         ours = fused_cross_entropy(*args, y.view(4, 12), chunk=5, precision=precision).nats
         full = cross_entropy(F.linear(*args), y.view(4, 12)).nats
-        for a, t in zip(slopes(ours, (turned, wide, b)), slopes(full, (turned, wide, b))):
+        for a, t in zip(grads_of(ours, (turned, wide, b)), grads_of(full, (turned, wide, b))):
             assert off(a, t) < LIMIT[precision]
     assert fused_cross_entropy(h[0], w, b, y[0], chunk=1).num_tokens == 1
 
@@ -126,7 +126,7 @@ def test_targets_that_are_not_scored(ignore_index):
     y[::3] = ignore_index
     for chunk in (None, 4):
         agree(fused_cross_entropy(h, w, b, y, ignore_index, chunk), h, w, b, y, ignore_index=ignore_index)
-    assert float(slopes(fused_cross_entropy(h, w, b, y, ignore_index, 4).nats, (h,))[0][::3].abs().sum()) == 0
+    assert float(grads_of(fused_cross_entropy(h, w, b, y, ignore_index, 4).nats, (h,))[0][::3].abs().sum()) == 0
 
 
 @pytest.mark.parametrize('chunk', [None, 4])
@@ -135,7 +135,7 @@ def test_nothing_scored(chunk, precision):
     h, w, b, y = inputs()
     tally = fused_cross_entropy(h, w, b, torch.full_like(y, -100), chunk=chunk, precision=precision)
     assert (tally.nats.item(), tally.num_tokens) == (0, 0)
-    for g, t in zip(slopes(tally.nats, (h, w, b)), (h, w, b)):
+    for g, t in zip(grads_of(tally.nats, (h, w, b)), (h, w, b)):
         assert g.shape == t.shape and float(g.abs().sum()) == 0
     with pytest.raises(LMCourseError, match='no tokens were scored'):
         tally.mean
@@ -144,14 +144,14 @@ def test_nothing_scored(chunk, precision):
     assert fused_cross_entropy(h[:0], w, b, y[:0], chunk=chunk, precision=precision).num_tokens == 0
 
 
-@pytest.mark.parametrize('wanted', [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+@pytest.mark.parametrize('needs_grad', [(a, b, c) for a in (0, 1) for b in (0, 1) for c in (0, 1)])
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_every_subset_of_slopes(wanted, precision):
+def test_every_subset_of_gradients(needs_grad, precision):
     h, w, b, y = inputs()
-    for t, want in zip((h, w, b), wanted):
-        t.requires_grad_(bool(want))
+    for t, need in zip((h, w, b), needs_grad):
+        t.requires_grad_(bool(need))
     tally = fused_cross_entropy(h, w, b, y, chunk=20, precision=precision)
-    if any(wanted):
+    if any(needs_grad):
         agree(tally, h, w, b, y, limit=LIMIT[precision])
     else:
         assert (
@@ -164,7 +164,7 @@ def test_a_frozen_head_costs_no_product(monkeypatch):
     import lmcourse.measure.fused_loss as module
 
     def refuse(*args):
-        raise AssertionError('a slope that nobody wants was computed')
+        raise AssertionError('a gradient that nobody needs was computed')
 
     monkeypatch.setattr(module, '_accumulate_grad_', refuse)
     h, w, b, y = inputs()
@@ -205,11 +205,11 @@ def test_into_grad_and_again():
         torch.testing.assert_close(t.grad, g / 3 / 50)
 
 
-def test_slopes_are_not_kept_twice():
-    "The slope of the head goes into `.grad` itself, without a copy."
+def test_gradients_are_not_kept_twice():
+    "The gradient of the head goes into `.grad` itself, without a copy."
     h, w, b, y = inputs()
     tally = fused_cross_entropy(h, w, b, y, chunk=20)
-    kept = tally.nats.grad_fn.slopes[1].data_ptr()
+    kept = tally.nats.grad_fn.grads[1].data_ptr()
     tally.nats.backward()
     assert w.grad.data_ptr() == kept
 
@@ -223,7 +223,7 @@ def test_gradcheck_in_double_precision():
     tally = fused_cross_entropy(h, w, b, y, chunk=2)
     assert tally.nats.dtype == torch.float64
     full = cross_entropy(F.linear(h, w, b), y).nats
-    for a, t in zip(slopes(tally.nats, (h, w, b)), slopes(full, (h, w, b))):
+    for a, t in zip(grads_of(tally.nats, (h, w, b)), grads_of(full, (h, w, b))):
         assert off(a, t) < 1e-12
 
 
@@ -244,7 +244,7 @@ def test_logits_that_overflow():
     for precision in LIMIT:
         tally = fused_cross_entropy(h, w, None, y, chunk=2, precision=precision)
         assert off(tally.nats, cross_entropy(h @ w.T, y).nats) < LIMIT[precision]
-        for a, t in zip(slopes(tally.nats, (h, w)), slopes(cross_entropy(h @ w.T, y).nats, (h, w))):
+        for a, t in zip(grads_of(tally.nats, (h, w)), grads_of(cross_entropy(h @ w.T, y).nats, (h, w))):
             assert off(a, t) < LIMIT[precision]
     bad = fused_cross_entropy(torch.full((2, 1), torch.nan), w.detach(), None, y[:2], chunk=1)
     assert torch.isnan(bad.nats)
@@ -276,16 +276,16 @@ def test_what_cannot_be_is_refused(change, sentence):
 
 @pytest.mark.parametrize('kind', [torch.float16, torch.bfloat16])
 def test_half_precision_tensors(kind):
-    "Slopes come back in the types of the tensors; the sums inside are in single precision."
+    "Gradients come back in the types of the tensors; the sums inside are in single precision."
     h, w, b, y = inputs(dtype=kind)
-    full = slopes(cross_entropy(F.linear(h.float(), w.float(), b.float()), y).nats, (h, w, b))
+    full = grads_of(cross_entropy(F.linear(h.float(), w.float(), b.float()), y).nats, (h, w, b))
     for chunk in (None, 20):
         tally = fused_cross_entropy(h, w, b, y, chunk=chunk, precision='fp32')
         assert tally.nats.dtype == torch.float32
-        for a, t in zip(slopes(tally.nats, (h, w, b)), full):
+        for a, t in zip(grads_of(tally.nats, (h, w, b)), full):
             assert a.dtype == kind and off(a, t) < 5e-3
     mixed = fused_cross_entropy(h, w.float(), b.float(), y, chunk=20, precision='fp32').nats
-    assert [g.dtype for g in slopes(mixed, (h, w, b))][0] == kind
+    assert [g.dtype for g in grads_of(mixed, (h, w, b))][0] == kind
 
 
 def test_under_autocast_it_decides_itself():
@@ -415,7 +415,7 @@ def test_on_a_gpu(precision):
     tally = fused_cross_entropy(*there, y.cuda(), chunk=128, precision=precision)
     full = cross_entropy(F.linear(h, w, b), y).nats
     assert off(tally.nats.cpu(), full) < LIMIT[precision or 'bf16']
-    for a, t in zip(slopes(tally.nats, there), slopes(full, (h, w, b))):
+    for a, t in zip(grads_of(tally.nats, there), grads_of(full, (h, w, b))):
         assert off(a.cpu(), t) < LIMIT[precision or 'bf16']
     nats, right = fused_token_nats(*there, y.cuda(), precision='fp32')
     assert off(nats.sum().cpu(), full) < 1e-5 and right == fused_token_nats(h, w, b, y)[1]
