@@ -18,6 +18,7 @@ from ..data.batches import StatefulBatches, WindowBatches
 from ..data.text import load_corpus, ngram_overlap
 from ..data.tokens import WordTokenizer, build_vocab, tokenize_corpus, train_whitespace
 from ..errors import LMCourseError
+from . import blocks
 from .ablation import ablation_effects
 from .scaling import fit_isoflop, training_flops_per_token
 from ..measure.cross_entropy import cross_entropy, entropy, kl_divergence, log_softmax, softmax
@@ -25,8 +26,9 @@ from ..measure.perplexity import bits_per_byte, perplexity
 from ..measure.statistics import detectable_difference, pooled_sd
 from ..models.ngram import KneserNey, Uniform
 from ..models.recurrent import RecurrentConfig, parameter_breakdown
+from ..models.semantic_blocks import SemanticBlocksConfig, block_order, permute_blocks
 from ..models.tied_rnn import TiedRNNConfig
-from ..models.transformer import TransformerConfig
+from ..models.transformer import TransformerConfig, positions_affected
 from ..models.transformer import parameter_breakdown as decoder_breakdown
 from ..training.optimizers import get_lr
 from ..training.recipes import Optim, get_recipe, num_parameters
@@ -1392,9 +1394,6 @@ def _two_examples():
     return dict(ten=perplexity(2.3, 1), e=perplexity(1.0, 1))
 
 # %% ../../nbs/28_museum.ipynb #38b6e09b
-# Rooms on the faults of the architecture itself need its model, and can be added in a cell like this one, each with
-# `@room('003', ...)`: no causal mask; the blocks' layout scrambled between layers; the exponential of a mean of batch
-# means; the last batches of an epoch dropped.
 _BEFORE_003 = dict(length=128, batch=6, epochs=10, rate=3e-4, warmup=500, accumulate=4)  # the note's first run
 _AFTER_003 = dict(length=192, batch=4, epochs=30, rate=1e-4, warmup=2000, accumulate=8)  # the run that it plans
 _CHANGED_003 = sum(_BEFORE_003[k] != _AFTER_003[k] for k in _BEFORE_003)
@@ -1711,6 +1710,90 @@ def _dense_baseline():
     "The note calls it critical, and it was never trained."
     cost = _cost(_planned_tokens(), training_flops_per_token(_DENSE, 50_000, 192), _DENSE)
     return dict(measured=_run_on_record('dense-baseline')) | cost
+
+# %% ../../nbs/28_museum.ipynb #97d7e94f
+@lru_cache
+def _small_blocks(sees_future=False):
+    "An untrained model of the design, in two layers over 100 tokens."
+    torch.manual_seed(0)
+    return SemanticBlocksConfig(num_layers=2, context_length=8, sees_future=sees_future).build(100).eval()
+
+
+@room(
+    '003',
+    'The 402 says how well the design predicts the next token.',
+    lambda affected, **_: grade(affected == 0),
+    'The design has no causal mask: a change of the last of 8 tokens moves {affected} earlier predictions, and with a'
+    ' mask {masked}. Each prediction can read its own answer.',
+    dict(affected=0),
+    '25_semantic_blocks',
+)
+def _answers_in_sight():
+    "One token is changed, and the predictions before it are compared."
+    x_BT = torch.arange(8)[None]
+    moved = [sum(positions_affected(_small_blocks(future), x_BT, 7)[:7]) for future in (True, False)]
+    return dict(affected=moved[0], masked=moved[1])
+
+
+@room(
+    '003',
+    'A block keeps its part of a token from layer to layer.',
+    lambda same, numbers: grade(same == numbers, same > numbers / 2),
+    'Results are written in block order and read row by row: {same} of {numbers} numbers are where they were.',
+    dict(same=64),
+    '25_semantic_blocks',
+)
+def _blocks_keep_their_place():
+    "The order of the blocks beside the order of the matrix."
+    order_D = block_order(8, 2)
+    return dict(same=int((order_D == torch.arange(64)).sum()), numbers=len(order_D))
+
+
+@room(
+    '003',
+    'The names of the sixteen blocks say what they hold.',
+    lambda apart: grade(apart > 1e-3),
+    'Give the blocks each other\'s places, weights included, and no logit changes by more than {apart:.1e}: nothing'
+    ' in the model depends on a name.',
+    dict(apart=1.0),
+    '25_semantic_blocks',
+)
+def _names_of_blocks():
+    "Blocks in reverse order, with all that belongs to them."
+    x_BT, model = torch.arange(8)[None], _small_blocks()
+    with torch.no_grad():
+        own_BTV, other_BTV = (m.logits(x_BT)[0] for m in (model, permute_blocks(model, list(range(16))[::-1])))
+    return dict(apart=float((own_BTV - other_BTV).abs().max()))
+
+
+@room(
+    '003',
+    'An epoch trains on every window.',
+    lambda left, batches: grade(left == 0, left < 0.01 * batches),
+    'The last {left} of {batches:,} batches do not fill an accumulation of four, and their gradients are dropped.',
+    dict(left=0),
+)
+def _every_window():
+    "Windows of 128 that overlap by half, six to a batch."
+    batches = -(-_windows(_TOKENS_003, _BEFORE_003['length']) // _BEFORE_003['batch'])
+    return dict(left=batches % _BEFORE_003['accumulate'], batches=batches)
+
+
+@room(
+    '003',
+    'Sixteen semantic blocks predict better than a dense model.',
+    lambda better, worse, rivals, **_: grade(better == rivals, worse < rivals),
+    'At a small size, in nats per token: better than {better} of {rivals} dense rivals with the whole interval, worse'
+    ' than {worse}; {n} seeds. At full size nobody knows.',
+    lambda m: dict(better=0 if m['better'] == m['rivals'] else m['rivals'], worse=0),
+    '26_blocks_vs_dense',
+)
+def _blocks_against_dense():
+    "Dunnett's intervals of lesson 26."
+    rows = [r for r in blocks.verdict(_stored('blocks.json')) if r['setting'].startswith('dense')]
+    rows = [r for r in rows if 'rate' not in r['setting']]
+    better, worse = (sum(f(r) for r in rows) for f in (lambda r: r['low'] > 0, lambda r: r['high'] < 0))
+    return dict(better=better, worse=worse, rivals=len(rows), n=min(r['n'] for r in rows))
 
 # %% ../../nbs/28_museum.ipynb #1fe3a79d
 def _decoder(n):

@@ -224,6 +224,7 @@ class Recipe:
 RECIPES = {
     'awd-lstm': 'lmcourse.experiments.recipes:awd_lstm',
     'awd-lstm-fast': 'lmcourse.experiments.recipes:awd_lstm_fast',
+    'awd-lstm-parts': 'lmcourse.experiments.recipes:awd_lstm_parts',
     'awd-lstm-small': 'lmcourse.experiments.recipes:awd_lstm_small',
     'awd-tiny': 'lmcourse.experiments.recipes:awd_tiny',
     'blocks-small': 'lmcourse.experiments.blocks:blocks_small',
