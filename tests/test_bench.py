@@ -48,3 +48,55 @@ def test_what_is_shipped_can_be_read():
 def test_slow_16_bits_do_not_compete():
     assert not any(name.endswith(('bf16', 'autocast')) for name in bench.losses(False))
     assert {'fused bf16', 'full autocast'} <= set(bench.losses(True))
+
+
+def test_a_step_is_counted_by_hand():
+    "Two LSTM layers of 256, a head of 33,278 types, 2,240 tokens: products, exponentials and bytes."
+    n = bench.count_step('lstm-a', 33_278)
+    assert n['layers']['flops'] == 6 * 2240 * 2 * 4 * 256 * (256 + 256)
+    assert n['layers']['exps'] == 2240 * 2 * 5 * 256
+    assert n['head and loss'] == dict(
+        flops=6 * 2240 * 33_278 * 256, exps=2240 * 33_278, bytes=8 * (33_278 * 256 + 33_278 + 2240 * 256)
+    )
+    parameters = 2 * 33_278 * 256 + 33_278 + 2 * (2 * 4 * 256 * 256 + 8 * 256)
+    assert n['clip and AdamW'] == dict(flops=0, exps=0, bytes=32 * parameters)
+
+
+def test_tied_weights_are_counted_once():
+    n = bench.count_step('awd-lstm', 33_278)
+    assert n['layers']['flops'] == 6 * 5600 * 4 * (1150 * (400 + 1150) + 1150 * (1150 + 1150) + 400 * (1150 + 400))
+
+
+def test_the_scarcest_resource_decides():
+    counts = {'a': dict(flops=6, exps=1, bytes=1), 'b': dict(flops=0, exps=0, bytes=8)}
+    assert bench.floor_seconds(counts, dict(fp32=2, bf16=3, exps=1, bytes=4)) == dict(a=2, b=2)
+    assert bench.floor_seconds(counts, dict(fp32=2, bf16=None, exps=1, bytes=4)) == dict(a=3, b=2)
+
+
+def test_what_the_kernel_gains_is_a_table():
+    row = dict(width=16, task='training', precision='fp32', seconds=dict(loop=[4.0, 6.0], kernel=[2.0, 2.0]))
+    table = bench.kernel_table([row, row | dict(task='evaluation'), row | dict(width=32)])
+    assert table.count('2.50 (2.25 – 2.75)') == 3
+    assert len(table.splitlines()) == 4
+
+
+def test_without_a_kernel_the_loop_is_measured_alone(monkeypatch):
+    with bench.native.using('never'):
+        assert bench.bench_kernel(16, 100, 10, 1) == []
+        assert not any(name.startswith('native') for name in bench.losses())
+        step = bench.bench_floor('chinchilla-small', 100, 2)
+    assert list(step['seconds']) == list(step['parts']) == list(step['profile']) == ['loop']
+    assert 0 < sum(fraction for _, fraction in step['profile']['loop']) <= 1 + 1e-9
+
+
+def test_what_is_shipped_of_native_and_floors():
+    "Every width both ways, every recipe of the list, and no step below its floor."
+    kept = bench.load_stored()
+    assert {r['width'] for r in kept['native']} == set(bench.WIDTHS)
+    floors = kept['floors']
+    assert [s['recipe'] for s in floors['steps']] == list(bench.STEP_RECIPES)
+    for s in floors['steps']:
+        assert s['counts'] == bench.count_step(s['recipe'], s['vocab_size'])
+        least = sum(bench.floor_seconds(s['counts'], floors['ceilings']).values())
+        assert all(least < t for seconds in s['seconds'].values() for t in seconds)
+    assert 'floor / step, loop' in bench.floors_table(floors)
