@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['format_conditions', 'format_measurement', 'cmd_list', 'cmd_baseline', 'cmd_run', 'cmd_eval', 'cmd_results',
-           'cmd_compare', 'cmd_publish', 'cmd_generate', 'cmd_leaderboard', 'progress', 'cmd_ladder', 'cmd_campaign',
-           'cmd_bench', 'parse_args', 'main']
+           'cmd_compare', 'cmd_diagnose', 'cmd_publish', 'cmd_generate', 'cmd_leaderboard', 'progress', 'cmd_ladder',
+           'cmd_campaign', 'cmd_bench', 'parse_args', 'main']
 
 # %% ../nbs/engine/command_line.ipynb #600d9875
 import argparse, json, os, sys, time
@@ -35,6 +35,7 @@ from .inference.adapt import evaluate_run_adapted
 from .experiments.campaign import campaign_table, check_campaign, run_campaign
 from .inference.generate import SamplingConfig, generate_stream
 from .experiments.bench import run_benchmarks
+from .experiments.diagnosis import diagnose, looked_at, read_curves
 from .experiments.leaderboard import leaderboard, to_csv, to_dict, to_markdown
 
 # %% ../nbs/engine/command_line.ipynb #428485ae
@@ -182,6 +183,14 @@ def cmd_compare(a):
         if m and m['why_not']:
             lines.append(f'{split}: {m["why_not"]}')
     return c, '\n'.join(lines + c['notes'])
+
+
+def cmd_diagnose(a):
+    "What a run's curves and settings show: each finding with its evidence and the next experiment."
+    curves = read_curves(a.run)
+    findings = diagnose(curves)
+    lines = [f'{f["finding"]}: {f["evidence"]}\n  next: {f["next"]}' for f in findings]
+    return {'findings': findings}, '\n'.join([*lines, f'looked at {looked_at(curves)}'])
 
 
 def cmd_publish(a):
@@ -347,6 +356,7 @@ def _parser() -> argparse.ArgumentParser:
         arg('a', metavar='RUN', help='folder of a run'),
         arg('b', metavar='RUN', help='folder of another'),
     )
+    command(cmd_diagnose, 'diagnose', run)
     command(cmd_publish, 'publish', run)
     command(
         cmd_generate,
