@@ -1483,8 +1483,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'lmcourse/measure/fused_loss.py'),
                                              'lmcourse.measure.fused_loss._matmul_dtype': ( 'fused_loss.html#_matmul_dtype',
                                                                                             'lmcourse/measure/fused_loss.py'),
-                                             'lmcourse.measure.fused_loss._native_is_faster': ( 'fused_loss.html#_native_is_faster',
-                                                                                                'lmcourse/measure/fused_loss.py'),
                                              'lmcourse.measure.fused_loss._nats': ( 'fused_loss.html#_nats',
                                                                                     'lmcourse/measure/fused_loss.py'),
                                              'lmcourse.measure.fused_loss._nats_and_grads': ( 'fused_loss.html#_nats_and_grads',

@@ -184,18 +184,20 @@ class Status:
 
     native: bool  # whether there is a kernel, and it may be used
     bf16: bool  # whether it has products of bfloat16 pairs
+    bits: int  # width of its registers; 0: there is none
     why: str  # one sentence
 
 
 def status() -> Status:
     "Whether the native kernel is used here, and why; compiles it if nobody has."
     if mode() == 'never':
-        return Status(False, False, 'LMCOURSE_NATIVE=0 switches it off')
+        return Status(False, False, 0, 'LMCOURSE_NATIVE=0 switches it off')
     kernel = _find()
     if isinstance(kernel, str):
-        return Status(False, False, kernel)
+        return Status(False, False, 0, kernel)
     products = 'fp32 and bf16' if kernel.pairs else 'fp32'
-    return Status(True, kernel.pairs, f'compiled for this processor: registers of {kernel.bits} bits, {products}')
+    why = f'compiled for this processor: registers of {kernel.bits} bits, {products}'
+    return Status(True, kernel.pairs, kernel.bits, why)
 
 # %% ../nbs/engine/native_kernel.ipynb #74b7b4a0
 def fused_loss(

@@ -24,8 +24,9 @@ EXPECTED = {
     'half right': """loss-table equal-choices best-after-two-epochs short-and-capable faster-convergence split-sizes
         regularisation-confirmed log-of-a-softmax close-to-one distance-from-the-truth lower-is-better rate-too-high
         parameters-per-sequence same-memory parameters-of-five times-the-optimum validation-tokens capacity
-        five-and-a-half-times doubled epochs-compensate state-over-the-end""",
-    'wrong': """unique-tokens longer-underfits identical-conditions two-results fewer-gates tokenizer-named
+        every-window blocks-against-dense five-and-a-half-times doubled epochs-compensate state-over-the-end""",
+    'wrong': """answers-in-sight blocks-keep-their-place names-of-blocks unique-tokens longer-underfits
+        identical-conditions two-results fewer-gates tokenizer-named
         each-part-pays bigram-ten-thousand one-scale small-lstm competitive-at-a-hundred effective-batch
         first-epochs-match all-causes-at-once short-windows two-durations two-scales against-402 blocks-in-a-matrix
         accuracy-17 ratio-of-the-first times-the-data over-the-optimum twenty-to-one overtrained one-epoch diversity

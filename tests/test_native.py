@@ -280,44 +280,41 @@ def test_small_batches_stay_with_the_loop(counted):
     assert not counted
 
 
-def test_the_choice_by_size_width_and_clock(monkeypatch):
-    asked = []
-    monkeypatch.setattr(fused, '_native_is_faster', lambda *a: asked.append(a) or True)
+def test_the_choice_by_size_width_and_registers(monkeypatch):
+    """Without a clock, so that a run that is resumed goes the way of the run that was stopped."""
+    monkeypatch.setattr(native, 'status', lambda: native.Status(True, True, 512, ''))
     h, w = torch.empty(1, 16).expand(4096, 16), torch.empty(1, 16).expand(50257, 16)
+    broad = torch.empty(1, 64).expand(4096, 64), torch.empty(1, 64).expand(50257, 64)
     wide = torch.empty(1, 128).expand(4096, 128), torch.empty(1, 128).expand(50257, 128)
     chosen = lambda h, w, dtype=torch.float32, chunk=None, training=True: fused._in_kernel(
         h, w, None, dtype, chunk, training
     )
     with native.using('auto'):
         assert chosen(h, w)
-        assert asked == [(16, torch.float32, True, torch.get_num_threads())]
-        assert chosen(h[:, :1].expand(4096, 64), w[:, :1].expand(50257, 64), training=False)
+        assert chosen(h, w, torch.bfloat16)
+        assert chosen(*broad, training=False)
+        assert not chosen(*broad)
         assert not chosen(*wide, training=False)
-        assert not chosen(*wide)
         assert not chosen(h[:100], w)
         assert not chosen(h, w, torch.float64)
         assert not chosen(h, w, chunk=64)
         assert not chosen(h.to('meta'), w.to('meta'))
-        monkeypatch.setattr(fused, '_native_is_faster', lambda *a: False)
-        assert not chosen(h, w)
     with native.using('never'):
         assert not chosen(h, w)
+    with native.using('always'):
+        assert chosen(*wide)
 
 
-@pytest.mark.parametrize('seconds, faster', [((3.0, 1.0), True), ((1.4, 1.0), False), ((1.0, 3.0), False)])
-def test_the_clock_asks_for_one_and_a_half_times_the_speed(monkeypatch, seconds, faster):
-    now = [0.0]
-
-    def passes(t):
-        now[0] += t
-
-    fused._native_is_faster.cache_clear()
-    monkeypatch.setattr(native, 'status', lambda: native.Status(True, True, ''))
-    monkeypatch.setattr(fused.time, 'perf_counter', lambda: now[0])
-    monkeypatch.setattr(fused, '_score', lambda *a: passes(seconds[0]))
-    monkeypatch.setattr(fused, '_score_in_kernel', lambda *a: passes(seconds[1]))
-    assert fused._native_is_faster(8, torch.float32, False, 1) is faster
-    fused._native_is_faster.cache_clear()
+@pytest.mark.parametrize(
+    'state, fp32, bf16',
+    [((True, False, 512), True, False), ((True, True, 256), False, False), ((False, False, 0), False, False)],
+)
+def test_the_choice_by_what_the_processor_has(monkeypatch, state, fp32, bf16):
+    monkeypatch.setattr(native, 'status', lambda: native.Status(*state, ''))
+    h, w = torch.empty(1, 16).expand(4096, 16), torch.empty(1, 16).expand(50257, 16)
+    with native.using('auto'):
+        assert fused._in_kernel(h, w, None, torch.float32, None, True) is fp32
+        assert fused._in_kernel(h, w, None, torch.bfloat16, None, True) is bf16
 
 
 def test_switched_off(monkeypatch):
@@ -328,7 +325,7 @@ def test_switched_off(monkeypatch):
             monkeypatch.setenv('LMCOURSE_NATIVE', value)
             assert native.mode() == mode
         monkeypatch.setenv('LMCOURSE_NATIVE', '0')
-        assert native.status() == native.Status(False, False, 'LMCOURSE_NATIVE=0 switches it off')
+        assert native.status() == native.Status(False, False, 0, 'LMCOURSE_NATIVE=0 switches it off')
         assert native.fused_loss(*inputs()) is None
     finally:
         native._forced.append(held)
@@ -337,7 +334,7 @@ def test_switched_off(monkeypatch):
 def test_no_compiler_no_harm(monkeypatch, tmp_path):
     monkeypatch.setattr(native.shutil, 'which', lambda name: None)
     monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path))
-    assert native.status() == native.Status(False, False, 'no C++ compiler was found')
+    assert native.status() == native.Status(False, False, 0, 'no C++ compiler was found')
     h, w, b, y = inputs()
     assert off(fused_cross_entropy(h, w, b, y).nats, cross_entropy(F.linear(h, w, b), y).nats) < 1e-5
 

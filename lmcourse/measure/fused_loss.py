@@ -7,7 +7,7 @@ that the usual way takes."""
 __all__ = ['chunk_size', 'fused_cross_entropy', 'fused_token_nats']
 
 # %% ../../nbs/08_fused_loss.ipynb #b9889fd4
-import contextlib, functools, math, time
+import contextlib, math
 import torch, torch.nn.functional as F
 from .. import native
 from ..device import MIN_BF16_MULTIPLIES, bf16_is_faster, to_device
@@ -202,28 +202,9 @@ def _score(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
 
 # %% ../../nbs/08_fused_loss.ipynb #081db9a8
 _MIN_NATIVE_LOGITS = 2**24
-_NATIVE_WIDTHS = dict(training=32, evaluation=64)  # measured: benchmarks, 'native'
+_NATIVE_WIDTHS = dict(training=16, evaluation=64)  # measured: benchmarks, 'native'
 _NATIVE_GAIN = 1.5  # how many times as fast it has to be
-
-
-@functools.cache
-def _native_is_faster(width, dtype, training, threads):
-    "Measure a batch of 256 tokens and 32,768 types both ways, three times in turn."
-    if not native.status().native:
-        return False
-    g = torch.Generator().manual_seed(0)
-    h, w, b = (torch.randn(*shape, generator=g) for shape in ((256, width), (2**15, width), (2**15,)))
-    args = h, w / width**0.5, b, torch.randint(2**15, (256,), generator=g)
-    ways = (_nats_and_grads, _nats_and_grads_in_kernel) if training else (_score, _score_in_kernel)
-    settings = ((True,) * 3,) * training + (dtype, chunk_size(256, 2**15, dtype.itemsize))
-    seconds = [[], []]
-    with torch.no_grad():
-        for _ in range(3):
-            for way, mine in zip(ways, seconds):
-                tic = time.perf_counter()
-                way(*args, *settings)
-                mine.append(time.perf_counter() - tic)
-    return min(seconds[0]) > _NATIVE_GAIN * min(seconds[1])
+_NATIVE_BITS = 512  # width of the registers with which it was measured
 
 
 def _in_kernel(hidden_ND, weight_VD, bias_V, dtype, chunk, training):
@@ -231,13 +212,15 @@ def _in_kernel(hidden_ND, weight_VD, bias_V, dtype, chunk, training):
     tensors, choice = [t for t in (hidden_ND, weight_VD, bias_V) if t is not None], native.mode()
     if choice == 'never' or dtype is torch.float64 or chunk or any(t.device.type != 'cpu' for t in tensors):
         return False
-    if choice == 'always':
-        state = native.status()
-        return state.bf16 if dtype is torch.bfloat16 else state.native
     V, D = weight_VD.shape
-    if len(hidden_ND) * V < _MIN_NATIVE_LOGITS or D > _NATIVE_WIDTHS['training' if training else 'evaluation']:
+    if choice == 'auto':
+        widest = _NATIVE_WIDTHS['training' if training else 'evaluation']
+        if len(hidden_ND) * V < _MIN_NATIVE_LOGITS or D > widest:
+            return False
+    state = native.status()
+    if choice == 'auto' and state.bits < _NATIVE_BITS:
         return False
-    return _native_is_faster(D, dtype, training, torch.get_num_threads())
+    return state.bf16 if dtype is torch.bfloat16 else state.native
 
 # %% ../../nbs/08_fused_loss.ipynb #4a6311f7
 class _FusedCrossEntropy(torch.autograd.Function):
