@@ -208,9 +208,10 @@ SETTINGS = {  # {name: (recipe, changes)}
     'dense, as planned': ('dense-small-planned', {}),
 }
 LEAKING = 'blocks without a mask'
-PARTS = {  # the blocks without one of their parts
+PARTS = {  # the blocks without their parts
     'no block attentions': ('blocks-small', {'model.block_attention': False}),
     'no gating tables': ('blocks-small', {'model.gating_tables': False}),
+    'neither': ('blocks-small', {'model.block_attention': False, 'model.gating_tables': False}),
 }
 RATES = {  # tried with a seed of its own before the runs that are compared, until both neighbours of the best are worse
     f'{name}, {lr:g}': (recipe_name, {'optim.lr': lr})
