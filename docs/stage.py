@@ -675,6 +675,18 @@ def plain(text: str) -> str:
     return re.sub(r'\[([^\]]+)\]\([^)]*\)', r'\1', text).replace('**', '').replace('`', '').replace('\\', '')
 
 
+ABOUT = {  # descriptions of the pages that are neither a lesson nor a module
+    'run': 'How to run the lessons on your machine, in Colab or in Binder.',
+    'teachers': 'For teachers: minutes, exercises, and plans for four and for eight sessions.',
+    'troubleshooting': 'Symptoms and remedies: installation, network, GPU, speed, full disks, JupyterLab.',
+    'results': 'Measured perplexities and bits per byte of n-gram models and neural language models, with conditions.',
+    'leaderboard': 'Measured, published and claimed perplexities in groups whose rows compare.',
+    'glossary': 'Terms of language modelling in one or two sentences each, with the lesson that introduces them.',
+    'bibliography': 'The papers and books that the lessons cite.',
+    'api/index': 'Reference of the Python package, module by module.',
+}
+
+
 def fill(text: str, place: dict[str, str]) -> str:
     "A page with its places, `<!-- name -->`, filled."
     for name, value in place.items():
@@ -750,6 +762,7 @@ def stage(
             site=os.environ.get('LMCOURSE_SITE_URL', ''),
             descriptions={f'lessons/{l.stem}': plain(l.promise) for l in lessons}
             | {f'api/{l.module}': f'Reference of lmcourse.{l.module}: {plain(l.title)}.' for l in lessons if l.module}
+            | ABOUT
             | {'index': plain(Lesson(nbs / 'index.ipynb').promise)},
             names={n: f'lmcourse.{l.module}.{n}' for l in reversed(lessons) if l.module for n in names_of(l.module)},
         )

@@ -418,7 +418,7 @@ def test_confidence_bars_temperature_and_ruling_out(show):
     assert '-0' not in page.locator('.lmw').inner_text()
     assert (
         agree(page, widget)['perplexity'] == math.inf
-        and 'ruled out' in page.locator('.lmw-told').inner_text()
+        and 'probability zero' in page.locator('.lmw-told').inner_text()
         and page.locator('[data-name=perplexity]').inner_text() == '∞'
     )
     page.keyboard.press('Home')
@@ -494,7 +494,9 @@ def test_every_control_is_reached_by_keyboard_and_named(name, show):
             break
         assert at['name'].strip() and at['ring'], at
         seen.add(at['id'])
-    groups = page.evaluate("() => new Set([...document.querySelectorAll('input[type=radio]')].map(n => n.name)).size")
+    groups = page.evaluate(
+        "() => new Set([...document.querySelectorAll('input[type=radio]:enabled')].map(n => n.name)).size"
+    )
     others = page.evaluate(
         "() => [...document.querySelectorAll('input:enabled:not([type=radio]), button:enabled, select:enabled,"
         " textarea:enabled, [tabindex=\"0\"]')].length"
@@ -503,6 +505,12 @@ def test_every_control_is_reached_by_keyboard_and_named(name, show):
     assert page.locator('[role=status][aria-live=polite]').inner_text() and page.locator(
         '.lmw-notice'
     ).inner_text().startswith('Notice:')
+
+
+def test_without_a_kernel_a_training_run_cannot_be_steered(show):
+    page = show(ALL['live']())
+    assert page.locator('.lmw-why').first.is_visible()
+    assert not page.locator('.lmw-body :is(input, select):enabled').count()
 
 
 @pytest.mark.parametrize('name, order', [('surprise', RUNG), ('rungs', RUNG), ('tokenizers', list(PIECES))])
@@ -742,7 +750,7 @@ def test_other_tokenizers_are_not_compared_in_perplexity(show):
     assert (
         'perplexity_compared' not in found
         and 'bits_per_byte_compared' in found
-        and 'do not compare' in page.locator('.lmw-body > .lmw-why').last.inner_text()
+        and 'cannot be compared' in page.locator('.lmw-body > .lmw-why').last.inner_text()
         and 'bits per byte; words' in page.locator('.lmw-told').inner_text()
     )
     page.locator('.lmw-two .lmw-token').nth(3).click()

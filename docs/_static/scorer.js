@@ -1,6 +1,6 @@
 // Lessons come first in the results of the search, then pages about the package, then single names in it.
-const Scorer = {
-  score: ([docName, , , , score]) => score + (docName.startsWith('lessons/') ? 12 : docName === 'glossary' ? 8 : 0),
+var Scorer = {
+  score: ([docName, , , , score]) => score + (docName.startsWith('lessons/') ? 12 : docName === 'glossary' ? 18 : 0),
   objNameMatch: 6,
   objPartialMatch: 2,
   objPrio: { 0: 4, 1: 2, 2: -5 },
