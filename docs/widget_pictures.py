@@ -10,7 +10,7 @@ from lmcourse.interactive.widgets import Averaging, Confidence, Doors, Tokenizer
 STATIC = Path(__file__).parents[1] / 'lmcourse' / 'static'
 HOST = 'http://widgets.test/'  # answered from memory
 TEXT = 'The café was closed.\n'
-CUTS = {
+TOKENS = {
     'words': [*TEXT.split(), '⏎'],
     'pairs': [TEXT[i : i + 2] for i in range(0, len(TEXT), 2)],
     'characters': list(TEXT),
@@ -26,7 +26,7 @@ def states() -> dict:  # {name: a widget in the state that the lesson describes}
         doors=Doors(loss=5.0),
         confidence=Confidence(predicted=[0.9, 0.01, 0.06, 0.01, 0.02]),
         averaging=averaging,
-        tokenizers=Tokenizers(TEXT, CUTS, nats=42.0, tokenizer='characters'),
+        tokenizers=Tokenizers(TEXT, TOKENS, nats=42.0, tokenizer='characters'),
     )
 
 

@@ -452,9 +452,9 @@ def _facts(run):
     """Everything known of a run by name, settings by short names too: `optim.lr` and `lr`. Text and tokenizer are the
     measured ones."""
     summary, settings = run.summary or {}, _flat(run.config)
-    passport = summary.get('validation') or {}
-    measured = {k: passport[k] for k in ('corpus', 'tokenizer') if k in passport}
-    return passport | {k.rsplit('.', 1)[-1]: v for k, v in settings.items()} | settings | summary | measured
+    conditions = summary.get('validation') or {}
+    measured = {k: conditions[k] for k in ('corpus', 'tokenizer') if k in conditions}
+    return conditions | {k.rsplit('.', 1)[-1]: v for k, v in settings.items()} | settings | summary | measured
 
 # %% ../../nbs/09_records.ipynb #db2beec5
 def _bits(m):
