@@ -92,7 +92,8 @@ def test_processes_that_share_the_rows_add_up_to_one(model):
     streams = 3 if model.stateful else 1
     whole_N, correct = StreamingEvaluator(model).score(batches, streams)
     parts = [StreamingEvaluator(model).score(batches, streams, slice(k, None, 4)) for k in range(4)]
-    torch.testing.assert_close(sum(nats_N for nats_N, _ in parts), whole_N)
+    # networks compute in single precision, and another batch rounds otherwise
+    torch.testing.assert_close(sum(nats_N for nats_N, _ in parts), whole_N, rtol=1e-5, atol=1e-6)
     assert sum(right for _, right in parts) == correct
     assert len(whole_N) == 70
 

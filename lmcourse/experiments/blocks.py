@@ -8,7 +8,7 @@ __all__ = ['SETTINGS', 'LEAKING', 'PARTS', 'RATES', 'mu_sota', 'mu_sota_long', '
            'blocks_small', 'dense_small_params', 'dense_small_flops', 'dense_small_64', 'dense_small_planned',
            'run_rival', 'run_rivals', 'verdict']
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #7cd15ef0
+# %% ../../nbs/26_blocks_vs_dense.ipynb #e75cfdf5
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..training.trainer import train
 from ..models.semantic_blocks import SemanticBlocksConfig
 from ..models.transformer import TransformerConfig
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #e03d88ce
+# %% ../../nbs/26_blocks_vs_dense.ipynb #eabc015f
 _OLD = dict(seq_len=128, batch_size=6, grad_accum_steps=4, lr=3e-4, warmup_steps=500, epochs=10, schedule_stretch=4)
 _NEW = dict(seq_len=192, batch_size=4, grad_accum_steps=8, lr=1e-4, warmup_steps=2000, epochs=30, schedule_stretch=1)
 
@@ -52,7 +52,7 @@ def _fair(width, heads, layers, context=192, d_ff=None):
     d_ff = d_ff or 4 * width
     return TransformerConfig(width, heads, d_ff, layers, context, dropout=0.1, init='zero_residual', tie_weights=False)
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #8f8b5f01
+# %% ../../nbs/26_blocks_vs_dense.ipynb #86df2e23
 @recipe(reported_perplexity=402.17)
 def mu_sota():
     """The third note's design and settings, its layout and its learning rate included, with a causal mask, ten epochs.
@@ -77,7 +77,7 @@ def mu_small():
     model = SemanticBlocksConfig(6, 2, 2, 6, 144, 8, context_length=192, layout='scrambled')
     return _note_003('mu-small', model, **_NEW)
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #7f0f530f
+# %% ../../nbs/26_blocks_vs_dense.ipynb #9271aa6e
 @recipe
 def dense_baseline():
     """A dense decoder with as many parameters as `mu-sota`, width 208, at the note's new settings.
@@ -141,7 +141,7 @@ def dense_nontable_old():
     `lmcourse run dense-nontable-old`, for a GPU."""
     return _note_003('dense-nontable-old', replace(_planned(108, 9, 12), init='zero_residual'), **_OLD)
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #a308915d
+# %% ../../nbs/26_blocks_vs_dense.ipynb #698ba431
 def _small(name, model, lr):
     "The embedded text once, one cycle."
     return Recipe(
@@ -194,7 +194,7 @@ def dense_small_planned():
     `lmcourse run dense-small-planned`, half a minute on one core."""
     return _small('dense-small-planned', _planned(92, 4, 4, 64), 2e-3)
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #d1e867b7
+# %% ../../nbs/26_blocks_vs_dense.ipynb #d0fb1e1d
 _STRETCHED = {'optim.schedule_stretch': 4}
 SETTINGS = {  # {name: (recipe, changes)}
     'blocks': ('blocks-small', {}),
@@ -268,7 +268,7 @@ def run_rivals(
                 log_fn(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
     return rows
 
-# %% ../../nbs/26_blocks_vs_dense.ipynb #fc3f3cbb
+# %% ../../nbs/26_blocks_vs_dense.ipynb #05ebcbf6
 def verdict(
     rows: list[dict],  # as `run_rivals` returns them
     against: str = 'blocks',  # the setting that the others are compared with

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK_NAMES', 'block_order', 'SemanticBlocksConfig', 'BlockAttention', 'CrossAttention', 'BlockGate', 'SemanticLayer',
            'SemanticBlocksLM', 'parameter_breakdown', 'forward_flops_per_token', 'permute_blocks', 'silenced_block']
 
-# %% ../../nbs/25_semantic_blocks.ipynb #5af5c247
+# %% ../../nbs/25_semantic_blocks.ipynb #ab7fcdf9
 import copy, math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from torch import nn
 from ..errors import LMCourseError
 from .base import ConfigError, LanguageModel, ModelConfig, check_range
 
-# %% ../../nbs/25_semantic_blocks.ipynb #9b9a28b6
+# %% ../../nbs/25_semantic_blocks.ipynb #dd6dff63
 BLOCK_NAMES = {  # of an 8x8 matrix in 2x2 blocks, row by row, as the note calls them
     'I': 'identity',
     'S': 'structure',
@@ -44,7 +44,7 @@ def block_order(
     side = matrix_size // block_size
     return torch.arange(matrix_size**2).view(side, block_size, side, block_size).transpose(1, 2).flatten()
 
-# %% ../../nbs/25_semantic_blocks.ipynb #0180adec
+# %% ../../nbs/25_semantic_blocks.ipynb #3272b790
 @dataclass(frozen=True)
 class SemanticBlocksConfig(ModelConfig):
     "A decoder over token matrices that are cut into named blocks, with the settings of the third note as defaults."
@@ -109,7 +109,7 @@ class SemanticBlocksConfig(ModelConfig):
             context_length=min(self.context_length, 64),
         )
 
-# %% ../../nbs/25_semantic_blocks.ipynb #8b24a127
+# %% ../../nbs/25_semantic_blocks.ipynb #4909ea57
 def _mask(T, S, sees_future, device):
     "Which of S keys each of the last T positions may see, or None for all of them."
     return None if sees_future or T == 1 else torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
@@ -119,7 +119,7 @@ def _with_past(past_kv, k, v):
     "Keys and values of all tokens so far, along the axis before the last."
     return (k, v) if past_kv is None else (torch.cat([past_kv[0], k], -2), torch.cat([past_kv[1], v], -2))
 
-# %% ../../nbs/25_semantic_blocks.ipynb #bfa1f3f7
+# %% ../../nbs/25_semantic_blocks.ipynb #f1b69c66
 class BlockAttention(nn.Module):
     "An attention of its own for each of G groups of C numbers, all of them in one batched product."
 
@@ -156,7 +156,7 @@ class BlockAttention(nn.Module):
         y_GNC = torch.baddbmm(self.out_proj_bias[:, None], y_GNC, self.out_proj_weight.mT)
         return y_GNC.transpose(0, 1).reshape(B, T, G, C), (k, v)
 
-# %% ../../nbs/25_semantic_blocks.ipynb #5a9d7f96
+# %% ../../nbs/25_semantic_blocks.ipynb #78f2caba
 class CrossAttention(nn.Module):
     "Multi-head attention over whole vectors, where the blocks meet; it also says how spread its weights are."
 
@@ -192,7 +192,7 @@ class CrossAttention(nn.Module):
         entropy_BT = -(weights_BTS * (weights_BTS + 1e-9).log()).sum(-1)
         return self.o_proj((weights_BHTS @ v).transpose(1, 2).reshape(B, T, D)), entropy_BT, (k, v)
 
-# %% ../../nbs/25_semantic_blocks.ipynb #319811af
+# %% ../../nbs/25_semantic_blocks.ipynb #c5a5421d
 class BlockGate(nn.Module):
     "How much of each block is replaced: from a table of the vocabulary, and from how spread the attention was."
 
@@ -224,7 +224,7 @@ class BlockGate(nn.Module):
             seen = torch.cat([self.affinity(ids_BT), seen], -1)
         return self.base * self.net(seen).sigmoid()
 
-# %% ../../nbs/25_semantic_blocks.ipynb #6dfd7a1f
+# %% ../../nbs/25_semantic_blocks.ipynb #e4f5cadd
 class SemanticLayer(nn.Module):
     "Block attentions, cross attention, feed-forward layer, and a gated step from the input towards their result."
 
@@ -266,7 +266,7 @@ class SemanticLayer(nn.Module):
         s_BTD = s_BTG.repeat_interleave(a_BTGC.shape[-1], -1)
         return x_BTD + s_BTD * (c_BTD - x_BTD), (*blocks_kv, *cross_kv)
 
-# %% ../../nbs/25_semantic_blocks.ipynb #c714671f
+# %% ../../nbs/25_semantic_blocks.ipynb #aa46b34a
 class SemanticBlocksLM(LanguageModel):
     "A decoder of semantic layers, with a head of its own."
 
@@ -314,7 +314,7 @@ class SemanticBlocksLM(LanguageModel):
         inner = (m for layer in self.layers for m in layer.modules() if isinstance(m, nn.Linear))
         return [m.weight for m in inner]
 
-# %% ../../nbs/25_semantic_blocks.ipynb #5c0e8fcd
+# %% ../../nbs/25_semantic_blocks.ipynb #03419e49
 def parameter_breakdown(
     c: SemanticBlocksConfig,  # the configuration
     vocab_size: int,  # V
@@ -351,7 +351,7 @@ def forward_flops_per_token(
         'head': 2 * vocab_size * D,
     }
 
-# %% ../../nbs/25_semantic_blocks.ipynb #f2464bf5
+# %% ../../nbs/25_semantic_blocks.ipynb #9e55b630
 def permute_blocks(
     model: SemanticBlocksLM,  # in the layout `matrix`
     order: list[int],  # of the G blocks: which of the old ones takes the place of each
