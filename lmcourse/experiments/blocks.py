@@ -12,7 +12,7 @@ __all__ = ['SETTINGS', 'LEAKING', 'PARTS', 'RATES', 'mu_sota', 'mu_sota_long', '
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from ..files import read_json, write_json
+from .ablation import run_each
 from ..measure.statistics import dunnett_differences, mean_ci, paired_differences
 from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
 from ..training.trainer import train
@@ -254,19 +254,8 @@ def run_rivals(
     out: str | Path,  # a JSON file of rows; those already there are not run again
     log_fn=None,  # called with a line when a run is done
 ) -> list[dict]:  # the rows
-    "Run every setting with every seed, seed after seed, into one file; called again after a stop, it continues."
-    out = Path(out)
-    rows = read_json(out) if out.exists() else []
-    done = {(r['setting'], r['seed']) for r in rows}
-    for seed in seeds:
-        for setting, (recipe_name, changes) in settings.items():
-            if (setting, seed) in done:
-                continue
-            rows.append(run_rival(setting, recipe_name, changes, seed))
-            write_json(out, rows)
-            if log_fn:
-                log_fn(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
-    return rows
+    "Run every setting with every seed, by `run_rival`, into one file."
+    return run_each(lambda setting, rival, seed: run_rival(setting, *rival, seed), settings, seeds, out, log_fn)
 
 # %% ../../nbs/26_blocks_vs_dense.ipynb #05ebcbf6
 def verdict(

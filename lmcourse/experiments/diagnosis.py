@@ -18,14 +18,15 @@ import math, tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+import numpy as np, torch.nn.functional as F
 from ..data.batches import WindowBatches
 from ..data.text import load_corpus
 from ..data.tokens import Tokenizer, tokenize_corpus
 from ..errors import LMCourseError
+from .ablation import run_each, write_corpus
 from ..files import read_json, write_json
-from ..measure.fused_loss import fused_token_nats
-from ..models.base import LanguageModel, evaluating
+from ..models.base import LanguageModel
+from ..models.context import StreamingEvaluator
 from ..models.ngram import KneserNey, evaluate_ngram
 from ..models.recurrent import RecurrentConfig
 from ..models.transformer import CausalSelfAttention, TransformerConfig, TransformerLM
@@ -100,7 +101,6 @@ def reading_first(
     return ReadingFirst
 
 
-@torch.no_grad()
 def window_nats(
     model: LanguageModel,  # any model; a state is reset at each window
     ids,  # ids_N, a text
@@ -108,13 +108,11 @@ def window_nats(
     bos_id: int,  # context of the very first token
 ) -> np.ndarray:  # (windows, T), nats of each token; NaN past the end of the text
     "What each token of a text costs, window by window: the mean of a column is the loss at that position."
-    rows = []
-    with evaluating(model):
-        for x_BT, y_BT in WindowBatches(ids, seq_len, 16, bos_id, shuffle=False):
-            hidden_BTD, _ = model(x_BT)
-            nats, _ = fused_token_nats(hidden_BTD, model.lm_head.weight, model.lm_head.bias, y_BT, precision='fp32')
-            rows.append(nats.view(y_BT.shape).double().masked_fill(y_BT == -100, math.nan))
-    return torch.cat(rows).numpy()
+    windows = WindowBatches(ids, seq_len, 16, bos_id, shuffle=False)
+    nats_N, _ = StreamingEvaluator(model, state_carried=False).score(windows)
+    rows_NT = np.full((-(-len(ids) // seq_len), seq_len), np.nan)
+    rows_NT.flat[: len(ids)] = nats_N
+    return rows_NT
 
 # %% ../../nbs/27_diagnosis.ipynb #6180cd23
 def run_cause(
@@ -156,18 +154,9 @@ def run_causes(
     log_fn=None,  # called with a line when a run is done
     base: Recipe | None = None,  # what is changed; None: `plateau_recipe`
 ) -> list[dict]:  # the rows
-    "Run every change with every seed, into one file; called again after an interruption, it continues."
-    out = Path(out)
-    rows = read_json(out) if out.exists() else []
-    done = {(r['setting'], r['seed']) for r in rows}
-    for seed in range(seeds):
-        for setting, changes in CAUSES.items():
-            if (setting, seed) not in done:
-                rows.append(run_cause(setting, changes, seed, base))
-                write_json(out, rows)
-                if log_fn:
-                    log_fn(f"{setting}, seed {seed}: {rows[-1]['validation']['perplexity']:.2f}")
-    return rows
+    "Run every change with every seed, by `run_cause`, into one file."
+    run = lambda setting, changes, seed: run_cause(setting, changes, seed, base)
+    return run_each(run, CAUSES, range(seeds), out, log_fn)
 
 # %% ../../nbs/27_diagnosis.ipynb #4733ea26
 def lr_range_test(
@@ -332,8 +321,8 @@ def _count_now(run, measured):
         text = tokenize_corpus(name, tokenizer, data.get('min_count', 3))
     except LMCourseError:  # the text has moved, or is another one now
         return []
-    passport = text.validation.fingerprint, text.vocab_size
-    if passport != (measured.get('fingerprint'), measured.get('vocab_size')) or len(text.train.ids) > MAX_COUNTED:
+    conditions = text.validation.fingerprint, text.vocab_size
+    if conditions != (measured.get('fingerprint'), measured.get('vocab_size')) or len(text.train.ids) > MAX_COUNTED:
         return []
     fit = lambda n: KneserNey(n).fit(text.train.ids, text.vocab_size, text.tokenizer.bos_id)
     return [evaluate_ngram(fit(n), text.validation).to_dict() for n in (1, 2, 3, 5)]
@@ -889,12 +878,8 @@ def leaked_corpus(
     rows: int = 1500,  # of the train split, at the beginning
 ) -> str:  # the folder: a corpus by path
     "The bundled corpus with its validation text in the train split, after some of the training text."
-    folder, text = Path(folder), load_corpus('stdlib')
-    folder.mkdir(parents=True, exist_ok=True)
-    splits = dict(train=[*text['train'][:rows], *text['validation']], valid=text['validation'], test=text['test'])
-    for name, some in splits.items():
-        (folder / f'{name}.txt').write_text(''.join(row or '\n' for row in some), encoding='utf-8')
-    return str(folder)
+    text = load_corpus('stdlib')
+    return write_corpus(folder, [*text['train'][:rows], *text['validation']], text)
 
 
 def broken_cases(

@@ -203,7 +203,6 @@ def _score(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
 # %% ../../nbs/08_fused_loss.ipynb #081db9a8
 _MIN_NATIVE_LOGITS = 2**24
 _NATIVE_WIDTHS = dict(training=16, evaluation=64)  # measured: benchmarks, 'native'
-_NATIVE_GAIN = 1.5  # how many times as fast it has to be
 _NATIVE_BITS = 512  # width of the registers with which it was measured
 
 
