@@ -202,7 +202,7 @@ def _score(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
 
 # %% ../../nbs/08_fused_loss.ipynb #081db9a8
 _MIN_NATIVE_LOGITS = 2**24
-_NATIVE_WIDTHS = dict(training=16, evaluation=64)  # measured: benchmarks, 'native'
+_NATIVE_WIDTHS = dict(training=32, evaluation=64)  # measured: benchmarks, 'native'
 _NATIVE_BITS = 512  # width of the registers with which it was measured
 
 
