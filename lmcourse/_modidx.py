@@ -356,6 +356,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'lmcourse/experiments/blocks.py'),
                                              'lmcourse.experiments.blocks.mu_sota_long': ( 'blocks_vs_dense.html#mu_sota_long',
                                                                                            'lmcourse/experiments/blocks.py'),
+                                             'lmcourse.experiments.blocks.parts_verdict': ( 'blocks_vs_dense.html#parts_verdict',
+                                                                                            'lmcourse/experiments/blocks.py'),
                                              'lmcourse.experiments.blocks.run_rival': ( 'blocks_vs_dense.html#run_rival',
                                                                                         'lmcourse/experiments/blocks.py'),
                                              'lmcourse.experiments.blocks.run_rivals': ( 'blocks_vs_dense.html#run_rivals',

@@ -6,7 +6,7 @@
 __all__ = ['SETTINGS', 'LEAKING', 'PARTS', 'RATES', 'mu_sota', 'mu_sota_long', 'mu_small', 'dense_baseline', 'dense_baseline_old',
            'dense_64', 'dense_64_old', 'dense_flops', 'dense_flops_old', 'dense_nontable', 'dense_nontable_old',
            'blocks_small', 'dense_small_params', 'dense_small_flops', 'dense_small_64', 'dense_small_planned',
-           'run_rival', 'run_rivals', 'verdict']
+           'run_rival', 'run_rivals', 'verdict', 'parts_verdict']
 
 # %% ../../nbs/26_blocks_vs_dense.ipynb #e75cfdf5
 import tempfile
@@ -288,3 +288,12 @@ def verdict(
             row |= dict(paired_low=low, paired_high=high, lower=sum(a < b for a, b in zip(*pair)))
         found.append(row)
     return found
+
+# %% ../../nbs/26_blocks_vs_dense.ipynb #0a7deb20
+def parts_verdict(
+    rows: list[dict],  # as `run_rivals` returns them
+) -> list[dict]:  # as `verdict`
+    "The blocks without their parts against the blocks, over the seeds that all of these have."
+    alike = [r for r in rows if r['setting'] in ('blocks', *PARTS)]
+    seeds = [{r['seed'] for r in alike if r['setting'] == name} for name in ('blocks', *PARTS)]
+    return verdict([r for r in alike if r['seed'] in set.intersection(*seeds)])

@@ -1791,8 +1791,9 @@ def _every_window():
 def _blocks_against_dense():
     "Dunnett's intervals of lesson 26; a rival is beaten where the whole interval says so."
     rows = {r['setting']: r for r in blocks.verdict(_stored('blocks.json'))}
+    removed = {r['setting']: r for r in blocks.parts_verdict(_stored('blocks.json'))}['no block attentions']
     rivals = [r for name, r in rows.items() if name.startswith('dense') and 'rate' not in name]
-    better, removed = sum(r['low'] > 0 for r in rivals), rows['no block attentions']
+    better = sum(r['low'] > 0 for r in rivals)
     removed = removed['difference'] if removed['high'] < 0 or removed['low'] > 0 else 0.0
     return dict(better=better, rivals=len(rivals), removed=removed, n=min(r['n'] for r in rivals))
 
