@@ -127,8 +127,10 @@ def _accumulate_grad_(total_VD, p_CV, h_CD):
             total_VD[s].add_(p_CV[:, s].T @ h_CD)
 
 
-def _without_autocast(device):
-    "A context in which autocast changes no type; on a device that has none, nothing."
+def without_autocast(
+    device: torch.device,
+):  # a context in which autocast changes no type; on a device that has none, nothing
+    "Where a product must keep the precision of its factors, although the step around it is in bfloat16."
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
@@ -142,7 +144,7 @@ def _nats_and_grads(hidden_ND, weight_VD, bias_V, targets_N, needs_grad, dtype, 
         t.new_zeros(t.shape, dtype=d) if need else None
         for t, d, need in zip((hidden_ND, weight_VD, bias_V), (hidden_ND.dtype, total, total), needs_grad)
     )
-    with _without_autocast(hidden_ND.device):
+    with without_autocast(hidden_ND.device):
         for s, p_CV, nats_C, h_CD, w_VD in _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
             nats += nats_C.sum()
             p_CV[torch.arange(len(p_CV), device=p_CV.device), targets_N[s]] -= 1
@@ -194,7 +196,7 @@ def _score(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
     "The loss of each token in nats, and whether its target was the most likely type."
     nats_N = hidden_ND.new_zeros(len(hidden_ND), dtype=torch.float64 if dtype is torch.float64 else torch.float32)
     correct_N = torch.zeros_like(targets_N, dtype=torch.bool)
-    with _without_autocast(hidden_ND.device):
+    with without_autocast(hidden_ND.device):
         for s, p_CV, nats_C, *_ in _chunks(hidden_ND, weight_VD, bias_V, targets_N, dtype, chunk):
             nats_N[s] = nats_C
             correct_N[s] = p_CV.max(1).indices == targets_N[s]
@@ -305,7 +307,7 @@ def fused_cross_entropy(
     needs_grad = tuple(t is not None and t.requires_grad and torch.is_grad_enabled() for t in inputs)
     in_kernel = _in_kernel(*inputs, dtype, chunk, training=any(needs_grad))
     if chunk is None and N * V <= _MIN_LOGITS and dtype is not torch.bfloat16 and not in_kernel:
-        with _without_autocast(h_ND.device):
+        with without_autocast(h_ND.device):
             logits_NV = F.linear(*(None if t is None else t.to(dtype) for t in inputs))
             return LossSum(F.cross_entropy(logits_NV, y_N, reduction='sum'), N)
     compute = _nats_and_grads_in_kernel if in_kernel else _nats_and_grads

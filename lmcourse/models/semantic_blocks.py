@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch, torch.nn.functional as F
 from torch import nn
 from ..errors import LMCourseError
+from ..measure.fused_loss import without_autocast
 from .base import ConfigError, LanguageModel, ModelConfig, check_range
 
 # %% ../../nbs/25_semantic_blocks.ipynb #dd6dff63
@@ -147,11 +148,12 @@ class BlockAttention(nn.Module):
         "Every block attends to the same block of earlier tokens, and to no other."
         (B, T, G, C), H = x_BTGC.shape, self.num_heads
         x_GNC = x_BTGC.reshape(B * T, G, C).transpose(0, 1)
-        qkv_GNC = torch.baddbmm(self.in_proj_bias[:, None], x_GNC, self.in_proj_weight.mT)
+        qkv_GNC = torch.baddbmm(self.in_proj_bias[:, None], x_GNC, self.in_proj_weight.mT).to(x_BTGC.dtype)
         q, k, v = qkv_GNC.view(G, B, T, 3, H, C // H).permute(3, 1, 0, 4, 2, 5).flatten(2, 3)
         k, v = _with_past(past_kv, k, v)
         mask_TS = _mask(T, k.shape[-2], sees_future, k.device)
-        y_BJTK = F.scaled_dot_product_attention(q, k, v, mask_TS)
+        with without_autocast(k.device):  # in heads of two numbers bfloat16 costs time and digits
+            y_BJTK = F.scaled_dot_product_attention(q, k, v, mask_TS)
         y_GNC = y_BJTK.view(B, G, H, T, C // H).permute(1, 0, 3, 2, 4).reshape(G, B * T, C)
         y_GNC = torch.baddbmm(self.out_proj_bias[:, None], y_GNC, self.out_proj_weight.mT)
         return y_GNC.transpose(0, 1).reshape(B, T, G, C), (k, v)
