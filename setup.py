@@ -1,7 +1,8 @@
 "Read everything that changes between projects from settings.ini; pyproject.toml holds the rest."
 
 from configparser import ConfigParser
-from setuptools import setup, find_packages
+
+from setuptools import find_packages, setup
 
 parser = ConfigParser(delimiters=["="])
 parser.read("settings.ini", encoding="utf-8")

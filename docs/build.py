@@ -3,7 +3,10 @@
 Formulas and widgets come from npm, once. Where npm is not to be had the site is built without them: formulas stay as
 TeX, and the widgets' page says so."""
 
-import argparse, os, subprocess, sys
+import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))

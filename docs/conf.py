@@ -1,8 +1,13 @@
 "Sphinx's settings; docs/stage.py puts a copy of this file beside the pages."
 
-import ast, inspect, json, re, textwrap
+import ast
+import inspect
+import json
+import re
+import textwrap
 from html import escape
 from pathlib import Path
+
 from fastcore.docments import docments
 
 SITE = json.loads((Path(__file__).parent / 'site.json').read_text(encoding='utf-8'))

@@ -4,6 +4,7 @@ words`."""
 
 import re
 from pathlib import Path
+
 import nbformat
 from nbconvert import MarkdownExporter
 

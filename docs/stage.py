@@ -1,12 +1,20 @@
 "Makes the pages that Sphinx reads: lessons out of notebooks, and what is drawn from notebooks, modules and records."
 
-import ast, hashlib, json, os, re, shutil, subprocess, tomllib
-from copy import deepcopy
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
 from configparser import ConfigParser
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+
 import nbformat
 
 ROOT = Path(__file__).parents[1]
@@ -425,9 +433,10 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    from lmcourse.experiments.bench import ratios_table, load_stored
+
+    from lmcourse.experiments.bench import load_stored, ratios_table
     from lmcourse.experiments.ladder import ladder_table, plot_ladder
-    from lmcourse.training.runs import _bits, plot_curves, records, results_table, markdown_table
+    from lmcourse.training.runs import _bits, markdown_table, plot_curves, records, results_table
 
     plt.style.use('lmcourse.lmcourse')
     ladder = _stored('ladder.json')
@@ -496,7 +505,7 @@ def results(out: Path) -> dict[str, str]:  # {name of a place in results.md: wha
 
 def _record(run) -> str:
     "One record with its conditions, folded; whatever stands in its files is shown letter by letter."
-    from lmcourse.training.runs import _bits, markdown_text, markdown_table
+    from lmcourse.training.runs import _bits, markdown_table, markdown_text
 
     def rows(values):
         return [
@@ -521,6 +530,7 @@ def board(out: Path) -> dict[str, str]:  # {name of a place in leaderboard.md: w
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     from lmcourse.experiments.leaderboard import claims_table, leaderboard, plot_group
 
     plt.style.use('lmcourse.lmcourse')

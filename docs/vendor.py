@@ -1,8 +1,14 @@
 """What the pages need from npm to be read with no network: formulas (MathJax), and widgets that move (require.js,
 Jupyter's html-manager)."""
 
-import hashlib, json, shutil, subprocess, tarfile, tempfile
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
 from pathlib import Path
+
 import anywidget
 
 # npm package and version: {file in it: (name on the site, SHA-256 of what was looked at)}

@@ -1,10 +1,14 @@
 """Make the pictures of lesson 03's widgets anew: `python docs/widget_pictures.py`, then run the lesson. Needs
 Chromium."""
 
-import io, json, shutil
+import io
+import json
+import shutil
 from pathlib import Path
+
 from PIL import Image
 from playwright.sync_api import sync_playwright
+
 from lmcourse.interactive.widgets import Averaging, Confidence, Doors, Tokenizers
 
 STATIC = Path(__file__).parents[1] / 'lmcourse' / 'static'

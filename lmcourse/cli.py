@@ -8,35 +8,40 @@ __all__ = ['format_conditions', 'format_measurement', 'cmd_list', 'cmd_baseline'
            'cmd_campaign', 'cmd_bench', 'parse_args', 'main']
 
 # %% ../nbs/engine/command_line.ipynb #600d9875
-import argparse, json, os, sys, time
+import argparse
+import json
+import os
+import sys
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
+
 from . import __version__
-from .errors import LMCourseError
-from .measure.perplexity import Measurement
 from .data.tokens import tokenize_corpus
+from .device import peak_memory
+from .errors import LMCourseError
+from .experiments.bench import run_benchmarks
+from .experiments.campaign import campaign_table, check_campaign, run_campaign
+from .experiments.diagnosis import diagnose, looked_at, read_curves
+from .experiments.ladder import run_ladder
+from .experiments.leaderboard import leaderboard, to_csv, to_dict, to_markdown
+from .files import to_jsonable
+from .inference.adapt import evaluate_run_adapted
+from .inference.generate import SamplingConfig, generate_stream
+from .measure.perplexity import Measurement
 from .models.ngram import KneserNey, Uniform, evaluate_ngram
+from .training.distributed import DDPTrainer, fit_distributed, rank_and_world_size
+from .training.recipes import get_recipe, num_parameters, override, recipe_names, tiny
 from lmcourse.training.runs import (
     Run,
+    all_baselines,
     compare_runs,
+    markdown_table,
     publish,
     records,
     results_table,
-    all_baselines,
-    markdown_table,
 )
-from .files import to_jsonable
-from .training.recipes import get_recipe, override, num_parameters, recipe_names, tiny
-from .training.trainer import Trainer, evaluate_run, load_model, from_checkpoint
-from .device import peak_memory
-from .experiments.ladder import run_ladder
-from .training.distributed import DDPTrainer, fit_distributed, rank_and_world_size
-from .inference.adapt import evaluate_run_adapted
-from .experiments.campaign import campaign_table, check_campaign, run_campaign
-from .inference.generate import SamplingConfig, generate_stream
-from .experiments.bench import run_benchmarks
-from .experiments.diagnosis import diagnose, looked_at, read_curves
-from .experiments.leaderboard import leaderboard, to_csv, to_dict, to_markdown
+from .training.trainer import Trainer, evaluate_run, from_checkpoint, load_model
 
 # %% ../nbs/engine/command_line.ipynb #428485ae
 def format_conditions(d: dict) -> str:

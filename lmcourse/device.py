@@ -7,11 +7,20 @@ __all__ = ['MIN_BF16_MULTIPLIES', 'DeviceError', 'pick_device', 'to_device', 'ha
            'environment', 'peak_memory']
 
 # %% ../nbs/engine/device.ipynb #76307191
-import copy, functools, hashlib, os, platform, sys, time
+import copy
+import functools
+import hashlib
+import os
+import platform
+import sys
+import time
 from importlib import resources
 from pathlib import Path
-import numpy as np, torch
+
+import numpy as np
+import torch
 from torch import nn
+
 from . import __version__
 from .errors import LMCourseError, warn
 

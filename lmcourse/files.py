@@ -9,11 +9,21 @@ __all__ = ['SAFE_NAME', 'MAX_JSON_BYTES', 'MAX_TENSOR_BYTES', 'MAX_DEPTH', 'File
            'write_checked_json', 'read_checked_json']
 
 # %% ../nbs/engine/files.ipynb #376068c0
-import errno, hashlib, json, math, os, re, secrets, stat, zlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+
 import torch
+
 from .errors import LMCourseError
 
 # %% ../nbs/engine/files.ipynb #8b425b06
@@ -322,7 +332,7 @@ def load_safetensors(
     path: Path,
 ) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
     "The tensors of `save_safetensors`, tied ones tied again. Raises `FileError` for a missing or altered file."
-    from safetensors import safe_open, SafetensorError
+    from safetensors import SafetensorError, safe_open
 
     damaged = FileError(
         f'{path} is damaged, cut short or altered on the disk: delete it, and resume the run with --resume '

@@ -6,13 +6,23 @@
 __all__ = ['SOURCE', 'mode', 'using', 'Status', 'status', 'fused_loss']
 
 # %% ../nbs/engine/native_kernel.ipynb #332cd227
-import ctypes, functools, hashlib, os, platform, shutil, subprocess, tempfile
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
+
 from .errors import LMCourseError
 from .files import cache_folder, digest
 

@@ -2,12 +2,13 @@
 
 import torch
 from torch import nn
-from lmcourse.models.base import LanguageModel
+
 from lmcourse.models.awd_lstm import AWDLSTMConfig
+from lmcourse.models.base import LanguageModel
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.models.semantic_blocks import SemanticBlocksConfig
-from lmcourse.models.transformer import TransformerConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig
+from lmcourse.models.transformer import TransformerConfig
 
 V = 40
 

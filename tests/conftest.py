@@ -1,7 +1,17 @@
 "A browser and a JupyterLab for the tests that need them; both are this machine's own, and nothing else is reached."
 
-import json, os, shutil, signal, socket, subprocess, sys, time, urllib.error, urllib.request
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).parents[1]

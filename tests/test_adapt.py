@@ -1,13 +1,23 @@
 """Readers that remember or go on learning: each token is scored once and before it is learnt from, the model is what it
 was afterwards, and the measurement says what was done."""
 
-import json, math, shutil, os
+import json
+import math
+import os
+import shutil
 from dataclasses import replace
-import numpy as np, pytest, torch, torch.nn.functional as F
-from torch import nn
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
 from architectures import MODELS, V, Window
-from lmcourse.models.recurrent import RecurrentConfig
+from torch import nn
+
 import lmcourse.inference.adapt as D
+from lmcourse.cli import main
+from lmcourse.data.tokens import tokenize_corpus
+from lmcourse.files import read_json, write_json
 from lmcourse.inference.adapt import (
     AdaptError,
     DynamicEvaluation,
@@ -15,19 +25,17 @@ from lmcourse.inference.adapt import (
     StreamingEvaluator,
     adapt_run,
     best,
-    evaluate_stream,
-    evaluate_run_adapted,
-    gradient_rms,
     cache_attention,
+    evaluate_run_adapted,
+    evaluate_stream,
+    gradient_rms,
     score_stream,
     tune,
     tune_cache,
 )
-from lmcourse.cli import main
 from lmcourse.measure.perplexity import Measurement, compare
+from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.training.recipes import get_recipe, tiny
-from lmcourse.files import read_json, write_json
-from lmcourse.data.tokens import tokenize_corpus
 from lmcourse.training.trainer import evaluate, train
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]

@@ -1,34 +1,39 @@
 """The regularisers of AWD-LSTM: each acts while training, is off in evaluation, and lets the gradient through to what
 is learnt; the average, its trigger, and a resume in the middle of it."""
 
-import copy, json, math
-import pytest, torch, torch.nn.functional as F
+import copy
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 import lmcourse.training.trainer as T
-from lmcourse.training.recipes import Optim
-from lmcourse.models.base import ConfigError
+from lmcourse.data.batches import StatefulBatches
+from lmcourse.device import has_bf16
+from lmcourse.experiments.recipes import AWD_LSTM_ABLATIONS as ABLATIONS
 from lmcourse.models.awd_lstm import (
     AWDLSTMConfig,
+    EmbeddingDropout,
     LockedDropout,
     WeightDrop,
-    EmbeddingDropout,
     activation_regularization,
     temporal_activation_regularization,
     variable_bptt,
 )
-from lmcourse.training.optimizers import NTASGD
-from lmcourse.experiments.recipes import AWD_LSTM_ABLATIONS as ABLATIONS
-from lmcourse.data.batches import StatefulBatches
-from lmcourse.device import has_bf16
-from lmcourse.training.recipes import get_recipe, override, num_parameters, recipe_from_dict, tiny
+from lmcourse.models.base import ConfigError
 from lmcourse.models.recurrent import gru_cell, lstm_cell, unroll
+from lmcourse.training.checkpoint import CheckpointError, load_named_weights, named_weights
+from lmcourse.training.optimizers import NTASGD
+from lmcourse.training.recipes import Optim, get_recipe, num_parameters, override, recipe_from_dict, tiny
 from lmcourse.training.trainer import (
     Trainer,
     evaluate_run,
     from_checkpoint,
     train,
 )
-from lmcourse.training.checkpoint import CheckpointError, load_named_weights, named_weights
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 

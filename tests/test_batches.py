@@ -1,10 +1,15 @@
 """Batches at their edges: every token once, whatever the shapes; the same rest after a stop; few tokens, odd ids, files
 on disk."""
 
-import itertools, pickle, subprocess, sys
+import itertools
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+
 from lmcourse.data.batches import BatchError, StatefulBatches, WindowBatches
 from lmcourse.errors import LMCourseError
 

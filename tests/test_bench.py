@@ -1,9 +1,11 @@
 "The scales, not the weights: what benchmarks write, and what they refuse. No time is ever asserted."
 
 import json
+
 import pytest
-from lmcourse.experiments import bench
+
 from lmcourse.errors import LMCourseError
+from lmcourse.experiments import bench
 
 
 def test_rounds_take_turns():

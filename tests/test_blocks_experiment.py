@@ -1,9 +1,12 @@
 """Semantic blocks against dense models: rivals that are equal in what they say, runs that go on after a stop, a verdict
 that leaves the leak out, and a record that holds all of it."""
 
-import json, math
+import json
+import math
 from importlib.resources import files
+
 import pytest
+
 from lmcourse.experiments import blocks, scaling
 from lmcourse.experiments.blocks import LEAKING, PARTS, RATES, SETTINGS, run_rivals, verdict
 from lmcourse.experiments.campaign import load_campaign

@@ -1,7 +1,15 @@
 "A campaign: many runs under one clock, on a machine that has nothing but torch and a few libraries."
 
-import json, os, signal, subprocess, sys, tarfile, time
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
 import pytest
+
 from lmcourse.experiments.campaign import CampaignError, load_campaign, run_campaign, run_state
 from lmcourse.training.recipes import RecipeError
 

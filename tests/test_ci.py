@@ -1,7 +1,10 @@
 "What CI runs, on machines that have nothing, or npm from elsewhere."
 
-import shutil, stat, subprocess
+import shutil
+import stat
+import subprocess
 from pathlib import Path
+
 import pytest
 
 ROOT = Path(__file__).parents[1]

@@ -1,9 +1,17 @@
 "The command line as scripts use it: one JSON object on standard output, a sentence on standard error, a status."
 
-import json, os, shutil, signal, subprocess, sys, time
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
+
 import pytest
+
 from lmcourse import __version__ as lmcourse_version
 from lmcourse.cli import main
 

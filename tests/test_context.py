@@ -1,8 +1,12 @@
 "Texts longer than the context: one rule for the windows, and the same nats whoever reads them."
 
 from dataclasses import replace
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
 from architectures import MODELS, V
+
 from lmcourse.data.batches import StatefulBatches, WindowBatches
 from lmcourse.data.tokens import tokenize_corpus
 from lmcourse.inference.generate import token_nats

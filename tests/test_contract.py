@@ -1,17 +1,22 @@
 "Every architecture keeps the contract of `models.base`: the training loop and the rest of the course ask nothing else."
 
-import ast, dataclasses
-import pytest, torch, torch.nn.functional as F
+import ast
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import V
 from conftest import ROOT
+
 from lmcourse.inference.generate import SamplingConfig, generate_ids
 from lmcourse.models import recurrent, semantic_blocks, transformer
-from lmcourse.models.base import LanguageModel, ModelConfig
 from lmcourse.models.awd_lstm import AWDLSTMConfig
+from lmcourse.models.base import LanguageModel, ModelConfig
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.models.semantic_blocks import SemanticBlocksConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig, TiedRNNLM
 from lmcourse.models.transformer import TransformerConfig, positions_affected
-from architectures import V
 
 CONFIGS = {
     'elman': RecurrentConfig('elman', 8, 12, 1),

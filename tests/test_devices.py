@@ -3,25 +3,25 @@ device and targets on the processor, and what mixes the two is refused, as a GPU
 GPU, the same calls are made on it and compared with the processor's."""
 
 import inspect
-import pytest, torch
+
+import pytest
+import torch
+from architectures import V
 from torch._subclasses.fake_tensor import (
-    FakeTensorMode,
-    UnsupportedFakeTensorException,
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
 )
-from lmcourse.inference import adapt
-from lmcourse.models import awd_lstm
-from lmcourse.measure import fused_loss
-from lmcourse.inference import generate
+
+from lmcourse.inference import adapt, generate
 from lmcourse.measure import cross_entropy as loss
-from lmcourse.models import recurrent
+from lmcourse.measure import fused_loss
 from lmcourse.measure import sampled_softmax as sampled
-from lmcourse.training import optimizers
-from lmcourse.models import transformer
+from lmcourse.models import awd_lstm, recurrent, transformer
 from lmcourse.models import tied_rnn as tuned
+from lmcourse.training import optimizers
 from lmcourse.training.recipes import Optim
-from architectures import V
 
 B, T, D, H = 3, 5, 8, 2
 SHAPES_DEPEND_ON_VALUES = (UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException)

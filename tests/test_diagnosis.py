@@ -1,8 +1,14 @@
 "The checklist: what it says of curves whose fault is known, and that it says nothing where nothing can be known."
 
-import json, math, shutil
+import json
+import math
+import shutil
 from pathlib import Path
-import numpy as np, pytest, torch
+
+import numpy as np
+import pytest
+import torch
+
 from lmcourse.cli import main
 from lmcourse.data.batches import WindowBatches
 from lmcourse.errors import LMCourseError
@@ -28,7 +34,7 @@ from lmcourse.experiments.diagnosis import (
 )
 from lmcourse.models.transformer import positions_affected
 from lmcourse.training.recipes import get_recipe, override, tiny
-from lmcourse.training.runs import Run, RecordError, publish, records
+from lmcourse.training.runs import RecordError, Run, publish, records
 from lmcourse.training.trainer import Trainer
 
 RECORDS = Path(diagnosis.__file__).parents[1] / 'records'

@@ -1,24 +1,33 @@
 """Several processes make the run that one makes; a stop is no trace, only the first writes, and whoever is left alone
 says so."""
 
-import json, os, signal, socket, subprocess, sys, time
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
-import pytest, torch
+
+import pytest
+import torch
+
 import lmcourse.training.distributed as S
 from lmcourse.cli import main
-from lmcourse.training.recipes import get_recipe, override, tiny
-from lmcourse.training.runs import Run
+from lmcourse.training.checkpoint import named_weights
 from lmcourse.training.distributed import (
     DDPTrainer,
-    step_seed,
+    allreduce_bytes,
     fit_distributed,
     local_device,
     rank_and_world_size,
     shard_batch,
-    allreduce_bytes,
+    step_seed,
 )
-from lmcourse.training.trainer import Trainer, TrainingError, from_checkpoint, count_targets, train
-from lmcourse.training.checkpoint import named_weights
+from lmcourse.training.recipes import get_recipe, override, tiny
+from lmcourse.training.runs import Run
+from lmcourse.training.trainer import Trainer, TrainingError, count_targets, from_checkpoint, train
 
 BIN = Path(sys.executable).parent
 ALONE = {k: v for k, v in os.environ.items() if k not in ('LMCOURSE_DATA', 'RANK', 'WORLD_SIZE')} | dict(

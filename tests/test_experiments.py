@@ -2,21 +2,27 @@
 reaches."""
 
 import json
+
 import pytest
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
+
 import lmcourse.training.trainer as T
-from lmcourse.models.base import ConfigError
-from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS, ablation_effects, run_ablation
 from lmcourse.errors import LMCourseError
-from lmcourse.training.recipes import get_recipe, override, num_parameters, tiny
-from lmcourse.training.runs import all_baselines, records, results_table
-from lmcourse.measure.sampled_softmax import sample_candidates, sampled_cross_entropy
-from lmcourse.training.trainer import Trainer, random_first_length, precisions, from_checkpoint, train
+from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS
+from lmcourse.experiments.ablation import ablation_effects, run_ablation
 from lmcourse.experiments.recipes import (
     TIED_RNN_ABLATIONS as ABLATIONS,
+)
+from lmcourse.experiments.recipes import (
     TIED_RNN_LONG_RUN_ABLATIONS as LONG_RUN_ABLATIONS,
 )
+from lmcourse.measure.sampled_softmax import sample_candidates, sampled_cross_entropy
+from lmcourse.models.base import ConfigError
 from lmcourse.models.tied_rnn import TiedRNNConfig, zipf_bias_init
+from lmcourse.training.recipes import get_recipe, num_parameters, override, tiny
+from lmcourse.training.runs import all_baselines, records, results_table
+from lmcourse.training.trainer import Trainer, from_checkpoint, precisions, random_first_length, train
 
 
 def small(name='lstm-tuned', **changes):

@@ -1,14 +1,18 @@
 "The fused loss at its edges: every shape, precision and subset of gradients, against full logits."
 
-import subprocess, sys
+import subprocess
+import sys
+
 import pytest
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
+
 import lmcourse.measure.fused_loss as module
 from lmcourse import device
 from lmcourse.device import bf16_is_faster, has_bf16
-from lmcourse.measure.fused_loss import chunk_size, fused_cross_entropy, fused_token_nats
 from lmcourse.errors import LMCourseError
 from lmcourse.measure.cross_entropy import LossSum, cross_entropy
+from lmcourse.measure.fused_loss import chunk_size, fused_cross_entropy, fused_token_nats
 
 LIMIT = {'fp32': 1e-5, 'bf16': 5e-3}
 

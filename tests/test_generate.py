@@ -4,31 +4,35 @@ however it is read, and a context that is never overrun."""
 import math
 from contextlib import closing
 from itertools import islice
-import numpy as np, pytest, torch
-from torch import nn
+
+import numpy as np
+import pytest
+import torch
 from architectures import MODELS, V
+from torch import nn
+
+from lmcourse.data.tokens import WordTokenizer, train_bpe, train_whitespace
 from lmcourse.inference.generate import (
     GenerateError,
-    SamplingConfig,
     Generation,
+    SamplingConfig,
     distinct_1,
-    sample_from_logits,
-    generate_ids,
     generate,
+    generate_ids,
+    generate_stream,
     greedy,
     min_p,
     prompt_ids,
-    seq_rep_n,
     repetition_penalty,
-    generate_stream,
-    token_nats,
+    sample_from_logits,
+    seq_rep_n,
     temperature,
+    token_nats,
     top_k,
     top_p,
 )
 from lmcourse.models.context import window_start
 from lmcourse.models.recurrent import RecurrentConfig
-from lmcourse.data.tokens import WordTokenizer, train_bpe, train_whitespace
 from lmcourse.models.transformer import TransformerConfig
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]

@@ -1,8 +1,14 @@
 "The numerics of training, held to curves that were made once: a change that moves them must be meant."
 
-import json, math, signal, sys, tempfile
+import json
+import math
+import signal
+import sys
+import tempfile
 from pathlib import Path
+
 import pytest
+
 from lmcourse.training.recipes import get_recipe, override, tiny
 from lmcourse.training.trainer import Trainer, from_checkpoint
 

@@ -1,10 +1,17 @@
 """Every lesson in JupyterLab in a real browser: it runs to its end, its widgets move under mouse and keys, and what is
 saved is what git has."""
 
-import ast, base64, io, json, math, os, re
+import ast
+import base64
+import io
+import json
+import math
+import os
+import re
+
 import pytest
-from PIL import Image
 from conftest import PICTURES, ROOT
+from PIL import Image
 
 LESSONS = sorted(str(p.relative_to(ROOT / 'nbs').with_suffix('')) for p in (ROOT / 'nbs').rglob('*.ipynb'))
 WIDGETS, VIEW = '03_perplexity_widgets', 'application/vnd.jupyter.widget-view+json'

@@ -1,10 +1,18 @@
 "The leaderboard: groups that never mix conditions, ranks, formats that parse back, and runs of the reader's own."
 
-import csv, functools, io, json, math, re, shutil
+import csv
+import functools
+import io
+import json
+import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+
 import pytest
 from conftest import stage
+
 from lmcourse.cli import main
 from lmcourse.experiments import leaderboard as L
 from lmcourse.measure.perplexity import Measurement, incompatibilities

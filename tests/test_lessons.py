@@ -1,8 +1,15 @@
 "What holds for every lesson: it runs, its module is what it exports, and it keeps the manners of the house."
 
-import ast, json, os, re, shutil, subprocess, sys
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
+
 import pytest
 from conftest import chromium, stage
 
@@ -156,8 +163,9 @@ def test_settings_ini_is_the_one_place():
     s = ConfigParser(delimiters=['='])
     s.read(ROOT / 'settings.ini', encoding='utf-8')
     s = s['DEFAULT']
-    import lmcourse
     from importlib.metadata import distribution
+
+    import lmcourse
 
     d = distribution('lmcourse')
     assert lmcourse.__version__ == s['version'] == d.version

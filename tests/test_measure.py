@@ -1,17 +1,19 @@
 """What a loss, a perplexity and a reply to an exercise are at their edges, and whether a lesson takes as long as it
 promises."""
 
-import math, re
+import math
+import re
 from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import stage
+
 from lmcourse import device
-from lmcourse.interactive.exercises import Exercise
-from lmcourse.measure.fused_loss import fused_cross_entropy
 from lmcourse.device import resolve_precision
 from lmcourse.errors import LMCourseError
+from lmcourse.interactive.exercises import Exercise
 from lmcourse.measure.cross_entropy import (
     cross_entropy,
     cross_entropy_by_hand,
@@ -19,6 +21,7 @@ from lmcourse.measure.cross_entropy import (
     kl_divergence,
     logsumexp,
 )
+from lmcourse.measure.fused_loss import fused_cross_entropy
 from lmcourse.measure.perplexity import (
     Measurement,
     bits_per_byte,

@@ -1,9 +1,12 @@
 """The museum: every room runs, its verdict is what its rule says of the measured numbers, and other numbers would have
 given another verdict."""
 
-import math, re
+import math
+import re
 from pathlib import Path
+
 import pytest
+
 import lmcourse.experiments.museum as museum
 from lmcourse.experiments.museum import (
     NOTES,

@@ -1,6 +1,8 @@
 "What the package is called from outside: the field's words, and none of those that it had before; and the glossary."
 
-import ast, re
+import ast
+import re
+
 import pytest
 from conftest import ROOT, stage
 

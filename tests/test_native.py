@@ -1,9 +1,15 @@
 "The native kernel: the same numbers as full logits in every mode, silence where it cannot run, and clean memory."
 
-import os, shutil, subprocess, sys
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
+
 import lmcourse.measure.fused_loss as fused
 from lmcourse import native
 from lmcourse.errors import LMCourseError

@@ -2,8 +2,12 @@
 belong."""
 
 import math
+
 import numpy as np
 import pytest
+
+from lmcourse.data.text import Corpus
+from lmcourse.data.tokens import tokenize_corpus
 from lmcourse.errors import LMCourseError
 from lmcourse.models.ngram import (
     AdditiveNgram,
@@ -11,11 +15,9 @@ from lmcourse.models.ngram import (
     NgramError,
     Uniform,
     discounts,
-    grams_by_length,
     evaluate_ngram,
+    grams_by_length,
 )
-from lmcourse.data.text import Corpus
-from lmcourse.data.tokens import tokenize_corpus
 
 MODELS = [
     Uniform(),

@@ -1,6 +1,11 @@
 "The package as somebody else installs it, and the README as the index makes it."
 
-import ast, importlib.util, re, subprocess, sys, zipfile
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 

@@ -2,7 +2,9 @@
 
 import json
 from importlib.resources import files
+
 import pytest
+
 from lmcourse.data.text import SPLITS, Corpus
 from lmcourse.data.tokens import TokenError, Tokenizer, load_tokenizer, tokenize_corpus, train_bpe
 

@@ -1,27 +1,35 @@
 "The figure of a text's price, and the three widgets of the playground without a page."
 
-import asyncio, json, math, re, tempfile, warnings
+import asyncio
+import json
+import math
+import re
+import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
 import numpy as np
-import pytest, torch
+import pytest
+import torch
 from test_predictors import cats, data, own  # noqa: F401  (fixtures)
-from lmcourse.interactive import playground as P
-from lmcourse.inference.predictors import (
-    NgramPredictor,
-    NeuralPredictor,
-    encode_with_offsets,
-    predictor_from_run,
-    load_pretrained,
-    measurements,
-)
-from lmcourse.models.ngram import AdditiveNgram, evaluate_ngram
-from lmcourse.measure.perplexity import bits_per_byte
-from lmcourse.interactive.playground import LiveRun, Rungs, Surprise, plot_surprise, shade
+
 from lmcourse.data.text import load_corpus
 from lmcourse.data.tokens import TokenSplit
-from lmcourse.training.trainer import Trainer, TrainingError, evaluate
+from lmcourse.inference.predictors import (
+    NeuralPredictor,
+    NgramPredictor,
+    encode_with_offsets,
+    load_pretrained,
+    measurements,
+    predictor_from_run,
+)
+from lmcourse.interactive import playground as P
+from lmcourse.interactive.playground import LiveRun, Rungs, Surprise, plot_surprise, shade
 from lmcourse.interactive.widgets import WidgetError
+from lmcourse.measure.perplexity import bits_per_byte
+from lmcourse.models.ngram import AdditiveNgram, evaluate_ngram
+from lmcourse.training.trainer import Trainer, TrainingError, evaluate
 
 # Surprise
 

@@ -1,34 +1,41 @@
 "Predictors that score and generate, and the models that travel with the course."
 
-import json, math, os, subprocess, sys
+import json
+import math
+import os
+import subprocess
+import sys
 from pathlib import Path
+
 import numpy as np
-import pytest, torch
-from lmcourse.inference import predictors as G
-from lmcourse.inference.predictors import (
-    MAX_TOKENS,
-    NgramPredictor,
-    PredictorError,
-    NeuralPredictor,
-    encode_with_offsets,
-    predictor_from_run,
-    load_pretrained,
-    load_all_pretrained,
-    measurements,
-    export_model,
-)
-from lmcourse.inference.generate import token_nats
-from lmcourse.errors import LMCourseError
-from lmcourse.models.ngram import KneserNey, NgramError, Uniform, from_state_dict, evaluate_ngram, state_dict
-from lmcourse.measure.perplexity import bits_per_byte, perplexity
-from lmcourse.training.recipes import get_recipe, override, recipe_from_dict, tiny
-from lmcourse.files import load_safetensors, read_json
+import pytest
+import torch
+
 from lmcourse.data.text import Corpus, CorpusError, corpus_available, load_corpus
 from lmcourse.data.tokens import TokenSplit, WordTokenizer, build_vocab, gpt2_available, tokenize_corpus, train_bpe
-from lmcourse.training.trainer import evaluate, load_model, load_run, train
-from lmcourse.training.checkpoint import load_named_weights
-from lmcourse.models.transformer import TransformerConfig
+from lmcourse.errors import LMCourseError
+from lmcourse.files import load_safetensors, read_json
+from lmcourse.inference import predictors as G
+from lmcourse.inference.generate import token_nats
+from lmcourse.inference.predictors import (
+    MAX_TOKENS,
+    NeuralPredictor,
+    NgramPredictor,
+    PredictorError,
+    encode_with_offsets,
+    export_model,
+    load_all_pretrained,
+    load_pretrained,
+    measurements,
+    predictor_from_run,
+)
+from lmcourse.measure.perplexity import bits_per_byte, perplexity
+from lmcourse.models.ngram import KneserNey, NgramError, Uniform, evaluate_ngram, from_state_dict, state_dict
 from lmcourse.models.tied_rnn import TiedRNNConfig
+from lmcourse.models.transformer import TransformerConfig
+from lmcourse.training.checkpoint import load_named_weights
+from lmcourse.training.recipes import get_recipe, override, recipe_from_dict, tiny
+from lmcourse.training.trainer import evaluate, load_model, load_run, train
 
 ROWS = [
     ' The cat sat on the mat . \n',
@@ -592,6 +599,7 @@ def test_a_context_that_is_full_is_scored_as_it_is_in_generation(context):
 def test_a_run_is_not_measured_on_another_text_than_its_own():
     "What lies at the corpus's path may have changed since the run was trained."
     from types import SimpleNamespace as Some
+
     from lmcourse.inference.predictors import _same_text
 
     run = Some(name='mine', summary=dict(validation=dict(fingerprint='aa'), test=dict(fingerprint='bb')))

@@ -1,8 +1,14 @@
 "The bar of a long run: in a terminal, in JupyterLab, and nowhere else."
 
-import os, pty, re, subprocess, sys
+import os
+import pty
+import re
+import subprocess
+import sys
+
 import pytest
 from conftest import BIN
+
 from lmcourse.training.progress import ProgressBar
 
 

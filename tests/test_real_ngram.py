@@ -1,10 +1,15 @@
 """Counting models on WikiText-2: the perplexities that the course quotes, and what they cost."""
 
-import json, os, subprocess, sys
+import json
+import os
+import subprocess
+import sys
+
 import pytest
-from lmcourse.models.ngram import AdditiveNgram, KneserNey, evaluate_ngram
+
 from lmcourse.data.text import corpus_available
 from lmcourse.data.tokens import gpt2_available, tokenize_corpus
+from lmcourse.models.ngram import AdditiveNgram, KneserNey, evaluate_ngram
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get('LMCOURSE_DATA'),

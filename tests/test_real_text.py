@@ -1,7 +1,8 @@
 "Facts about WikiText-2, read from the real thing where it is at hand."
 
 import pytest
-from lmcourse.data.text import SPLITS, corpus_available, ngram_overlap, load_corpus
+
+from lmcourse.data.text import SPLITS, corpus_available, load_corpus, ngram_overlap
 
 
 def real(name):

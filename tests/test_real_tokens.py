@@ -1,8 +1,10 @@
 """What WikiText-2 comes to under each way of cutting: the counts that the course quotes."""
 
 import os
+
 import numpy as np
 import pytest
+
 from lmcourse.data.text import SPLITS, corpus_available, load_corpus
 from lmcourse.data.tokens import SubwordTokenizer, Tokenizer, gpt2_available, tokenize_corpus
 
@@ -47,7 +49,8 @@ def test_word(kept):
 
 @needs_words
 def test_word_agrees_with_the_library(kept):
-    from tokenizers import Tokenizer as Backend, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers
 
     data = tokenize_corpus('wikitext-2', 'word', cache=kept)
     backend = Backend(models.WordLevel(data.tokenizer.id_of, unk_token='<unk>'))
@@ -78,7 +81,8 @@ def test_whitespace(kept):
 @needs_words
 def test_a_size_that_the_largest_id_does_not_fit_into():
     "The library's trainer, told of an `<unk>` that the text has too, numbers it twice: one id more than it says."
-    from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, trainers
 
     backend = Backend(models.WordLevel(unk_token='<unk>'))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,7 +1,11 @@
 """Recipes: found by name wherever one is, back from any run's folder, and refused with a sentence where they ask for
 what cannot be."""
 
-import ast, json, math, subprocess, sys
+import ast
+import json
+import math
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from lmcourse.models.base import ConfigError, ModelConfig
+from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.training import recipes as R
 from lmcourse.training.recipes import (
     Data,
@@ -20,7 +25,6 @@ from lmcourse.training.recipes import (
     recipe,
     recipe_from_dict,
 )
-from lmcourse.models.recurrent import RecurrentConfig
 
 PACKAGE = Path(R.__file__).parents[1]
 

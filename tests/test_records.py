@@ -1,7 +1,15 @@
 """What a run leaves behind, where a notebook does not reach: full disks, folders that cannot be written, damaged files,
 odd tensors."""
 
-import builtins, errno, io, json, math, os, signal, subprocess, sys
+import builtins
+import errno
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +17,10 @@ import pytest
 import torch
 
 from lmcourse import files
-from lmcourse.files import FileError
-from lmcourse.training import runs as R
 from lmcourse.errors import LMCourseError
+from lmcourse.files import FileError
 from lmcourse.measure.perplexity import Measurement
+from lmcourse.training import runs as R
 from lmcourse.training.runs import RecordError, Run
 
 

@@ -1,28 +1,32 @@
 "A run that was stopped goes on as the run that was not, for every kind of state; and what does not fit is refused."
 
-import dataclasses, json, math, signal
-import pytest, torch
-from lmcourse.models.base import ConfigError
-from lmcourse.files import FileError
+import dataclasses
+import json
+import math
+import signal
+
+import pytest
+import torch
+
+from lmcourse.files import FileError, load_safetensors, save_safetensors
 from lmcourse.models.awd_lstm import AWDLSTMConfig
+from lmcourse.models.base import ConfigError, evaluating
+from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.models.tied_rnn import TiedRNNConfig
+from lmcourse.models.transformer import TransformerConfig
+from lmcourse.training.progress import graceful_interrupt
 from lmcourse.training.recipes import Data, Optim, Recipe, Train, get_recipe, override, tiny
 from lmcourse.training.runs import Run
-from lmcourse.files import load_safetensors, save_safetensors
-from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.training.trainer import (
     Diverged,
     Trainer,
     TrainingError,
     evaluate,
     evaluate_run,
-    load_run,
     from_checkpoint,
+    load_run,
     train,
 )
-from lmcourse.models.base import evaluating
-from lmcourse.training.progress import graceful_interrupt
-from lmcourse.models.tied_rnn import TiedRNNConfig
-from lmcourse.models.transformer import TransformerConfig
 
 LANES = Data(corpus='markov', batching='stateful', seq_len=20, batch_size=8)
 MODELS = {

@@ -1,35 +1,44 @@
 """Scaling: operations counted by hand are those that the counter sees; a grid goes on where it was killed, in one
 process or several; a law is found where there is one; a prediction comes before its run."""
 
-import json, math, subprocess, sys, time
+import json
+import math
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
-import numpy as np, pytest, torch, torch.nn.functional as F
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
 import lmcourse.experiments.scaling as S
-from lmcourse.models.base import ConfigError
-from lmcourse.training.recipes import get_recipe, override, num_parameters
-from lmcourse.files import read_json
 from lmcourse.experiments.scaling import (
-    ScalingLaw,
     ScalingError,
+    ScalingLaw,
+    completed,
+    fit_isoflop,
     fit_law,
     fit_many,
     forward_flops_per_token,
-    predict_then_run,
-    completed,
     huber,
-    fit_isoflop,
-    train_and_measure,
     isoflop_plan,
     predict_loss,
+    predict_then_run,
     run_grid,
     size_overrides,
+    train_and_measure,
     training_flops_per_token,
 )
-from lmcourse.training.trainer import Diverged
+from lmcourse.files import read_json
+from lmcourse.models.base import ConfigError
 from lmcourse.models.transformer import TransformerConfig
+from lmcourse.training.recipes import get_recipe, num_parameters, override
+from lmcourse.training.trainer import Diverged
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,10 @@
 """Semantic blocks: the third note's design to its last parameter, causal unless asked otherwise, its sixteen attentions
 torch's own, its names without consequence; and the note's learning rate."""
 
-import pytest, torch
+import pytest
+import torch
 from torch import nn
+
 from lmcourse.errors import LMCourseError
 from lmcourse.models.base import ConfigError
 from lmcourse.models.semantic_blocks import (

@@ -1,17 +1,26 @@
 """The site as its readers have it: built once, every page opened, nothing broken, nothing fetched from elsewhere,
 widgets that move."""
 
-import functools, http.server, json, os, re, subprocess, sys, threading
+import functools
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
 import pytest
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / 'build' / 'site'  # for people to look at; not in git
 sys.path.insert(0, str(ROOT / 'docs'))
-import stage, vendor
+import stage
+import vendor
 
 LESSONS = stage.all_lessons()
 LIVE = [l for l in LESSONS if l.live]
@@ -330,6 +339,7 @@ def test_a_lesson_promises_the_minutes_that_are_computed(lesson):
 def test_a_record_from_elsewhere_lets_nothing_but_text_through(value):
     "Its name, its sections' names, its fields and its values, read by the parser that makes the site."
     from types import SimpleNamespace
+
     from markdown_it import MarkdownIt
 
     run = SimpleNamespace(
@@ -373,7 +383,8 @@ def test_without_npm_one_sentence_says_so(tmp_path, monkeypatch):
 
 
 def test_a_file_that_is_not_what_was_looked_at_is_refused(tmp_path):
-    import io, tarfile
+    import io
+    import tarfile
 
     with tarfile.open(tmp_path / 'x.tgz', 'w:gz') as tar:
         info = tarfile.TarInfo('package/require.js')

@@ -1,10 +1,15 @@
 "Corpora that must be the same everywhere, and WikiText from each of its three places, with stand-ins for the real one."
 
-import os, subprocess, sys, textwrap
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
+
 from lmcourse.data import hub, text
-from lmcourse.data.text import SPLITS, MarkovSource, conditional_entropy, ngram_overlap, load_corpus, split_files
+from lmcourse.data.text import SPLITS, MarkovSource, conditional_entropy, load_corpus, ngram_overlap, split_files
 
 ROWS = {split: ['', f' = {split} = \n', '', ' Some words about caf\u00e9s . \n'] * 3000 for split in SPLITS}
 

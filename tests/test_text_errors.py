@@ -1,12 +1,17 @@
 """Bad input to `load_corpus`: every refusal is a `CorpusError`, one sentence that says what was wrong, where, and what
 to do."""
 
-import gzip, os, socket, time
+import gzip
+import os
+import socket
+import time
 from pathlib import Path
+
 import pytest
+
 from lmcourse.data import hub
-from lmcourse.errors import LMCourseError
 from lmcourse.data.text import CORPORA, SPLITS, Corpus, CorpusError, corpus_available, load_corpus
+from lmcourse.errors import LMCourseError
 
 LINES = ''.join(f'line number {i}\n' for i in range(40))
 

@@ -1,9 +1,15 @@
 """The cache of cut texts: damage is noticed and mended, two writers do not disturb each other, and no cache is no
 reason to stop."""
 
-import errno, json, os, subprocess, sys
+import errno
+import json
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+
 from lmcourse.data import cache, tokens
 from lmcourse.data.text import SPLITS, Corpus
 from lmcourse.data.tokens import load_tokenizer, tokenize_corpus

@@ -1,12 +1,17 @@
 """Tokenizers at their edges: names that are none, ids outside, odd text, other processes, no GPT-2, many rows."""
 
-import json, os, pickle, subprocess, sys, tracemalloc
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tracemalloc
 from collections.abc import Sequence
+
 import numpy as np
 import pytest
+
 from lmcourse.data import cache
-from lmcourse.errors import LMCourseError
-from lmcourse.measure.perplexity import NotComparable, compare
 from lmcourse.data.text import SPLITS, Corpus
 from lmcourse.data.tokens import (
     TokenError,
@@ -20,6 +25,8 @@ from lmcourse.data.tokens import (
     train_bpe_note,
     train_whitespace,
 )
+from lmcourse.errors import LMCourseError
+from lmcourse.measure.perplexity import NotComparable, compare
 
 ROWS = [
     'the lobster moults\n',

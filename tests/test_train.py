@@ -1,11 +1,22 @@
 "Runs that are stopped at awkward moments, resumed with other wishes, or broken: what was measured stays true."
 
-import json, math, time
+import json
+import math
+import time
 from dataclasses import replace
 from pathlib import Path
+
 import matplotlib.pyplot as plt
-import pytest, torch
+import pytest
+import torch
+from architectures import MODELS, V
+
+from lmcourse.data.tokens import tokenize_corpus
+from lmcourse.device import DeviceError, pick_device
+from lmcourse.errors import LMCourseError
 from lmcourse.models.base import ConfigError
+from lmcourse.models.recurrent import RecurrentConfig
+from lmcourse.training.optimizers import make_optimizer
 from lmcourse.training.recipes import (
     Data,
     Optim,
@@ -16,22 +27,16 @@ from lmcourse.training.recipes import (
     recipe_from_dict,
     tiny,
 )
-from lmcourse.training.runs import Run, baselines, plot_curves, best_record
-from lmcourse.models.recurrent import RecurrentConfig
-from lmcourse.data.tokens import tokenize_corpus
-from lmcourse.errors import LMCourseError
+from lmcourse.training.runs import Run, baselines, best_record, plot_curves
 from lmcourse.training.trainer import (
     Diverged,
     Trainer,
-    TrainState,
     TrainingError,
+    TrainState,
     evaluate,
     from_checkpoint,
     train,
 )
-from lmcourse.training.optimizers import make_optimizer
-from lmcourse.device import DeviceError, pick_device
-from architectures import MODELS, V
 
 
 @pytest.fixture(autouse=True)

@@ -2,22 +2,26 @@
 the notes', and Muon survives a stop."""
 
 import copy
-import pytest, torch, torch.nn.functional as F
+
+import pytest
+import torch
+import torch.nn.functional as F
+
 import lmcourse.training.trainer as T
-from lmcourse.models.base import ConfigError
 from lmcourse.errors import LMCourseError
-from lmcourse.training.recipes import get_recipe, override, num_parameters, recipe_names, tiny
-from lmcourse.training.trainer import Trainer, from_checkpoint, train
+from lmcourse.models.base import ConfigError
 from lmcourse.models.transformer import (
     CausalSelfAttention,
     TransformerConfig,
-    attention,
-    positions_affected,
-    parameter_breakdown,
     apply_rotary_emb,
+    attention,
+    parameter_breakdown,
+    positions_affected,
     rope_cache,
 )
 from lmcourse.training.optimizers import Muon, newton_schulz
+from lmcourse.training.recipes import get_recipe, num_parameters, override, recipe_names, tiny
+from lmcourse.training.trainer import Trainer, from_checkpoint, train
 
 DEVICES = ['cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU here'))]
 NOTES = TransformerConfig(16, 4, 32, 2, 24, dropout=0.0)

@@ -1,15 +1,25 @@
 """The widgets: their arithmetic against the lessons', their traits, and each of them under mouse and keyboard on a page
 without a kernel."""
 
-import functools, json, math, random, re, shutil, subprocess, sys
-import pytest, torch
+import functools
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
 import torch.nn.functional as F
-from lmcourse.measure import cross_entropy as L
-from lmcourse.measure import perplexity as P
-from lmcourse.interactive.widgets import Averaging, Confidence, Doors, Tokenizers, WidgetError
+from conftest import PICTURES, ROOT
+
 from lmcourse.inference.predictors import NeuralPredictor, load_pretrained
 from lmcourse.interactive.playground import SENTENCES, LiveRun, Rungs, Surprise, shade
-from conftest import PICTURES, ROOT
+from lmcourse.interactive.widgets import Averaging, Confidence, Doors, Tokenizers, WidgetError
+from lmcourse.measure import cross_entropy as L
+from lmcourse.measure import perplexity as P
 
 STATIC = ROOT / 'lmcourse' / 'static'
 HOST = 'http://widgets.test/'  # answered from memory: a page without a kernel

@@ -7,8 +7,10 @@ __all__ = ['BatchError', 'Batches', 'StatefulBatches', 'WindowBatches']
 
 # %% ../../nbs/06_batches.ipynb #5dd4e63c
 from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
+
 from ..errors import LMCourseError
 
 # %% ../../nbs/06_batches.ipynb #f18ab6df

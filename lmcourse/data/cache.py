@@ -10,8 +10,10 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+
 import numpy as np
 from filelock import FileLock
+
 from ..errors import warn
 from ..files import atomic_write, read_checked_json, write_checked_json
 

@@ -7,9 +7,14 @@ __all__ = ['SPLITS', 'GPT2', 'HubError', 'ArrowColumn', 'splits_from_folder', 'r
            'find_wikitext', 'find_gpt2', 'fetch_gpt2']
 
 # %% ../../nbs/engine/hub.ipynb #70ab02c3
-import importlib.util, json, os, subprocess, sys
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
 from ..errors import LMCourseError
 
 # %% ../../nbs/engine/hub.ipynb #8763cebf

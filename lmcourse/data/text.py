@@ -9,7 +9,17 @@ __all__ = ['SPLITS', 'CORPORA', 'CorpusError', 'Corpus', 'docstrings', 'extract_
            'read_lines', 'split_rows', 'split_files', 'load_corpus', 'corpus_available']
 
 # %% ../../nbs/04_text.ipynb #7ac4902b
-import ast, difflib, gc, hashlib, itertools, os, random, re, sys, sysconfig, warnings
+import ast
+import difflib
+import gc
+import hashlib
+import itertools
+import os
+import random
+import re
+import sys
+import sysconfig
+import warnings
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,10 +27,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+
 import numpy as np
+
+from .hub import HubError, find_wikitext, splits_from_cache, splits_from_folder
 from ..errors import LMCourseError
 from ..files import cache_folder, digest, read_checked_json, write_checked_json
-from .hub import HubError, find_wikitext, splits_from_cache, splits_from_folder
 
 # %% ../../nbs/04_text.ipynb #b04cea35
 class CorpusError(LMCourseError):

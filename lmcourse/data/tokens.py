@@ -14,13 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
 import numpy as np
-from ..errors import LMCourseError, warn
-from ..files import cache_folder, digest, read_checked_json, write_checked_json
-from ..measure.perplexity import Measurement
+
 from .cache import make_once, read_facts, read_ids, write_facts, write_ids
 from .hub import HubError, fetch_gpt2, find_gpt2
 from .text import SPLITS, Corpus, load_corpus
+from ..errors import LMCourseError, warn
+from ..files import cache_folder, digest, read_checked_json, write_checked_json
+from ..measure.perplexity import Measurement
 
 # %% ../../nbs/05_tokens.ipynb #4c234c17
 class TokenError(LMCourseError):
@@ -215,7 +217,8 @@ def train_whitespace(
 ) -> SubwordTokenizer:
     """`Whitespace` with `<unk>` not declared: letters and signs are separated, and an `<unk>` written in the text
     becomes three tokens."""
-    from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, trainers
 
     count, cut = Backend(models.WordLevel()), pre_tokenizers.Whitespace()
     count.pre_tokenizer = cut
@@ -248,7 +251,8 @@ def train_bpe(
 ) -> SubwordTokenizer:
     """Byte-level BPE, as GPT-2's; a text too short for that many merges gives fewer pieces. A run of 256 characters
     without a space is split, so that a text without spaces takes no longer than another."""
-    from tokenizers import Regex, Tokenizer as Backend, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
 
     backend = Backend(models.BPE())
     longest = pre_tokenizers.Split(
@@ -275,7 +279,8 @@ def train_bpe_note(
 ) -> SubwordTokenizer:
     """The third note's BPE: rows that are not blank, split by `Whitespace`, pieces that begin as single characters, and
     the special tokens PAD, UNK, BOS and EOS. The spaces are lost, so the text cannot be restored."""
-    from tokenizers import Tokenizer as Backend, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, pre_tokenizers, trainers
 
     backend = Backend(models.BPE(unk_token='<UNK>'))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -7,14 +7,17 @@ __all__ = ['ABLATIONS', 'OVERFIT', 'lstm_small', 'time_steps', 'run_setting', 'r
            'write_corpus', 'subset_corpus', 'overfit_recipe']
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #17971fdf
-import math, tempfile, time
+import math
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from ..files import read_json, write_json
-from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
-from ..models.recurrent import RecurrentConfig
-from ..measure.statistics import dunnett_differences, mean_ci
+
 from ..data.text import Corpus, load_corpus
+from ..files import read_json, write_json
+from ..measure.statistics import dunnett_differences, mean_ci
+from ..models.recurrent import RecurrentConfig
+from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
 from ..training.trainer import Trainer, evaluate
 
 # %% ../../nbs/14_lstm_vs_gru.ipynb #9f22a8f5

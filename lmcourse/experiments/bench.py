@@ -11,28 +11,36 @@ __all__ = ['BENCHMARKS', 'SHAPES', 'CURVE', 'WIDTHS', 'STAGES', 'STEP_PARTS', 'E
            'ratios_table', 'stages_table']
 
 # %% ../../nbs/engine/benchmarks.ipynb #baf971cc
-import importlib, json, os, statistics, subprocess, sys, time
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+
 import numpy as np
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
 from .. import native
-from ..errors import LMCourseError
 from ..data.text import corpus_available, load_corpus
 from ..data.tokens import load_tokenizer
-from ..models.ngram import KneserNey
-from ..device import bf16_is_faster, has_bf16
+from ..device import bf16_is_faster, environment, has_bf16
+from ..errors import LMCourseError
 from ..measure.fused_loss import _NATIVE_WIDTHS, fused_cross_entropy, fused_token_nats
-from ..device import environment
-from ..training.runs import markdown_table
-from ..training.recipes import get_recipe
 from ..measure.sampled_softmax import sampled_cross_entropy
+from ..models.ngram import KneserNey
 from ..models.tied_rnn import zipf_bias_init
 from ..models.transformer import TransformerConfig
+from ..training.recipes import get_recipe
+from ..training.runs import markdown_table
 
 # %% ../../nbs/engine/benchmarks.ipynb #03fb6995
 def time_interleaved(

@@ -12,12 +12,13 @@ __all__ = ['SETTINGS', 'LEAKING', 'PARTS', 'RATES', 'mu_sota', 'mu_sota_long', '
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
 from .ablation import run_each
 from ..measure.statistics import dunnett_differences, mean_ci, paired_differences
-from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
-from ..training.trainer import train
 from ..models.semantic_blocks import SemanticBlocksConfig
 from ..models.transformer import TransformerConfig
+from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
+from ..training.trainer import train
 
 # %% ../../nbs/26_blocks_vs_dense.ipynb #eabc015f
 _OLD = dict(seq_len=128, batch_size=6, grad_accum_steps=4, lr=3e-4, warmup_steps=500, epochs=10, schedule_stretch=4)

@@ -7,17 +7,27 @@ __all__ = ['CampaignError', 'CampaignRun', 'load_campaign', 'run_state', 'campai
            'ceilings', 'check_one', 'check_campaign']
 
 # %% ../../nbs/engine/campaign.ipynb #c40904e8
-import json, os, signal, subprocess, sys, tarfile, tempfile, time, tomllib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import tomllib
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+
 import torch
+
+from ..device import pick_device
 from ..errors import LMCourseError
-from ..training.runs import Run, markdown_table
 from ..files import write_json
 from ..training.recipes import Recipe, get_recipe, override, tiny
+from ..training.runs import Run, markdown_table
 from ..training.trainer import Trainer, from_checkpoint
-from ..device import pick_device
 
 # %% ../../nbs/engine/campaign.ipynb #24df1955
 class CampaignError(LMCourseError):

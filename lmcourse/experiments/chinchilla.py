@@ -6,8 +6,8 @@
 __all__ = ['CONFOUNDS', 'CEILING', 'chinchilla_small', 'chinchilla_plateau']
 
 # %% ../../nbs/23_chinchilla.ipynb #04192aff
-from ..training.recipes import Data, Optim, Recipe, Train, recipe
 from ..models.transformer import TransformerConfig
+from ..training.recipes import Data, Optim, Recipe, Train, recipe
 
 # %% ../../nbs/23_chinchilla.ipynb #5378827d
 @recipe

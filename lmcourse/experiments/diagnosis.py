@@ -14,11 +14,15 @@ __all__ = ['UNIQUE', 'CAUSES', 'THRESHOLDS', 'CHECKS', 'updates_per_epoch', 'pla
            'OtherTargets', 'Case', 'leaked_corpus', 'broken_cases', 'run_case', 'try_cases']
 
 # %% ../../nbs/27_diagnosis.ipynb #858f82f1
-import math, tempfile
+import math
+import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-import numpy as np, torch.nn.functional as F
+
+import numpy as np
+import torch.nn.functional as F
+
 from ..data.batches import WindowBatches
 from ..data.text import load_corpus
 from ..data.tokens import Tokenizer, tokenize_corpus

@@ -7,14 +7,17 @@ while you wait, and read what such models write."""
 __all__ = ['ngram_rungs', 'ladder_lstm', 'ladder_gru', 'trained_rungs', 'ladder_table', 'plot_ladder', 'run_ladder']
 
 # %% ../../nbs/13_ladder.ipynb #b168230b
-import itertools, sys, time
+import itertools
+import sys
+import time
 from pathlib import Path
+
 from ..data.tokens import TokenizedCorpus, tokenize_corpus
-from ..models.ngram import KneserNey, Uniform, evaluate_ngram
-from ..training.runs import markdown_table
 from ..files import write_json
-from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
+from ..models.ngram import KneserNey, Uniform, evaluate_ngram
 from ..models.recurrent import RecurrentConfig
+from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe
+from ..training.runs import markdown_table
 from ..training.trainer import from_checkpoint, train
 
 # %% ../../nbs/13_ladder.ipynb #527b8d3b

@@ -8,11 +8,15 @@ __all__ = ['EXPERIMENTS', 'PUBLISHED', 'CLAIMED', 'COLUMNS', 'LeaderboardError',
            'leaderboard', 'group_table', 'claims_table', 'to_markdown', 'to_dict', 'to_csv', 'plot_group']
 
 # %% ../../nbs/28b_leaderboard.ipynb #af69e263
-import csv, io, json, math
+import csv
+import io
+import json
+import math
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
+
 from ..errors import LMCourseError, warn
 from ..files import FileError, read_json, to_jsonable
 from ..measure.perplexity import Measurement, perplexity

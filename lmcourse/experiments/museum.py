@@ -7,13 +7,21 @@ __all__ = ['VERDICTS', 'NOTES', 'ROOMS', 'MuseumError', 'Room', 'room', 'grade',
            'MuseumFilter']
 
 # %% ../../nbs/28_museum.ipynb #bd0b999c
-import html, itertools, json, math
+import html
+import itertools
+import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
-import ipywidgets, numpy as np, torch, torch.nn.functional as F
+
+import ipywidgets
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..data.batches import StatefulBatches, WindowBatches
 from ..data.text import load_corpus, ngram_overlap
 from ..data.tokens import WordTokenizer, build_vocab, tokenize_corpus, train_whitespace

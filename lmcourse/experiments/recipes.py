@@ -12,6 +12,7 @@ __all__ = ['TIED_RNN_ABLATIONS', 'TIED_RNN_LONG_RUN_ABLATIONS', 'AWD_LSTM_ABLATI
 
 # %% ../../nbs/engine/recipes.ipynb #ca31efb4
 from pathlib import Path
+
 from .ablation import subset_corpus
 from ..models.awd_lstm import AWDLSTMConfig
 from ..models.recurrent import RecurrentConfig

@@ -8,18 +8,29 @@ __all__ = ['ScalingError', 'forward_flops_per_token', 'training_flops_per_token'
            'fit_many', 'fit_law', 'predict_loss', 'predict_then_run']
 
 # %% ../../nbs/22_scaling.ipynb #a5687fb5
-import hashlib, itertools, json, math, pickle, subprocess, sys, tempfile, time
+import hashlib
+import itertools
+import json
+import math
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-import numpy as np, torch
-from ..errors import LMCourseError
+
+import numpy as np
+import torch
+
 from ..data.batches import WindowBatches
-from ..files import to_jsonable, read_json, write_json
-from ..training.recipes import SECTIONS, Data, Optim, Recipe, Train, override, recipe
 from ..data.tokens import tokenize_corpus
-from ..training.trainer import Diverged, Trainer, evaluate
+from ..errors import LMCourseError
+from ..files import read_json, to_jsonable, write_json
 from ..models.transformer import TransformerConfig, parameter_breakdown
+from ..training.recipes import SECTIONS, Data, Optim, Recipe, Train, override, recipe
+from ..training.trainer import Diverged, Trainer, evaluate
 
 # %% ../../nbs/22_scaling.ipynb #dfcb5f99
 class ScalingError(LMCourseError):

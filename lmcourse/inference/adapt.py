@@ -10,15 +10,19 @@ __all__ = ['KINDS', 'AdaptError', 'score_stream', 'evaluate_stream', 'cache_atte
 # %% ../../nbs/18_adaptation.ipynb #54c019ca
 import math
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+
+import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import nn
-from ..errors import LMCourseError
-from ..measure.perplexity import Measurement, block_bootstrap_ci, perplexity
-from ..data.tokens import TokenizedCorpus, TokenSplit
+
 from ..data.batches import StatefulBatches
+from ..data.tokens import TokenizedCorpus, TokenSplit
+from ..errors import LMCourseError
+from ..files import read_json, write_json
+from ..measure.perplexity import Measurement, block_bootstrap_ci, perplexity
 from ..models.context import StreamingEvaluator
 from ..training.runs import Run
-from ..files import read_json, write_json
 from ..training.trainer import load_run
 
 # %% ../../nbs/18_adaptation.ipynb #fd803ca0

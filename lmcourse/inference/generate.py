@@ -8,16 +8,20 @@ __all__ = ['GenerateError', 'sample_from_logits', 'greedy', 'temperature', 'top_
            'distinct_1', 'token_nats']
 
 # %% ../../nbs/21_generation.ipynb #fdc82bb6
-import math, re
+import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
+from ..data.batches import WindowBatches
+from ..data.tokens import Tokenizer
 from ..errors import LMCourseError
 from ..measure.perplexity import perplexity
-from ..data.tokens import Tokenizer
-from ..data.batches import WindowBatches
 from ..models.base import evaluating
 from ..models.context import ContextReader, StreamingEvaluator, window_start
 

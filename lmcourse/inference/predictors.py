@@ -8,26 +8,33 @@ __all__ = ['MAX_TOKENS', 'PRETRAINED', 'PredictorError', 'encode_with_offsets', 
            'measurements', 'load_pretrained', 'load_all_pretrained', 'predictor_from_run']
 
 # %% ../../nbs/29_predictors.ipynb #7be96773
-import functools, io, math, re
+import functools
+import io
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-import numpy as np, torch
-from ..errors import LMCourseError
-from ..measure.perplexity import Measurement, bits_per_byte, perplexity
+
+import numpy as np
+import torch
+
 from ..data.text import corpus_available
 from ..data.tokens import Tokenizer, tokenize_corpus
-from ..models.ngram import NgramModel, KneserNey, Uniform, from_state_dict, evaluate_ngram, state_dict
-from ..training.runs import Run, markdown_table
+from ..errors import LMCourseError
 from ..files import load_safetensors, read_json, save_safetensors, write_json
-from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe, recipe_from_dict
-from ..training.trainer import evaluate, load_model
-from ..training.checkpoint import load_named_weights, named_weights
+from .generate import sample_from_logits
+from .generate import temperature as tempered
+from ..measure.perplexity import Measurement, bits_per_byte, perplexity
 from ..models.context import ContextReader
+from ..models.ngram import KneserNey, NgramModel, Uniform, evaluate_ngram, from_state_dict, state_dict
 from ..models.tied_rnn import TiedRNNConfig
-from .generate import sample_from_logits, temperature as tempered
+from ..training.checkpoint import load_named_weights, named_weights
+from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override, recipe, recipe_from_dict
+from ..training.runs import Run, markdown_table
+from ..training.trainer import evaluate, load_model
 
 # %% ../../nbs/29_predictors.ipynb #de222682
 class PredictorError(LMCourseError):

@@ -8,20 +8,31 @@ __all__ = ['MAX_CHARS', 'SENTENCES', 'MAX_STEPS', 'shade', 'visible', 'plot_surp
            'Surprise', 'Rungs', 'live_recipe', 'InteractiveRun', 'LiveRun']
 
 # %% ../../nbs/30_playground.ipynb #7be96773
-import asyncio, functools, json, math, tempfile, time, unicodedata, warnings, zlib
+import asyncio
+import functools
+import json
+import math
+import tempfile
+import time
+import unicodedata
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-import torch, traitlets
-from ..errors import LMCourseError
-from ..measure.perplexity import bits_per_byte, perplexity
-from .widgets import Widget, WidgetError, bundle_js, _check_range
+
+import torch
+import traitlets
+
 from ..data.text import MarkovSource, load_corpus
 from ..data.tokens import tokenize_corpus
+from ..errors import LMCourseError
+from ..inference.predictors import NgramPredictor, Predictor, ScoredText, conditions_line, load_all_pretrained
+from .widgets import Widget, WidgetError, _check_range, bundle_js
+from ..measure.perplexity import bits_per_byte, perplexity
 from ..models.ngram import KneserNey, evaluate_ngram
+from ..models.tied_rnn import TiedRNNConfig
 from ..training.recipes import Data, Optim, Recipe, Train, override
 from ..training.trainer import Trainer, TrainingError, evaluate
-from ..models.tied_rnn import TiedRNNConfig
-from ..inference.predictors import NgramPredictor, Predictor, ScoredText, load_all_pretrained, conditions_line
 
 # %% ../../nbs/30_playground.ipynb #31003583
 _SHADES = ['#FFFFFF', '#FBEDE8', '#F6DACF', '#F1C3B2', '#EBAA93', '#E59277', '#DC785A', '#D1603D']

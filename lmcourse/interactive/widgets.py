@@ -6,10 +6,13 @@
 __all__ = ['bundle_js', 'WidgetError', 'Widget', 'Doors', 'Confidence', 'Averaging', 'Tokenizers']
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #809c2929
-import math, re
+import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+
 import torch
+
 from ..errors import LMCourseError
 from ..measure.cross_entropy import entropy, kl_divergence, nats_to_bits, softmax
 from ..measure.perplexity import bits_per_byte, perplexity
@@ -33,7 +36,8 @@ def bundle_js(
 
 # %% ../../nbs/03_perplexity_widgets.ipynb #ef2af92f
 try:
-    import anywidget, traitlets
+    import anywidget
+    import traitlets
 except ImportError as e:
     raise ImportError('the widgets need the package anywidget: pip install anywidget') from e
 

@@ -10,7 +10,10 @@ __all__ = ['softmax', 'logsumexp', 'log_softmax', 'LossSum', 'cross_entropy_by_h
 # %% ../../nbs/01_cross_entropy.ipynb #d93faa14
 import math
 from dataclasses import dataclass
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
+
 from ..device import to_device
 from ..errors import LMCourseError
 

@@ -7,8 +7,12 @@ that the usual way takes."""
 __all__ = ['chunk_size', 'fused_cross_entropy', 'fused_token_nats']
 
 # %% ../../nbs/08_fused_loss.ipynb #b9889fd4
-import contextlib, math
-import torch, torch.nn.functional as F
+import contextlib
+import math
+
+import torch
+import torch.nn.functional as F
+
 from .. import native
 from ..device import MIN_BF16_MULTIPLIES, bf16_is_faster, to_device
 from ..errors import LMCourseError

@@ -10,7 +10,9 @@ __all__ = ['perplexity', 'bits_per_token', 'bits_per_byte', 'word_perplexity', '
 # %% ../../nbs/02_perplexity.ipynb #7d8116ec
 import math
 from dataclasses import asdict, dataclass, fields, replace
+
 import numpy as np
+
 from ..errors import LMCourseError
 
 # %% ../../nbs/02_perplexity.ipynb #67297e6a

@@ -8,6 +8,7 @@ __all__ = ['sample_candidates', 'sampled_cross_entropy']
 
 # %% ../../nbs/15_speed.ipynb #c5304326
 import torch
+
 from ..errors import LMCourseError
 from .cross_entropy import LossSum
 from .fused_loss import fused_cross_entropy

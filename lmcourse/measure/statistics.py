@@ -9,7 +9,9 @@ __all__ = ['StatisticsError', 'mean_ci', 'paired_differences', 'pooled_sd', 'dun
 # %% ../../nbs/13b_differences.ipynb #c73b2e9e
 import math
 from collections.abc import Sequence
+
 import numpy as np
+
 from ..errors import LMCourseError
 
 # %% ../../nbs/13b_differences.ipynb #65e1fd0a

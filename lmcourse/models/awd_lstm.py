@@ -7,11 +7,15 @@ __all__ = ['LockedDropout', 'EmbeddingDropout', 'WeightDrop', 'activation_regula
            'RecordingDropout', 'AWDLSTMConfig', 'AWDLSTM', 'variable_bptt']
 
 # %% ../../nbs/17_awd_lstm.ipynb #7ccf2735
-import random, warnings
+import random
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from .base import ConfigError
 from .tied_rnn import TiedRNNConfig, TiedRNNLM
 

@@ -7,8 +7,10 @@ __all__ = ['ConfigError', 'LanguageModel', 'evaluating', 'ModelConfig', 'alterna
 
 # %% ../../nbs/engine/language_model.ipynb #ce25c730
 from contextlib import contextmanager
+
 import torch
 from torch import nn
+
 from ..errors import LMCourseError
 from ..measure.cross_entropy import LossSum
 from ..measure.fused_loss import fused_cross_entropy

@@ -7,7 +7,9 @@ __all__ = ['window_start', 'ContextReader', 'map_state', 'detach_state', 'Stream
 
 # %% ../../nbs/engine/context.ipynb #0fee9738
 from collections.abc import Callable
+
 import torch
+
 from ..measure.fused_loss import fused_token_nats
 from .base import LanguageModel
 

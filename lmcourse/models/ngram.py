@@ -9,7 +9,9 @@ __all__ = ['NgramError', 'NgramModel', 'Uniform', 'NgramTable', 'grams_by_length
 
 # %% ../../nbs/07_ngrams.ipynb #c95df26d
 import math
+
 import numpy as np
+
 from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, block_bootstrap_ci
 

@@ -11,8 +11,10 @@ __all__ = ['LAYERS_IN_CELL', 'elman_cell', 'unroll', 'lstm_gates', 'lstm_cell', 
 # %% ../../nbs/11_recurrent.ipynb #8425d504
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
 import torch
 from torch import nn
+
 from .base import ConfigError, LanguageModel, ModelConfig, check_range
 
 # %% ../../nbs/11_recurrent.ipynb #7b82a825

@@ -7,11 +7,15 @@ __all__ = ['BLOCK_NAMES', 'block_order', 'SemanticBlocksConfig', 'BlockAttention
            'SemanticBlocksLM', 'parameter_breakdown', 'forward_flops_per_token', 'permute_blocks', 'silenced_block']
 
 # %% ../../nbs/25_semantic_blocks.ipynb #ab7fcdf9
-import copy, math
+import copy
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..errors import LMCourseError
 from ..measure.fused_loss import without_autocast
 from .base import ConfigError, LanguageModel, ModelConfig, check_range

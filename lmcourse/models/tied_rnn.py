@@ -8,8 +8,10 @@ __all__ = ['zipf_bias_init', 'TiedRNNConfig', 'TiedRNNLM']
 # %% ../../nbs/16_tied_rnn.ipynb #2f530cb6
 import math
 from dataclasses import dataclass, replace
+
 import torch
 from torch import nn
+
 from ..measure.sampled_softmax import sampled_cross_entropy
 from .base import ConfigError, LanguageModel, ModelConfig, check_range
 

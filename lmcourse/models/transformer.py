@@ -9,8 +9,11 @@ __all__ = ['attention', 'rope_cache', 'apply_rotary_emb', 'TransformerConfig', '
 # %% ../../nbs/20_transformer.ipynb #3101cccd
 import math
 from dataclasses import dataclass, replace
-import torch, torch.nn.functional as F
+
+import torch
+import torch.nn.functional as F
 from torch import nn
+
 from ..errors import LMCourseError
 from .base import ConfigError, LanguageModel, ModelConfig, check_range, evaluating
 

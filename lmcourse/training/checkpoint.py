@@ -8,6 +8,7 @@ __all__ = ['CheckpointError', 'check_weights', 'named_weights', 'load_named_weig
 # %% ../../nbs/engine/checkpoint.ipynb #ef08c529
 import torch
 from torch import nn
+
 from ..files import FileError
 
 # %% ../../nbs/engine/checkpoint.ipynb #aef413cb

@@ -7,12 +7,17 @@ __all__ = ['shard_batch', 'rank_and_world_size', 'init_distributed', 'local_devi
            'PeerLostError', 'together', 'DDPTrainer', 'sum_over_processes', 'fit_distributed', 'allreduce_bytes']
 
 # %% ../../nbs/24_distributed.ipynb #31175bd1
-import atexit, os, random
+import atexit
+import os
+import random
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-import torch, torch.distributed as dist
+
+import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+
 from ..data.tokens import TokenSplit
 from ..device import pick_device
 from ..measure.perplexity import Measurement

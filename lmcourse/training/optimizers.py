@@ -8,8 +8,10 @@ __all__ = ['get_lr', 'ValidationHooks', 'SGD', 'AdamW', 'make_optimizer', 'NTASG
 # %% ../../nbs/11b_optimizers.ipynb #74f95ffa
 import math
 from contextlib import contextmanager
+
 import torch
 from torch import nn
+
 from ..models.base import ConfigError, LanguageModel
 from .recipes import OPTIMIZERS, Optim, find_named
 

@@ -6,7 +6,10 @@
 __all__ = ['in_notebook', 'is_interactive', 'ProgressBar', 'graceful_interrupt']
 
 # %% ../../nbs/engine/progress.ipynb #16d729cc
-import os, signal, sys, threading
+import os
+import signal
+import sys
+import threading
 from contextlib import redirect_stdout
 
 # %% ../../nbs/engine/progress.ipynb #5b99c363

@@ -8,9 +8,16 @@ __all__ = ['SEQ_LEN_SCHEDULES', 'OPTIMIZERS', 'LR_SCHEDULES', 'MAX_LAYERS', 'MAX
            'override', 'get_recipe', 'tiny', 'recipe_from_dict', 'num_parameters']
 
 # %% ../../nbs/10_recipes.ipynb #e2f5cf48
-import difflib, importlib, math, re, sys, typing
+import difflib
+import importlib
+import math
+import re
+import sys
+import typing
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+
 import torch
+
 from ..models.base import ConfigError, ModelConfig, alternatives
 
 # %% ../../nbs/10_recipes.ipynb #d34c6765

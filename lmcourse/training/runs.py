@@ -7,12 +7,19 @@ __all__ = ['RECORD_VERSION', 'RecordError', 'Run', 'plot_curves', 'markdown_text
            'all_baselines', 'baselines', 'downsample_curve', 'publish', 'records', 'best_record', 'compare_runs']
 
 # %% ../../nbs/09_records.ipynb #b9150747
-import json, math, os, re, sys, time
+import json
+import math
+import os
+import re
+import sys
+import time
 from contextlib import contextmanager
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+
 import numpy as np
+
 from ..device import environment
 from ..errors import LMCourseError
 from lmcourse.files import (

@@ -8,21 +8,28 @@ __all__ = ['TrainingError', 'Diverged', 'Trainer', 'TrainState', 'precisions', '
            'evaluate_run']
 
 # %% ../../nbs/12_training.ipynb #4b8ec931
-import itertools, math, os, random, sys, time
+import itertools
+import math
+import os
+import random
+import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+
 import torch
 from torch import nn
+
+from ..data.batches import StatefulBatches, WindowBatches
+from ..data.text import CORPORA, SPLITS
+from ..data.tokens import TokenizedCorpus, Tokenizer, TokenSplit, tokenize_corpus
 from ..device import has_bf16, peak_memory, pick_device, resolve_precision, to_device
 from ..errors import LMCourseError, warn
 from ..files import read_json, write_json
 from ..measure.cross_entropy import LossSum
 from ..measure.perplexity import Measurement, block_bootstrap_ci
-from ..data.text import CORPORA, SPLITS
-from ..data.tokens import Tokenizer, TokenizedCorpus, TokenSplit, tokenize_corpus
-from ..data.batches import StatefulBatches, WindowBatches
 from ..models.base import LanguageModel
 from ..models.context import StreamingEvaluator, detach_state, map_state
 from .checkpoint import flatten_state, load_named_weights, named_weights, unflatten_state
