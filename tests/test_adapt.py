@@ -51,7 +51,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, corpus):
-    "A run of a small twin."
+    "A run of a small version."
     return train(tiny(get_recipe('tuned-small'), 'markov'), tmp_path_factory.mktemp('made') / 'run', show=False).path
 
 

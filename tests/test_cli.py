@@ -71,7 +71,7 @@ def sentence(r):
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory, cache):
-    "A run of the small twin, to be copied by the tests that need one."
+    "A run of the small version, to be copied by the tests that need one."
     d = tmp_path_factory.mktemp('made')
     r = subprocess.run(
         [LM, 'run', 'lstm-a', '--tiny', '--corpus', 'markov', '--out', d / 'run', '--json'],

@@ -296,7 +296,7 @@ def leaking(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def small(tmp_path_factory):
-    "The small twin of a recurrent recipe: sound, and short."
+    "The small version of a recurrent recipe: sound, and short."
     r = tiny(get_recipe('lstm-small'), 'markov')
     return Trainer(r, tmp_path_factory.mktemp('small') / 'run', show=False).fit()
 

@@ -46,7 +46,7 @@ FILES = {
 
 
 def recipe(corpus, **changes):
-    "The small twin of the note's largest model on a text of which one row is left at the end of a pass, two passes."
+    "The small version of the note's largest model on a text of which one row is left at the end of a pass, two passes."
     fixed = {
         'model.dropout': 0,
         'data.batch_size': 8,

@@ -18,7 +18,7 @@ EVAL_EVERY = {'awd-lstm': 5}  # steps; often enough for NT-ASGD to begin its ave
 
 
 def trainer(name, folder):
-    "The small twin on the made source, in single precision."
+    "The small version on the made source, in single precision."
     changes = {'train.precision': 'fp32', 'train.eval_every': EVAL_EVERY.get(name, 25)}
     return Trainer(override(tiny(get_recipe(name), corpus='markov'), changes), folder, show=False)
 

@@ -424,9 +424,9 @@ TRANSFORMER_ABLATIONS = {
     'ReLU squared': {'model.activation': 'relu2'},
     'SwiGLU': {'model.activation': 'swiglu'},
     'no biases in the blocks': {'model.bias': False},
-    'still start': {'model.init': 'zero_residual'},
+    'zero-residual': {'model.init': 'zero_residual'},
     'Muon': {'optim.optimizer': 'muon'},
-    'rotary, still start, Muon': {
+    'rotary, zero-residual, Muon': {
         'model.positions': 'rotary',
         'model.init': 'zero_residual',
         'optim.optimizer': 'muon',
