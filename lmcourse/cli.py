@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['format_conditions', 'format_measurement', 'cmd_list', 'cmd_baseline', 'cmd_run', 'cmd_eval', 'cmd_results',
            'cmd_compare', 'cmd_diagnose', 'cmd_publish', 'cmd_generate', 'cmd_leaderboard', 'progress', 'cmd_ladder',
-           'cmd_campaign', 'cmd_bench', 'parse_args', 'main']
+           'cmd_campaign', 'cmd_bench', 'recipe_fields', 'parse_args', 'main']
 
 # %% ../nbs/engine/command_line.ipynb #600d9875
 import argparse
@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 
 from . import __version__
@@ -31,7 +32,7 @@ from .inference.generate import SamplingConfig, generate_stream
 from .measure.perplexity import Measurement
 from .models.ngram import KneserNey, Uniform, evaluate_ngram
 from .training.distributed import DDPTrainer, fit_distributed, rank_and_world_size
-from .training.recipes import get_recipe, num_parameters, override, recipe_names, tiny
+from .training.recipes import Data, Optim, Train, get_recipe, num_parameters, override, recipe_names, tiny
 from lmcourse.training.runs import (
     Run,
     all_baselines,
@@ -268,6 +269,43 @@ def cmd_bench(a):
     return answer, json.dumps(to_jsonable(answer), indent=2)
 
 # %% ../nbs/engine/command_line.ipynb #f0c98812
+def recipe_fields(
+    recipe: str | None = None,  # a name: its own values and its model's fields; None: what every recipe has
+) -> str:
+    "The fields that `--section.field value` changes: the value of each, and what it is."
+    from fastcore.docments import docments
+
+    r = get_recipe(recipe) if recipe else None
+    sections = {'model': r and r.model, 'data': r and r.data or Data, 'optim': r and r.optim or Optim}
+    sections['train'] = r and r.train or Train
+    lines = []
+    for section, holder in sections.items():
+        about = docments(holder if isinstance(holder, type) else type(holder)) if holder else {}
+        for f in fields(holder) if holder else ():
+            value = getattr(holder, f.name, None)
+            shown = ','.join(map(str, value)) if isinstance(value, tuple) else value
+            lines.append((f'--{section}.{f.name}', str(shown), about.get(f.name) or ''))
+    wide = [max(len(line[k]) for line in lines) for k in (0, 1)]
+    table = [f'  {name:<{wide[0]}}  {value:<{wide[1]}}  {what}'.rstrip() for name, value, what in lines]
+    title = f'fields of {recipe}:' if recipe else 'fields of every recipe, and what they are by default:'
+    return '\n'.join([title, *table])
+
+
+class _RunHelp(argparse.Action):
+    "The help of `run`, with the fields of the recipe that stands before it."
+
+    def __call__(self, parser, namespace, *_):
+        try:
+            about = recipe_fields(namespace.recipe)
+        except LMCourseError as e:
+            parser.error(str(e))
+        parser.print_help()
+        print(f'\n{about}')
+        if not namespace.recipe:
+            print('\n`lmcourse run RECIPE --help` shows the values of one recipe, and the fields of its model.')
+        parser.exit()
+
+
 class _Fields(argparse.Action):
     "Shows `--section.field value` in the help; not an option itself."
 
@@ -284,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def command(f, name, *arguments):
-        c = sub.add_parser(name, help=f.__doc__, description=f.__doc__, allow_abbrev=False)
+        c = sub.add_parser(name, help=f.__doc__, description=f.__doc__, allow_abbrev=False, add_help=f is not cmd_run)
         c.add_argument('--json', action='store_true', help='one JSON object on standard output')
         for names, options in arguments:
             c.add_argument(*names.split(), **options)
@@ -306,13 +344,14 @@ def _parser() -> argparse.ArgumentParser:
     command(
         cmd_run,
         'run',
+        arg('-h --help', action=_RunHelp, nargs=0, help='show this help message, and the fields of the recipe'),
         arg('recipe', help='a name that `lmcourse list` shows'),
-        arg('--corpus'),
+        arg('--corpus', help='another text: a name or a path'),
         arg('--device', help='auto, cpu, cuda, mps'),
-        arg('--epochs', type=int),
-        arg('--max-steps', type=int),
-        arg('--max-minutes', type=float),
-        arg('--seed', type=int),
+        arg('--epochs', type=int, help='passes over the train split'),
+        arg('--max-steps', type=int, help='stop after this many steps'),
+        arg('--max-minutes', type=float, help='stop after this many minutes'),
+        arg('--seed', type=int, help='of weights, dropout and order'),
         arg('--out', help='folder of the run'),
         arg('--tiny', action='store_true', help='the small version, in seconds'),
         arg(
@@ -327,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
             action=_Fields,
             metavar='VALUE',
             dest='section',
-            help='any field of the recipe: --optim.lr 1e-3',
+            help='any field of the recipe, listed below: --optim.lr 1e-3',
         ),
     )
     run = arg('run', help='folder of a run')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -529,3 +530,23 @@ def test_a_ladder_takes_any_architecture(tmp_path):
 
     (row,) = trained_rungs('markov', 'word', ('transformer-small',), tmp_path, False, max_steps=2)
     assert row['rung'] == 'Transformer'
+
+
+def test_the_help_of_run_lists_every_field_of_the_recipe_before_it(capsys):
+    "With its value and with what it is; without a recipe, what all recipes have; an unknown one is one sentence."
+    with pytest.raises(SystemExit) as done:
+        main(['run', 'gru-b', '--help'])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0
+    assert re.search(r'--model\.hidden_size +128 +width of the hidden state', shown)
+    assert re.search(r'--data\.seq_len +60 +tokens in a row', shown)
+    assert '--train.precision' in shown
+    with pytest.raises(SystemExit):
+        main(['run', '--help'])
+    shown = capsys.readouterr().out
+    assert '--optim.lr' in shown
+    assert '--model.' not in shown
+    with pytest.raises(SystemExit) as done:
+        main(['run', 'gru-bb', '--help'])
+    assert done.value.code == 2
+    assert "no recipe 'gru-bb'" in capsys.readouterr().err

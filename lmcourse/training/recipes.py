@@ -84,9 +84,7 @@ class Data:
     seq_len: int = 35  # tokens in a row of a batch, T
     stride: int | None = None  # windows only: tokens from one window to the next; None: seq_len, side by side
     batch_size: int = 64  # rows of a batch, B
-    random_offset: bool = (
-        False  # stateful only: each epoch begins with a batch of random length, so that the boundaries move
-    )
+    random_offset: bool = False  # stateful only: each epoch's first batch has a random length, which moves the others
     seq_len_schedule: str = 'equal'  # stateful only: a name in SEQ_LEN_SCHEDULES; a batch's lr follows its length
 
     def __post_init__(self):
