@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MIN_BF16_MULTIPLIES', 'DeviceError', 'pick_device', 'to_device', 'has_bf16', 'bf16_is_faster', 'resolve_precision',
-           'environment', 'peak_memory']
+           'environment', 'peak_memory', 'EnergyMeter']
 
 # %% ../nbs/engine/device.ipynb #76307191
 import copy
+import ctypes
 import functools
 import hashlib
 import os
@@ -198,3 +199,53 @@ def peak_memory() -> int | None:  # bytes; None where the system does not say
     except ImportError:
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+# %% ../nbs/engine/device.ipynb #06b851e0
+def _gpu_joules(device):
+    "What the NVIDIA driver has counted for a GPU; None where it does not count."
+    try:
+        nvml = ctypes.CDLL('libnvidia-ml.so.1')
+    except OSError:
+        return None
+    uuid = f'GPU-{torch.cuda.get_device_properties(device).uuid}'.encode()
+    handle, millijoules = ctypes.c_void_p(), ctypes.c_ulonglong()
+    failed = (
+        nvml.nvmlInit_v2()
+        or nvml.nvmlDeviceGetHandleByUUID(uuid, ctypes.byref(handle))
+        or nvml.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules))
+    )
+    return None if failed else millijoules.value / 1000
+
+
+def _processor_counters(powercap):
+    "{package: (microjoules, where the counter begins again at 0)}; empty where none can be read."
+    try:
+        packages = sorted(p for p in Path(powercap).glob('intel-rapl:*') if p.name.count(':') == 1)
+        read = lambda p, what: int((p / what).read_text())
+        return {p.name: (read(p, 'energy_uj'), read(p, 'max_energy_range_uj')) for p in packages}
+    except (OSError, ValueError):
+        return {}
+
+# %% ../nbs/engine/device.ipynb #bf60488d
+class EnergyMeter:
+    "Joules that the machine counts: of one NVIDIA GPU through its driver, or of all processor packages through RAPL."
+
+    def __init__(
+        self,
+        device: torch.device,  # where the run is
+        powercap: str | Path = '/sys/class/powercap',  # where Linux shows the counters
+    ):
+        self.device, self.powercap = device, powercap
+        self.last = self._read()
+
+    def _read(self):
+        return _gpu_joules(self.device) if self.device.type == 'cuda' else _processor_counters(self.powercap)
+
+    def joules(self) -> float | None:  # None: the machine does not tell
+        "What was used since the last call, by everything on the device. Call it at least once an hour: RAPL wraps."
+        last, self.last = self.last, self._read()
+        if self.device.type == 'cuda':
+            return None if last is None or self.last is None else self.last - last
+        if not last or last.keys() != self.last.keys():
+            return None
+        return sum((now - last[name][0]) % size for name, (now, size) in self.last.items()) / 1e6

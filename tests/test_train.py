@@ -262,3 +262,19 @@ def test_asking_what_is_due_changes_nothing(tmp_path):
     for asked in (trainer.log_due, trainer.eval_due, trainer.save_due):
         asked()
     assert trainer.state.to_dict() == before
+
+
+def test_the_energy_of_a_run_is_added_up_over_its_interruptions(tmp_path, monkeypatch):
+    "Where the machine counts; and once it has not told, the whole is not known."
+    monkeypatch.setattr('lmcourse.device.EnergyMeter.joules', lambda self: 2.0)
+    first = Trainer(twin(), tmp_path / 'run')
+    first.save_checkpoint()
+    assert first.state.energy_joules == 2.0
+    run = from_checkpoint(tmp_path / 'run').fit()
+    assert run.summary['energy_joules'] >= 4.0
+    assert run.summary['energy_joules'] % 2 == 0
+    monkeypatch.setattr('lmcourse.device.EnergyMeter.joules', lambda self: None)
+    silent = Trainer(twin(), tmp_path / 'silent')
+    silent.save_checkpoint()
+    monkeypatch.undo()
+    assert from_checkpoint(tmp_path / 'silent').fit().summary['energy_joules'] is None

@@ -25,7 +25,7 @@ from torch import nn
 from ..data.batches import StatefulBatches, WindowBatches
 from ..data.text import CORPORA, SPLITS
 from ..data.tokens import TokenizedCorpus, Tokenizer, TokenSplit, tokenize_corpus
-from ..device import has_bf16, peak_memory, pick_device, resolve_precision, to_device
+from ..device import EnergyMeter, has_bf16, peak_memory, pick_device, resolve_precision, to_device
 from ..errors import LMCourseError, warn
 from ..files import read_json, write_json
 from ..measure.cross_entropy import LossSum
@@ -98,6 +98,7 @@ class TrainState:
     num_tokens: int = 0  # tokens that were scored in training
     elapsed: float = 0.0  # seconds in all
     train_elapsed: float = 0.0  # seconds without evaluation
+    energy_joules: float | None = 0.0  # that the machine counted in all; None: it does not tell
     running_nats: float = 0.0  # since the last row of the curve
     running_tokens: int = 0  # since the last row of the curve
     best_nats: float = math.inf  # per token of validation, the lowest so far
@@ -120,7 +121,7 @@ class TrainState:
     def from_dict(cls, values: dict) -> 'TrainState':
         "From a checkpoint."
         validation = values['validation'] and Measurement.from_dict(values['validation'])
-        return cls(**values | {'validation': validation})
+        return cls(**{'energy_joules': None} | values | {'validation': validation})
 
 # %% ../../nbs/12_training.ipynb #c68ab408
 def precisions(recipe: Recipe, model: LanguageModel, device: torch.device) -> dict:  # {'loss', 'layers'}: fp32 or bf16
@@ -179,7 +180,7 @@ def __init__(
     self.run = run if self.rank or isinstance(run, Run) else self.new_run(run)
     self.saved_as = None  # the state in the folder that this trainer goes on from
     self.bar, self.train_nats = ProgressBar(0, show=False), math.nan
-    self.tic, self.last_save = time.perf_counter(), 0.0
+    self.tic, self.last_save, self.meter = time.perf_counter(), 0.0, EnergyMeter(self.device)
     if not self.rank and not kept:
         write_json(self.run.path / 'tokenizer.json', self.data.tokenizer.to_dict())
 
@@ -268,6 +269,7 @@ def begin(self: Trainer) -> str | None:  # a reason to make no step at all
     self.bar = ProgressBar(self.total_steps, self.state.step, False if self.rank else self.show)
     self.model.train()
     self.tic, self.last_save = time.perf_counter(), self.state.elapsed
+    self.meter = EnergyMeter(self.device)
     return self.stop_reason(False)
 
 
@@ -279,6 +281,13 @@ def update_timers(self: Trainer, training: bool = True):
     self.state.elapsed += passed
     if training:
         self.state.train_elapsed += passed
+
+
+@patch
+def update_energy(self: Trainer):
+    "Add what the machine has used since the last call to the run's; of several processes, no one counts all."
+    used, state = self.meter.joules() if self.world_size == 1 else None, self.state
+    state.energy_joules = None if used is None or state.energy_joules is None else state.energy_joules + used
 
 
 @patch
@@ -575,6 +584,7 @@ def save_checkpoint(self: Trainer):
     self.state.running_nats = float(self.state.running_nats)
     if not math.isfinite(self.state.running_nats):
         self.raise_diverged()
+    self.update_energy()
     tensors, form = flatten_state(self.state_dict())
     self.run.save('last', named_weights(self.model), {'step': self.state.step})
     self.run.save('state', tensors, {'step': self.state.step, 'num_tensors': len(tensors), 'form': form})
@@ -748,6 +758,7 @@ def summary(
     state_reset_eval: dict | None = None,  # {split: measurement}, with the state reset at every window
 ) -> dict:
     "What a run came to: counts, speed, and its measurements with their conditions."
+    self.update_energy()
     state = self.state
     if self.device.type == 'cuda':
         peak, name = torch.cuda.max_memory_allocated(self.device), torch.cuda.get_device_name(self.device)
@@ -765,6 +776,7 @@ def summary(
         device=name if self.world_size == 1 else f'{self.world_size} x {name}',
         tokens_per_second=state.num_tokens / max(state.train_elapsed, 1e-9),
         peak_memory=peak,
+        energy_joules=state.energy_joules,
         precision=self.precision,
         compiled=self.recipe.train.compile,
         best_epoch=state.best_epoch,
