@@ -16,7 +16,16 @@ setup(
     keywords=s["keywords"].split(),
     packages=find_packages(include=["lmcourse*"]),
     package_data={
-        "lmcourse": ["*.mplstyle", "csrc/*", "records/*.json", "records/*/*", "static/*", "pretrained/*", "campaigns/*"]
+        "lmcourse": [
+            "py.typed",
+            "*.mplstyle",
+            "csrc/*",
+            "records/*.json",
+            "records/*/*",
+            "static/*",
+            "pretrained/*",
+            "campaigns/*",
+        ]
     },
     install_requires=s["requirements"].split(),
     extras_require={k: s[f"{k}_requirements"].split() for k in ("lab", "dev")},

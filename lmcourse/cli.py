@@ -276,12 +276,12 @@ def recipe_fields(
     from fastcore.docments import docments
 
     r = get_recipe(recipe) if recipe else None
-    sections = {'model': r and r.model, 'data': r and r.data or Data, 'optim': r and r.optim or Optim}
-    sections['train'] = r and r.train or Train
+    sections = r and {k: getattr(r, k) for k in ('model', 'data', 'optim', 'train')}
+    sections = sections or {'data': Data, 'optim': Optim, 'train': Train}
     lines = []
     for section, holder in sections.items():
-        about = docments(holder if isinstance(holder, type) else type(holder)) if holder else {}
-        for f in fields(holder) if holder else ():
+        about = docments(holder if isinstance(holder, type) else type(holder))
+        for f in fields(holder):
             value = getattr(holder, f.name, None)
             shown = ','.join(map(str, value)) if isinstance(value, tuple) else value
             lines.append((f'--{section}.{f.name}', str(shown), about.get(f.name) or ''))

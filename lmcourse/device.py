@@ -89,7 +89,7 @@ def has_bf16(
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != 'cpu' or not torch.backends.mkldnn.is_available():
         return False
-    can = getattr(
+    can: dict = getattr(
         torch.cpu, 'get_capabilities', dict
     )()  # newer torch lists them; an older one is asked feature by feature
     older = (getattr(torch.cpu, name, bool) for name in ('_is_avx512_bf16_supported', '_is_amx_tile_supported'))

@@ -115,7 +115,7 @@ def atomic_write(
 
 
 def write_bytes(
-    path: Path,  # the file
+    path: str | Path,  # the file
     pieces,  # of bytes, one after another
 ):
     "Write a file whole or not at all. Raises `FileError`, and `DiskFullError` where there is no room."
@@ -158,7 +158,7 @@ def _opened(path, max_bytes):
 
 
 def read_bytes(
-    path: Path,  # a regular file
+    path: str | Path,  # a regular file
     max_bytes: int,  # a larger file is refused
 ) -> bytes:
     "The contents of a file. Raises `MissingFileError` or `FileError`."
@@ -182,14 +182,14 @@ def _deeper_than(value, depth) -> bool:
 
 
 def write_json(
-    path: Path,  # the file; its old contents stay whole until the new ones are on the disk
+    path: str | Path,  # the file; its old contents stay whole until the new ones are on the disk
     value,  # see `to_jsonable`
 ):
     "Write a value into a JSON file, whole or not at all."
     write_bytes(path, [(json.dumps(to_jsonable(value), indent=1, allow_nan=False) + '\n').encode()])
 
 
-def read_json(path: Path):  # the file's value
+def read_json(path: str | Path):  # the file's value
     "The value that `write_json` wrote. Raises `FileError` where the file is missing, damaged, or no regular file."
     text = read_bytes(path, MAX_JSON_BYTES)
     try:

@@ -166,7 +166,7 @@ def _find():
 
 # %% ../nbs/engine/native_kernel.ipynb #3b62816d
 _MODES = {'0': 'never', 'always': 'always'}
-_forced = []
+_forced: list[str] = []
 
 
 def mode() -> str:  # 'never', 'always', or 'auto': where it is faster

@@ -125,6 +125,7 @@ def as_one_of_two(folder, corpus):
 
     def go(name, **changes):
         t = DDPTrainer(recipe(corpus, **changes), folder / name, show=False)
+        assert (t.run is None) == bool(t.rank)
         assert (fit_distributed(t) is None) == bool(t.rank)
         torch.save([t.state.step, torch.initial_seed(), named_weights(t.model)], folder / f'{name} {t.rank}.pt')
         return t

@@ -182,6 +182,51 @@ def test_one_statement_a_line():
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr
 
 
+def mypy_errors(path, text, *words):
+    "What mypy says of the package and of a script that uses it."
+    command = shutil.which('mypy', path=BIN) or shutil.which('mypy')
+    if command is None:
+        pytest.skip('mypy is not installed: `make setup` installs it')
+    path.write_text(text, encoding='utf-8')
+    done = subprocess.run(
+        [command, '--python-executable', sys.executable, *words, path],
+        cwd=ROOT,
+        env=dict(os.environ, MYPYPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1) and not done.stderr, done.stdout[-3000:] + done.stderr
+    return [line for line in done.stdout.splitlines() if ': error: ' in line]
+
+
+USE = """from lmcourse.training.recipes import get_recipe
+from lmcourse.training.trainer import Trainer
+
+trainer = Trainer(get_recipe('ladder-gru'), show=False)
+trainer.fit().summary['test']
+print(trainer.validate().perplexity)
+"""
+
+
+def test_types_fit(tmp_path):
+    "What mypy asks for in the package; it knows the methods that come by `@patch`, and so it finds a slip in their use."
+    slips = USE + "trainer.validat()\nTrainer('ladder-gru')\n"
+    found = mypy_errors(tmp_path / 'use.py', slips, 'lmcourse')
+    assert len(found) == 2, '\n'.join(found)
+    assert '"Trainer" has no attribute "validat"' in found[0]
+    assert 'incompatible type "str"; expected "Recipe"' in found[1]
+
+
+def test_types_fit_elsewhere(tmp_path):
+    "A checker that does not know `@patch` accepts what the trainer can do."
+    plain = '--config-file=', '--no-site-packages', '--ignore-missing-imports', '--follow-imports=silent'
+    plain += '--cache-dir', tmp_path / 'cache'
+    found = mypy_errors(tmp_path / 'use.py', USE, *plain)
+    assert not found, '\n'.join(found)
+    [found] = mypy_errors(tmp_path / 'use.py', USE + "Trainer.fitt\n", *plain)
+    assert 'has no attribute "fitt"' in found
+
+
 def test_baselines_are_asked_for_by_corpus_and_tokenizer():
     "No lesson reads the file of counts on its own, so none can set one tokenizer's counts beside another's network."
     for p in LESSONS:

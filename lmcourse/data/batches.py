@@ -47,6 +47,9 @@ def _count(name, value, least=1):
 class Batches:
     "A stream cut into batches, whose position can be saved; the two kinds are `StatefulBatches` and `WindowBatches`."
 
+    __len__: Callable[[], int]  # each kind's own, as is the next
+    get_batch: Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+
     def __init__(
         self,
         ids,  # the stream (N,): tensor, array or memory-mapped file of whole numbers
@@ -109,7 +112,7 @@ class StatefulBatches(Batches):
                 'take fewer streams or more text'
             )
         self.edges_B1 = np.arange(self.batch_size + 1) * len(self.ids_N) // self.batch_size
-        self._boundaries = (None, [])
+        self._boundaries: tuple[int | None, list[int]] = (None, [])
 
     @property
     def num_tokens(self) -> int:  # targets per epoch
@@ -164,7 +167,8 @@ class WindowBatches(Batches):
         super().__init__(ids, bos_id, seed)
         self.seq_len, self.batch_size = _count('seq_len', seq_len), _count('batch_size', batch_size)
         self.stride = self.seq_len if stride is None else _count('stride', stride)
-        self.shuffle, self.drop_last, self.score_once, self._order = shuffle, drop_last, score_once, (None, None)
+        self.shuffle, self.drop_last, self.score_once = shuffle, drop_last, score_once
+        self._order: tuple[int | None, np.ndarray] = None, np.empty(0, int)
         if self.stride > self.seq_len:
             raise BatchError(
                 f'a stride of {self.stride} leaves out tokens between windows of {self.seq_len}: take at most'

@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def _some(names, most=6):
 
 # %% ../../nbs/04_text.ipynb #2f03232f
 def docstrings(
-    tree: ast.AST,  # a parsed module, class or function
+    tree: ast.Module | ast.ClassDef,  # a parsed module, class or function
 ) -> list[str]:  # its docstring, its methods' and functions', its classes', in order
     "The docstrings of a source file, read from its syntax tree without running it."
     found = [ast.get_docstring(tree)]
@@ -119,7 +120,7 @@ _ENDS = re.compile(r"""([("'\[{]*)(.*?)([)\]}"',;:!?.]*)""")
 
 def _split_punctuation(word) -> list[str]:
     "Split a word from the punctuation at its ends; abbreviations and brackets that close within the word stay whole."
-    before, core, after = _ENDS.fullmatch(word).groups()
+    before, core, after = _ENDS.fullmatch(word).groups()  # type: ignore[union-attr]  # any word matches
     while after and {')': '(', ']': '[', '}': '{'}.get(after[0], ' ') in core:
         core, after = core + after[0], after[1:]
     if after[:1] == '.' and re.fullmatch(r'etc|([a-z]\.)+[a-z]', core):
@@ -186,7 +187,8 @@ def stdlib_documents() -> dict[str, list[str]]:  # {a topic or module: its parag
     "The prose that comes with this Python: the language reference's topics, then each module's docstrings."
     root, found = Path(sysconfig.get_path('stdlib')), {}
     if (topics := root / 'pydoc_data' / 'topics.py').exists():
-        for name, text in sorted(ast.literal_eval(_parse(topics.read_bytes()).body[-1].value).items()):
+        last: Any = _parse(topics.read_bytes()).body[-1]  # the assignment of a dictionary
+        for name, text in sorted(ast.literal_eval(last.value).items()):
             found[f'reference {name}'] = extract_prose(text)
     for path in _sources(root):
         if b'"""' not in (source := path.read_bytes()):
@@ -221,7 +223,7 @@ def deduplicate(
     documents: dict[str, list[str]],  # {document: rows}
 ) -> dict[str, list[str]]:  # the same, each row only at its first occurrence; emptied documents removed
     "Keep the first occurrence of every row."
-    seen = set()
+    seen: Any = set()
     once = {name: [row for row in rows if not (row in seen or seen.add(row))] for name, rows in documents.items()}
     return {name: rows for name, rows in once.items() if rows}
 
@@ -360,7 +362,8 @@ class MarkovSource:
         seed: int,  # of the draw
     ) -> list[str]:  # rows with their newline; a blank row is ''
         "Draw a text; it begins as if two rows had just ended."
-        uniform, a, b, n, row, rows = random.Random(seed).random, 0, 0, 0, [], []
+        row: list[str] = []
+        uniform, a, b, n, rows = random.Random(seed).random, 0, 0, 0, []
         while n < n_tokens or row:
             sums_V = self.sums_VVV[a][b]
             a, b, n = b, bisect(sums_V, int(uniform() * sums_V[-1])), n + 1
@@ -439,7 +442,7 @@ def read_lines(
 def split_rows(
     rows: Sequence,  # lines in their order
     name: str = 'the text',  # its name in an error message
-) -> dict[str, list]:  # {'train': 90 %, 'validation': 5 %, 'test': 5 %} of the lines, in this order
+) -> dict[str, Sequence]:  # {'train': 90 %, 'validation': 5 %, 'test': 5 %} of the lines, in this order
     "Split one text in three; raises `CorpusError` where there are fewer than 20 lines or a part would have no word."
     n, twentieth = len(rows), len(rows) // 20
     if not twentieth:

@@ -10,7 +10,7 @@ __all__ = ['NOTE_SPECIALS', 'TOKENIZERS', 'TokenError', 'build_vocab', 'Tokenize
 
 # %% ../../nbs/05_tokens.ipynb #628a53f1
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ def build_vocab(
     min_count: int = 3,  # rarer words become <unk>
 ) -> list[str]:  # the vocabulary: <unk>, <eos>, then words by falling frequency, ties by spelling
     "The vocabulary of the `word` tokenizer."
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for row in rows:
         seen.update(row.split())
     special = ['<unk>', '<eos>']
@@ -44,6 +44,13 @@ def build_vocab(
 # %% ../../nbs/05_tokens.ipynb #a744a94d
 class Tokenizer:
     "Text to ids and back; the ids are whole numbers below `vocab_size`."
+
+    encode: Callable[[str], list[int]]  # ids, without <eos>; these five are each kind's own
+    decode: Callable[[Iterable[int]], str]  # text
+    convert_ids_to_tokens: Callable[[Iterable[int]], list[str]]  # one string per id
+    to_dict: Callable[[], dict]  # can be written as JSON
+    id_of: dict  # the id of each token
+    _rows: Callable[[Sequence], Iterable[list[int]]]
 
     def __init__(
         self,
@@ -227,7 +234,7 @@ def train_whitespace(
     )
     count.train_from_iterator(_in_chunks(rows), trainer)
     found = count.get_vocab()
-    vocab_size = ['<unk>', '<eos>', *sorted(found, key=found.get)]
+    vocab_size = ['<unk>', '<eos>', *sorted(found, key=found.__getitem__)]
     backend = Backend(models.WordLevel({token: i for i, token in enumerate(vocab_size)}, unk_token='<unk>'))
     backend.pre_tokenizer = cut
     return SubwordTokenizer('whitespace', backend, '<eos>', '<unk>')
@@ -359,7 +366,7 @@ def load_tokenizer(
     if kind in ('gpt2', 'gpt2-note'):
         return _gpt2(kind, timeout)
     if not isinstance(corpus, Corpus):
-        corpus = load_corpus(corpus)
+        corpus = load_corpus(corpus)  # type: ignore[arg-type]  # it says what is wrong with None
     path = cache_folder(cache) / 'tokenizers' / f'{kind}-{digest(1, name, min_count, corpus.fingerprint("train"))}.json'
     try:
         if kept := read_checked_json(path):
@@ -367,7 +374,7 @@ def load_tokenizer(
     except (OSError, ValueError) as e:
         warn(f'the cached {name} tokenizer of {corpus.name} is damaged ({e}); making it again')
     if kind == 'word':
-        tokenizer = WordTokenizer(build_vocab(corpus['train'], min_count))
+        tokenizer: Tokenizer = WordTokenizer(build_vocab(corpus['train'], min_count))
     elif kind == 'whitespace':
         tokenizer = train_whitespace(corpus['train'], min_count)
     else:

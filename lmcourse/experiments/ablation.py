@@ -44,7 +44,8 @@ def time_steps(
             s: Trainer(override(base, change), Path(folder) / str(i), show=False)
             for i, (s, change) in enumerate(changes.items())
         }
-        groups, seconds = {s: t.steps() for s, t in trainers.items()}, {s: [] for s in trainers}
+        seconds: dict[str, list[float]] = {s: [] for s in trainers}
+        groups = {s: t.steps() for s, t in trainers.items()}
         for _ in range(rounds + 3):
             for s, t in trainers.items():
                 group, tic = next(groups[s]), time.perf_counter()
@@ -87,7 +88,7 @@ def run_setting(
         run = t.fit()
         if not run.summary['finished']:
             raise KeyboardInterrupt  # an interrupted run is no row of the table
-        options = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
+        options: dict = dict(eval_batch_size=t.recipe.train.eval_batch_size, seq_len=t.recipe.data.seq_len)
         train_measurement = evaluate(t.model, t.data.train, t.data.tokenizer.bos_id, **options)
         s, log = run.summary, run.metrics()
     return dict(

@@ -52,7 +52,8 @@ def time_interleaved(
     with another."""
     if repeats < 1 or not fns:
         raise LMCourseError(f'a measurement needs a contestant and a round, got {len(fns)} and {repeats}')
-    names, seconds = list(fns), {name: [] for name in fns}
+    seconds: dict[str, list[float]] = {name: [] for name in fns}
+    names = list(fns)
     for f in fns.values():
         f()
     for r in range(repeats):
@@ -200,7 +201,7 @@ def loss_step(
     return step
 
 # %% ../../nbs/engine/benchmarks.ipynb #d231a51c
-BENCHMARKS = {}
+BENCHMARKS: dict[str, Callable] = {}
 
 
 def benchmark(f: Callable) -> Callable:  # the same function
@@ -261,7 +262,8 @@ def bench_kernel(
     repeats: int = 5,  # rounds
 ) -> list[dict]:  # shape, task, precision, {'loop' and 'kernel': seconds in each round}; empty without a kernel
     "Compare the loop and the native kernel at one width."
-    shape, rows = dict(num_tokens=num_tokens, width=width, vocab_size=vocab_size), []
+    shape: dict = dict(num_tokens=num_tokens, width=width, vocab_size=vocab_size)
+    rows = []
     state, g = native.status(), torch.Generator().manual_seed(0)
     h, w = torch.randn(num_tokens, width, generator=g), torch.randn(vocab_size, width, generator=g) / width**0.5
     args = h, w, torch.zeros(vocab_size), torch.randint(vocab_size, (num_tokens,), generator=g)
@@ -296,7 +298,7 @@ def kernel_table(
     kept: list[dict],  # results of `bench_kernel`
 ) -> str:  # Markdown
     "How many times as fast the kernel is as the loop, by width, task and precision, with quartiles over the rounds."
-    rows = {}
+    rows: dict = {}
     for r in kept:
         times, low, high = ratio(r['seconds'], 'loop', 'kernel')
         row = rows.setdefault(r['width'], {'width': r['width']})
@@ -304,7 +306,7 @@ def kernel_table(
     return markdown_table(list(rows.values()))
 
 # %% ../../nbs/engine/benchmarks.ipynb #00a74222
-STAGES = {
+STAGES: dict[str, dict] = {
     'as everybody writes it': dict(loss='full', bf16=False, fused=False),
     'loss fused': dict(loss='fused', bf16=False, fused=False),
     'layers in 16 bits': dict(loss='fused', bf16=True, fused=False),
@@ -357,7 +359,8 @@ def bench_stages(
 ) -> dict:  # recipe, vocabulary size, tokens, {stage: seconds}, {stage: {part: seconds}}
     "Compare the stages of a recipe's step."
     stages = [s for s in STAGES if s != 'layers in 16 bits' or bf16_is_faster()]
-    parts, fns = {s: [] for s in stages}, {s: training_step(s, recipe, vocab_size) for s in stages}
+    parts: dict[str, list] = {s: [] for s in stages}
+    fns = {s: training_step(s, recipe, vocab_size) for s in stages}
     seconds = time_interleaved({s: lambda s=s: parts[s].append(fns[s]()) for s in stages}, repeats)
     middle = {s: {p: statistics.median(row[p] for row in rows[1:]) for p in STEP_PARTS} for s, rows in parts.items()}
     d = get_recipe(recipe).data
@@ -466,7 +469,7 @@ def bench_floor(
     step = training_step('AdamW fused', recipe, vocab_size)
     narrow = get_recipe(recipe).model.build(8).lm_head.weight.shape[1] <= _NATIVE_WIDTHS['training']
     ways = {'loop': 'never'} | ({'kernel': 'always'} if narrow and native.status().native else {})
-    parts = {way: [] for way in ways}
+    parts: dict[str, list] = {way: [] for way in ways}
 
     def run(way):
         with native.using(ways[way]):
@@ -515,8 +518,8 @@ def count_in_dictionaries(
     ids: list,  # token ids
 ) -> tuple:  # n-grams by length; contexts: how often seen, how many different tokens after; n-grams: how many before
     "The tables of a trigram model, counted in Python's dictionaries."
-    grams = Counter(), Counter(zip(ids, ids[1:])), Counter(zip(ids, ids[1:], ids[2:]))
-    seen, different, before = Counter(), Counter(), Counter()
+    grams: tuple[Counter, ...] = Counter(), Counter(zip(ids, ids[1:])), Counter(zip(ids, ids[1:], ids[2:]))
+    seen, different, before = Counter[tuple](), Counter[tuple](), Counter[tuple]()
     for n in (1, 2):
         for gram, count in grams[n].items():
             seen[gram[:-1]] += count

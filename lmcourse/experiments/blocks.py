@@ -256,7 +256,8 @@ def run_rivals(
     log_fn=None,  # called with a line when a run is done
 ) -> list[dict]:  # the rows
     "Run every setting with every seed, by `run_rival`, into one file."
-    return run_each(lambda setting, rival, seed: run_rival(setting, *rival, seed), settings, seeds, out, log_fn)
+    run = lambda setting, rival, seed: run_rival(setting, rival[0], rival[1], seed)
+    return run_each(run, settings, seeds, out, log_fn)
 
 # %% ../../nbs/26_blocks_vs_dense.ipynb #05ebcbf6
 def verdict(
@@ -266,7 +267,7 @@ def verdict(
 ) -> list[dict]:  # setting, num_parameters, n, perplexity, accuracy, difference with low, high, p, and paired ends
     """Every setting against one, in nats per token of validation: intervals that hold all at once (Dunnett, 1955), and
     beside them those of the differences seed by seed, each at 1 - 0.05 / their number (Bonferroni)."""
-    of = {}
+    of: dict[str, dict] = {}
     for r in rows:
         if r['setting'] not in leave_out:
             of.setdefault(r['setting'], {})[r['seed']] = r
@@ -284,7 +285,7 @@ def verdict(
         if setting != against:
             both = [seed for seed in by_seed if seed in of[against]]
             pair = [[of[s][seed]['validation']['nats_per_token'] for seed in both] for s in (setting, against)]
-            _, low, high = paired_differences(*pair, confidence=1 - 0.05 / (len(of) - 1))
+            _, low, high = paired_differences(pair[0], pair[1], confidence=1 - 0.05 / (len(of) - 1))
             row |= {k: compared[setting][k] for k in ('difference', 'low', 'high', 'p')}
             row |= dict(paired_low=low, paired_high=high, lower=sum(a < b for a, b in zip(*pair)))
         found.append(row)

@@ -252,7 +252,8 @@ def run_campaign(
     runs, out, began, packed = load_campaign(path), Path(out), time.monotonic(), time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     left = lambda: None if max_minutes is None else max_minutes - (time.monotonic() - began) / 60
-    waiting, going, states = [r for r in runs if run_state(out / r.name) != 'done'], {}, {}
+    waiting, going = [r for r in runs if run_state(out / r.name) != 'done'], {}
+    states: dict[str, str] = {}
 
     def note():
         rows = [campaign_row(r, out, 'running' if r.name in going else states.get(r.name)) for r in runs]
@@ -288,7 +289,7 @@ def run_campaign(
         else None
     )
     try:
-        while (waiting or going) and (left() is None or left() > 0):
+        while (waiting or going) and ((minutes := left()) is None or minutes > 0):
             while waiting and len(going) < jobs:
                 start(waiting.pop(0))
                 note()

@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -538,7 +539,7 @@ def check_rising(c: RunCurves) -> dict | None:
 def check_late_fall(c: RunCurves) -> dict | None:
     "Hardly any progress while the rate was high, and much once it had fallen."
     early, late = validation_drop(c, 0.25, 0.5), validation_drop(c, 0.5)
-    if c.annealed and None not in (early, late) and late > max(limit('gap'), limit('late_fall') * early):
+    if c.annealed and early is not None and late is not None and late > max(limit('gap'), limit('late_fall') * early):
         return finding(
             'flat until the rate fell',
             f'validation moved by {-early:+.3f} nats per token from a quarter to a half of the run, and by {-late:+.3f}'
@@ -621,7 +622,7 @@ def check_level(c: RunCurves) -> dict | None:
         dict(
             falling='a learning-rate range test (seconds): rate too low, or too few updates?',
             flat='the gradient norm of each part, and whether inputs and targets belong together; then a range test',
-        ).get(moves, 'a learning-rate range test (seconds), then more steps'),
+        ).get(moves or '', 'a learning-rate range test (seconds), then more steps'),
     )
 
 
@@ -664,7 +665,7 @@ def check_context(c: RunCurves) -> dict | None:
             f'evaluate in windows of {length}; the loss by position shows what the other length is worth',
         )
     reset = (c.summary.get('state_reset_eval') or {}).get('validation') or {}
-    pair = reset.get('nats_per_token'), m.get('nats_per_token')
+    pair: tuple = reset.get('nats_per_token'), m.get('nats_per_token')
     if None not in pair and m.get('state_carried') and abs(pair[0] - pair[1]) > limit('material'):
         return finding(
             'another context in evaluation',
@@ -691,7 +692,7 @@ def check_unfed(c: RunCurves) -> dict | None:
     there = all((c.run.path / f'{name}.safetensors').exists() for name in ('state', 'last'))
     if not there or c.optim.get('optimizer') not in ('adamw', 'muon') or not c.steps:
         return None
-    moved = {}
+    moved: dict[str, list] = {}
     for name, t in c.run.load('state')[0].items():
         if name.startswith('optimizer/') and not name.endswith('/step'):
             moved.setdefault(name.split('/')[1], []).append(t)
@@ -775,6 +776,7 @@ class UnmaskedTransformer(TransformerLM):
 
     def __init__(self, vocab_size: int, config: TransformerConfig):  # V, and its configuration
         super().__init__(vocab_size, config)
+        block: Any
         for block in self.blocks:
             causal, block.attention = block.attention, UnmaskedAttention(config)
             block.attention.load_state_dict(causal.state_dict())

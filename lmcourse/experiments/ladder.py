@@ -94,7 +94,7 @@ def trained_rungs(
         )
         folder = Path(out) / name if out else None
         begun = folder is not None and (folder / 'state.safetensors').exists()
-        run = from_checkpoint(folder, show, **changes).fit() if begun else train(r, folder, show)
+        run = from_checkpoint(folder, show, **changes).fit() if folder and begun else train(r, folder, show)
         if run.summary['stopped'] == 'interrupted':
             raise KeyboardInterrupt
         s = run.summary

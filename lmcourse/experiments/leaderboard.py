@@ -66,7 +66,7 @@ class Entry:
     setting: str = ''  # equal for runs that differ in their seed alone
     yours: bool = False  # from a folder that the reader named
 
-    def value(self, unit: str) -> float:  # unit: perplexity or bits_per_byte
+    def value(self, unit: str) -> float | None:  # unit: perplexity or bits_per_byte
         "What seeds are averaged over: nats per token, or bits per byte."
         return math.log(self.perplexity) if unit == 'perplexity' else self.bits_per_byte
 
@@ -106,10 +106,11 @@ def pool_seeds(
 ) -> Row:  # without a rank
     "One row of the runs that differ in their seed alone; several runs of one seed count as one."
     back = (lambda x: perplexity(x, 1)) if unit == 'perplexity' else float
-    by_seed = {}
+    by_seed: dict = {}
     for e in entries:
         by_seed.setdefault(e.seed, []).append(e.value(unit))
-    first, interval = entries[0], 'seeds'
+    interval: str | None = 'seeds'
+    first = entries[0]
     mean, low, high = mean_ci([_mean(v) for v in by_seed.values()])
     value, low, high = back(mean), back(low), back(high)
     if len(by_seed) == 1:
@@ -186,7 +187,8 @@ def group_entries(
     entries: list,  # of `Entry`, in any order
 ) -> list:  # of `Group`: in perplexity, then in bits per byte
     "Entries in groups whose conditions are equal; claimed figures alone make no group."
-    same, texts = {}, {}
+    same: dict = {}
+    texts: dict = {}
     for e in entries:
         same.setdefault(e.conditions, []).append(e)
         if e.bits_per_byte is not None:
@@ -456,7 +458,8 @@ def figure_entries(
     measured: list,  # the records' entries: the first with a text's conditions gives its fingerprint
 ) -> list:  # of `Entry`
     "Figures from elsewhere as entries, one for each split that they have."
-    known, found = {}, []
+    known: dict = {}
+    found = []
     for e in measured:
         known.setdefault(_text_of(e.conditions), e.conditions.fingerprint)
     for f in table:

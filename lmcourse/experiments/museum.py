@@ -143,7 +143,7 @@ def _number(lesson):
     return lesson.partition('_')[0]
 
 
-_FOUND = {}  # findings by room, so that a test runs once
+_FOUND: dict = {}  # findings by room, so that a test runs once
 
 
 def visit(
@@ -338,8 +338,8 @@ def _train(targets: Callable = lambda x, y: y, steps: int = 150, dropout: float 
     "A small LSTM on the bundled text, trained to predict `targets(inputs, next tokens)`."
     data = _pieces()
     torch.manual_seed(0)
-    off = dict(num_sampled=0, zipf_bias_init=False)
-    drops = dict(input_dropout=dropout, hidden_dropout=dropout, output_dropout=dropout)
+    off: dict = dict(num_sampled=0, zipf_bias_init=False)
+    drops: dict = dict(input_dropout=dropout, hidden_dropout=dropout, output_dropout=dropout)
     model = TiedRNNConfig(embedding_dim=64, hidden_size=64, num_layers=1, **off, **drops).build(data.vocab_size)
     optimizer, state = torch.optim.AdamW(model.parameters(), lr=0.02), None
     batches = StatefulBatches(data.train.ids, 16, 32, data.tokenizer.bos_id)
@@ -1649,7 +1649,7 @@ _number_room(
 )
 
 
-_DENSE = TransformerConfig(208, 8, 832, 12, 192, 0.1, lm_head_bias=False)  # the note's dense baseline
+_DENSE: TransformerConfig = TransformerConfig(208, 8, 832, 12, 192, 0.1, lm_head_bias=False)  # the note's dense one
 
 
 _number_room(

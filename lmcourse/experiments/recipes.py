@@ -23,7 +23,7 @@ from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override,
 # %% ../../nbs/engine/recipes.ipynb #d7121af9
 def _note_000(name: str, cell: str, **changes) -> Recipe:
     "The notes' settings: windows side by side, state reset at every batch, AdamW at 3e-4."
-    model = dict(cell=cell, embedding_dim=256, hidden_size=256, num_layers=2, dropout=0.3)
+    model: dict = dict(cell=cell, embedding_dim=256, hidden_size=256, num_layers=2, dropout=0.3)
     seq_len = changes.pop('seq_len', 35)
     return Recipe(
         name,

@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ def train_and_measure(
 ) -> dict:  # counts, cost, and the result on validation
     """Train for as long as the recipe says, evaluate once, at the end, and report the cost. Raises `Diverged` where the
     loss stops being a number."""
-    c, d = recipe.model, recipe.data
+    c: Any = recipe.model
+    d = recipe.data
     with tempfile.TemporaryDirectory() as folder:
         t = Trainer(recipe, Path(folder) / 'run', show=False)
         ids, first = t.data.train.ids[:unique], t.data.tokenizer.bos_id
@@ -154,11 +156,8 @@ def isoflop_plan(
     d, text, plan = base.data, tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count), {}
     for budget, (width, layers) in itertools.product(budgets, sizes):
         change = size_overrides(width, layers)
-        one = (
-            training_flops_per_token(override(base, change).model, text.vocab_size, d.seq_len)
-            * d.batch_size
-            * d.seq_len
-        )
+        model: Any = override(base, change).model
+        one = training_flops_per_token(model, text.vocab_size, d.seq_len) * d.batch_size * d.seq_len
         n = round(budget / one)
         if n >= min_steps and n * d.batch_size * d.seq_len <= text.train.num_tokens:
             plan[f'{budget:.3g} FLOPs, width {width}, {layers} deep'] = change | {
@@ -452,10 +451,11 @@ def predict_then_run(
             tokenize_corpus(base.data.corpus, base.data.tokenizer, base.data.min_count).vocab_size,
         )
         law = fit_law(rows)[0]
-        size = lambda change: (
-            sum(parameter_breakdown(override(base, change).model, vocab_size).values()),
-            change['train.max_steps'] * base.data.batch_size * base.data.seq_len,
-        )
+
+        def size(change):
+            counts = parameter_breakdown(override(base, change).model, vocab_size)
+            return sum(counts.values()), change['train.max_steps'] * base.data.batch_size * base.data.seq_len
+
         name = min(plan, key=lambda name: law(*size(plan[name])))
         n, d = size(plan[name])
         predicted = to_jsonable(

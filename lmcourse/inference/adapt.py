@@ -21,6 +21,7 @@ from ..data.tokens import TokenizedCorpus, TokenSplit
 from ..errors import LMCourseError
 from ..files import read_json, write_json
 from ..measure.perplexity import Measurement, block_bootstrap_ci, perplexity
+from ..models.base import LanguageModel
 from ..models.context import StreamingEvaluator
 from ..training.runs import Run
 from ..training.trainer import load_run
@@ -95,7 +96,7 @@ class NeuralCache(StreamingEvaluator):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         window: int = 2000,  # states stored, in each stream
         theta: float = 0.3,  # how much similarity counts
         cache_weight: float = 0.1,  # of the cache in each prediction, in [0, 1)
@@ -153,7 +154,7 @@ def cache_log_probs(
 
 
 def tune_cache(
-    model: nn.Module,
+    model: LanguageModel,
     ids,  # (N,) a text other than the one that is reported
     bos_id: int,  # context of its first token
     sizes=(500, 2000),  # to try
@@ -208,7 +209,7 @@ class DynamicEvaluation(StreamingEvaluator):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: LanguageModel,
         lr: float = 0.1,  # learning rate; the gradient is that of the mean negative log-likelihood of a segment
         decay: float = 0.0,  # fraction of the way back to the trained weights that each step goes
         rms: list | None = None,  # each parameter's root mean square gradient, which scales lr and decay; None: plain
@@ -260,7 +261,7 @@ class DynamicEvaluation(StreamingEvaluator):
 
 # %% ../../nbs/18_adaptation.ipynb #13aa7955
 def gradient_rms(
-    model: nn.Module,
+    model: LanguageModel,
     ids,  # (N,) the training text
     bos_id: int,  # context of its first token
     seq_len: int = 20,  # tokens of a segment
@@ -286,7 +287,7 @@ def gradient_rms(
 
 
 def tune_dynamic(
-    model: nn.Module,
+    model: LanguageModel,
     ids,  # (N,) a text other than the one that is reported
     bos_id: int,  # context of its first token
     rms: list | None = None,  # what `gradient_rms` gave; None: plain descent
@@ -315,7 +316,7 @@ KINDS = ('cache', 'sgd', 'rms')
 
 
 def tune(
-    model: nn.Module,
+    model: LanguageModel,
     data: TokenizedCorpus,
     kind: str,  # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
     tokens: int = 20_000,  # from the beginning of validation
@@ -341,7 +342,7 @@ def tune(
 
 
 def build_evaluator(
-    model: nn.Module,
+    model: LanguageModel,
     data: TokenizedCorpus,
     kind: str,  # cache, sgd or rms
     settings: dict,  # as `tune` chose them

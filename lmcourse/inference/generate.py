@@ -10,19 +10,19 @@ __all__ = ['GenerateError', 'sample_from_logits', 'greedy', 'temperature', 'top_
 # %% ../../nbs/21_generation.ipynb #fdc82bb6
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from ..data.batches import WindowBatches
 from ..data.tokens import Tokenizer
 from ..errors import LMCourseError
 from ..measure.perplexity import perplexity
-from ..models.base import evaluating
+from ..models.base import LanguageModel, evaluating
 from ..models.context import ContextReader, StreamingEvaluator, window_start
 
 # %% ../../nbs/21_generation.ipynb #b25b382f
@@ -143,6 +143,7 @@ class SamplingConfig:
         if self.penalty != 1:
             x_BV = torch.stack([repetition_penalty(x_V, text, self.penalty) for x_V, text in zip(x_BV, texts)])
         x_BV = temperature(x_BV, self.temperature)
+        rule: Any
         for rule, value in ((top_k, self.top_k), (top_p, self.top_p), (min_p, self.min_p)):
             if value is not None:
                 x_BV = rule(x_BV, value)
@@ -181,12 +182,12 @@ def _generators(seed, rows):
 
 @torch.no_grad()
 def generate_ids(
-    model: nn.Module,  # returns (h_BTD, state) for (x_BT, state); has `lm_head` and `context_length`
+    model: LanguageModel,  # returns (h_BTD, state) for (x_BT, state); has `lm_head` and `context_length`
     prompts: Sequence,  # for each row ids; none: the text begins here
     bos_id: int,  # the id before a text
     sampling: SamplingConfig = SamplingConfig(),
     seed: int | Sequence = 0,  # of every row, or one for each
-) -> Iterator[list]:  # endless: for each row (id, nats under the model itself), or None while its prompt is read
+) -> Generator[list]:  # endless: for each row (id, nats under the model itself), or None while its prompt is read
     """Continue all rows, one token at a time, until the caller stops. A context that is full is handled as
     `ContextReader` does."""
     _refuse(not len(prompts), 'there is no prompt: to begin a text, give one that is empty')
@@ -256,7 +257,7 @@ class Generation:
 
 # %% ../../nbs/21_generation.ipynb #a8bcc48b
 def generate_stream(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: str | Sequence = '',  # one, or several; an empty one: a text begins
     tokens: int = 100,  # to write for each, at most
@@ -282,7 +283,7 @@ def generate_stream(
 
 
 def generate(
-    model: nn.Module,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     prompts: str | Sequence = '',  # one, or several
     *args,
@@ -313,7 +314,7 @@ def distinct_1(
 
 # %% ../../nbs/21_generation.ipynb #7359b2ef
 def token_nats(
-    model: nn.Module,
+    model: LanguageModel,
     ids: Sequence,  # a text
     bos_id: int,  # the id before it
 ) -> list[float]:  # nats of each token

@@ -7,7 +7,6 @@ __all__ = ['Exercise']
 
 # %% ../../nbs/00_how_to_read.ipynb #d86865ed
 import math
-from collections.abc import Callable
 
 # %% ../../nbs/00_how_to_read.ipynb #3c171515
 def _agree(a, b, tol):
@@ -30,7 +29,7 @@ def _agree(a, b, tol):
 
 def _is_mistake(guess, wrong, tol):
     "Whether an answer is the mistake that a hint was written for; False where the test cannot be applied to it."
-    if not isinstance(wrong, Callable):
+    if not callable(wrong):
         return _agree(guess, wrong, tol)
     try:
         return bool(wrong(guess))
@@ -74,7 +73,7 @@ class Exercise:
         "The reply to an answer."
         if guess is None or guess is ...:
             return 'Write down a guess first.'
-        if isinstance(self.answer, Callable):
+        if callable(self.answer):
             return self._of_function(guess)
         if _agree(guess, self.answer, self.tol):
             return f'Right: {self.right}'
@@ -87,7 +86,7 @@ class Exercise:
 
     def _of_function(self, f) -> str:
         "The reply to a function: the first case in which it differs from the right one."
-        if not isinstance(f, Callable):
+        if not callable(f):
             return f'Not yet: the answer should be a function, and this is {type(f).__name__}.'
         for args in self.cases:
             want = self.answer(*args)

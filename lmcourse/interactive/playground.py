@@ -517,7 +517,7 @@ class InteractiveRun:
         with torch.random.fork_rng(devices=[]):
             self.trainer = Trainer(live_recipe(corpus, width, lr), Path(self._folder.name) / 'run', show=False)
         self._groups, self._nats, self._count = self.trainer.steps(), 0.0, 0
-        self._curve = dict(corpus=corpus, width=width, step=0, train=[], validation=[], lr_changes=[[0, lr]])
+        self._curve: dict = dict(corpus=corpus, width=width, step=0, train=[], validation=[], lr_changes=[[0, lr]])
         self.diverged = False  # whether the loss has stopped being a number
         self._validate()
 
@@ -580,7 +580,7 @@ class LiveRun(KernelWidget):
     command = traitlets.Unicode('').tag(sync=True)  # from the page: start, stop or restart, and a number of its own
     running = traitlets.Bool(False).tag(sync=True)
     curve = traitlets.Dict().tag(sync=True)  # of the run on show, as `InteractiveRun` has it
-    earlier = traitlets.List().tag(sync=True)  # validation curves of runs before it, on the same corpus
+    earlier: traitlets.List = traitlets.List().tag(sync=True)  # validation curves of runs before it, on the same corpus
     reference_lines = traitlets.Dict().tag(sync=True)  # nats per validation token: unigram, source
     error = traitlets.Unicode('').tag(sync=True)  # why it cannot go on, in a sentence
 

@@ -58,7 +58,7 @@ class Widget(anywidget.AnyWidget):
     from them: {name: value} as on the page."""
 
     _css = (_STATIC / 'widgets.css').read_text(encoding='utf-8')
-    controls = ()  # the traits that the reader can change
+    controls: tuple[str, ...] = ()  # the traits that the reader can change
     initial_state = traitlets.Dict().tag(sync=True)  # the state that Reset returns to
 
     def __init__(self, **state):
@@ -115,7 +115,7 @@ class Doors(Widget):
             bits_per_byte=bits_per_byte(self.loss, self.bytes_per_token),
         )
 
-    @Widget.perplexity.setter
+    @Widget.perplexity.setter  # type: ignore[attr-defined]  # it is a property
     def perplexity(self, doors: float):
         "So many doors: sets the loss."
         self.loss = math.log(_check_range(doors, 1, math.exp(self.highest), 'a perplexity on this scale'))

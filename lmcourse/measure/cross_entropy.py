@@ -10,6 +10,7 @@ __all__ = ['softmax', 'logsumexp', 'log_softmax', 'LossSum', 'cross_entropy_by_h
 # %% ../../nbs/01_cross_entropy.ipynb #d93faa14
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def log_softmax(logits: torch.Tensor, dim: int = -1) -> torch.Tensor:  # logarit
 class LossSum:
     "A sum of negative log-likelihoods in nats, and its number of tokens; sums add up, and are divided once at the end."
 
-    nats: torch.Tensor | float  # sum of -ln p over the scored tokens
+    nats: torch.Tensor | Any  # sum of -ln p over the scored tokens; it may be a number
     num_tokens: int  # scored tokens
 
     def __add__(self, other):

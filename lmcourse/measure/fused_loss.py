@@ -312,7 +312,7 @@ def fused_cross_entropy(
     in_kernel = _in_kernel(*inputs, dtype, chunk, training=any(needs_grad))
     if chunk is None and N * V <= _MIN_LOGITS and dtype is not torch.bfloat16 and not in_kernel:
         with without_autocast(h_ND.device):
-            logits_NV = F.linear(*(None if t is None else t.to(dtype) for t in inputs))
+            logits_NV = F.linear(h_ND.to(dtype), weight_VD.to(dtype), None if bias_V is None else bias_V.to(dtype))
             return LossSum(F.cross_entropy(logits_NV, y_N, reduction='sum'), N)
     compute = _nats_and_grads_in_kernel if in_kernel else _nats_and_grads
     settings = needs_grad, dtype, chunk or chunk_size(N, V, dtype.itemsize, h_ND.device)

@@ -88,7 +88,8 @@ def block_bootstrap_ci(
     means = _block_means(nats_N, block, n, seed)
     if means is None:
         return None
-    return tuple(perplexity(float(q), 1) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return perplexity(float(low), 1), perplexity(float(high), 1)
 
 # %% ../../nbs/02_perplexity.ipynb #b7a10001
 def paired_bootstrap_ci(
@@ -110,7 +111,8 @@ def paired_bootstrap_ci(
         means = _block_means(nats_a_N - nats_b_N, block_size, num_resamples, seed)
     if means is None:
         return None
-    return tuple(float(q) for q in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 # %% ../../nbs/02_perplexity.ipynb #fec812fc
 def _fits(value, kind):
@@ -199,10 +201,10 @@ class Measurement:
         needed = names - {'accuracy', 'ci95', 'adaptation'}
         if wrong := (needed - d.keys()) | (d.keys() - names):
             raise LMCourseError(f'this is no measurement: missing or unknown {", ".join(sorted(wrong))}')
-        if wrong := [
+        if unfit := [
             f'{f.name} is {d[f.name]!r:.50}' for f in fields(cls) if f.name in d and not _fits(d[f.name], f.type)
         ]:
-            raise LMCourseError(f'this is no measurement: {"; ".join(wrong)}')
+            raise LMCourseError(f'this is no measurement: {"; ".join(unfit)}')
         if d['num_tokens'] < 1:
             raise LMCourseError(
                 f'this is no measurement: it has {d["num_tokens"]} tokens, and at least one must be scored'

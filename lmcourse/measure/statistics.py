@@ -8,7 +8,7 @@ __all__ = ['StatisticsError', 'mean_ci', 'paired_differences', 'pooled_sd', 'dun
 
 # %% ../../nbs/13b_differences.ipynb #c73b2e9e
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def _values(values, least, what):
 
 
 def mean_ci(
-    values: Sequence,  # one result for each seed
+    values: Iterable,  # one result for each seed
     confidence: float = 0.95,  # fraction of such intervals that contain the true mean
 ) -> tuple:  # mean, low, high; from a single result the interval has no ends
     "The mean over seeds and its interval by Student's t. Raises `StatisticsError` for none."

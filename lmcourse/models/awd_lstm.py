@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,10 +51,10 @@ class EmbeddingDropout(nn.Embedding):
 
     def __init__(
         self,
-        weight: nn.Parameter,  # (V, D), the embedding matrix; it may be the head's
+        weight: torch.Tensor,  # (V, D), the embedding matrix; it may be the head's
         p: float,  # fraction of the vocabulary that is dropped, in [0, 1)
     ):
-        super().__init__(*weight.shape, _weight=weight)
+        super().__init__(weight.shape[0], weight.shape[1], _weight=weight)
         self.weight, self.p = weight, p
 
     def forward(
@@ -122,6 +123,8 @@ def temporal_activation_regularization(
 class RecordingDropout(nn.Module):
     "A dropout that, in training, stores the input and the output of its last call."
 
+    last_call: tuple | None  # input and output
+
     def __init__(self, dropout: nn.Module):
         super().__init__()
         self.dropout, self.last_call = dropout, None
@@ -174,6 +177,13 @@ class AWDLSTMConfig(TiedRNNConfig):
 # %% ../../nbs/17_awd_lstm.ipynb #ced1d1de
 class AWDLSTM(TiedRNNLM):
     "The tied recurrent language model, with parts that drop units, words and recurrent weights in training."
+
+    config: AWDLSTMConfig
+    embedding: EmbeddingDropout
+    layers: Any  # a ModuleList of WeightDrop
+    input_dropout: Any  # LockedDropout or nn.Dropout, as is the next
+    hidden_dropout: Any
+    output_dropout: Any  # RecordingDropout
 
     def __init__(
         self,

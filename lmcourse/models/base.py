@@ -7,6 +7,7 @@ __all__ = ['ConfigError', 'LanguageModel', 'evaluating', 'ModelConfig', 'alterna
 
 # %% ../../nbs/engine/language_model.ipynb #ce25c730
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -82,6 +83,8 @@ def evaluating(model: nn.Module):  # any module
 # %% ../../nbs/engine/language_model.ipynb #54f1e22a
 class ModelConfig:
     "The settings of a model; a dataclass that inherits from this."
+
+    __dataclass_fields__: ClassVar[dict]  # as every dataclass has them
 
     def build(self, vocab_size: int) -> LanguageModel:
         "The model, for a vocabulary of that size."

@@ -82,7 +82,8 @@ class StreamingEvaluator:
     "Scores a text batch by batch, every token once, in evaluation mode; afterwards the model is what it was."
 
     many_streams = True  # whether several streams may be read side by side
-    adaptation = None  # how the model adapts to the text, for the measurement
+    adaptation: str | None = None  # how the model adapts to the text, for the measurement
+    memory: tuple | None  # what an adaptation keeps
 
     def __init__(
         self,

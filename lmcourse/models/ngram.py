@@ -9,6 +9,8 @@ __all__ = ['NgramError', 'NgramModel', 'Uniform', 'NgramTable', 'grams_by_length
 
 # %% ../../nbs/07_ngrams.ipynb #c95df26d
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +43,10 @@ def _checked(ids, vocab_size, what):
 class NgramModel:
     "What all n-gram models share: checked ids, `bos_id` before the text, and sampling text a token at a time."
 
-    order, vocab_size, bos_id, parameters = 1, None, None, 0
+    order, bos_id, parameters = 1, None, 0
+    vocab_size: int | Any = None  # V; None until `fit`
+    nats: Callable[..., np.ndarray]  # each kind's own, as is the next
+    next_probs: Callable[..., np.ndarray]
 
     def fit(
         self,

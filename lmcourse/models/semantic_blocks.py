@@ -216,7 +216,7 @@ class BlockGate(nn.Module):
         self.interaction = nn.Parameter(0.1 * torch.randn(G, G), requires_grad=False)  # never used
         seen = G + 1 if table else 1
         self.net = nn.Sequential(nn.Linear(seen, 2 * G), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * G, G))
-        if table:
+        if self.affinity is not None:
             nn.init.normal_(self.affinity.weight, std=0.1)
 
     def forward(
@@ -233,6 +233,8 @@ class BlockGate(nn.Module):
 # %% ../../nbs/25_semantic_blocks.ipynb #e4f5cadd
 class SemanticLayer(nn.Module):
     "Block attentions, cross attention, feed-forward layer, and a gated step from the input towards their result."
+
+    order: torch.Tensor | None  # of the scrambled layout
 
     def __init__(
         self,
@@ -277,6 +279,9 @@ class SemanticBlocksLM(LanguageModel):
     "A decoder of semantic layers, with a head of its own."
 
     stateful = False  # evaluation gives it windows, and no state from one to the next
+    context_length: int  # T
+    order: torch.Tensor | None  # of the layout `matrix`, as is its inverse
+    back: torch.Tensor | None
 
     def __init__(self, vocab_size: int, config: SemanticBlocksConfig):  # V, size of the vocabulary
         super().__init__()
@@ -406,7 +411,7 @@ def silenced_block(
     def shut(gate, inputs, s_BTG):
         return s_BTG.index_fill(-1, torch.tensor([block], device=s_BTG.device), 0.0)
 
-    hooks = [layer.gate.register_forward_hook(shut) for layer in model.layers]
+    hooks = [layer.get_submodule('gate').register_forward_hook(shut) for layer in model.layers]
     try:
         yield model
     finally:

@@ -118,6 +118,8 @@ class TransformerConfig(ModelConfig):
 class CausalSelfAttention(nn.Module):
     "Multi-head causal self-attention, with an output projection that mixes the heads."
 
+    rope_cache: torch.Tensor | None  # (2, T, K/2); None where positions are not rotary
+
     def __init__(
         self,
         c: TransformerConfig,  # width, heads, positions
@@ -212,6 +214,7 @@ class TransformerLM(LanguageModel):
     "A decoder: embedding, positions, blocks, and the embedding matrix again as the head, unless it has one of its own."
 
     stateful = False  # evaluation gives it windows, and no state from one to the next
+    context_length: int  # T
 
     def __init__(self, vocab_size: int, config: TransformerConfig):  # V, size of the vocabulary
         super().__init__()
@@ -300,7 +303,7 @@ def parameter_breakdown(
 # %% ../../nbs/20_transformer.ipynb #788eb92c
 @torch.no_grad()
 def positions_affected(
-    model: nn.Module,  # a language model of any kind
+    model: LanguageModel,  # of any kind
     x_BT: torch.Tensor,  # ids
     place: int,  # where a token is changed
 ) -> list[bool]:  # for each position: whether its prediction changes

@@ -65,7 +65,8 @@ def flatten_state(
     if isinstance(state, (dict, list, tuple)):
         kind = 'dict' if isinstance(state, dict) else 'list' if isinstance(state, list) else 'tuple'
         keys = list(state) if kind == 'dict' else range(len(state))
-        tensors, parts = {}, []
+        tensors: dict = {}
+        parts = []
         for key in keys:
             found, form = flatten_state(state[key], f'{name}/{key}' if name else str(key))
             tensors |= found

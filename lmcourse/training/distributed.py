@@ -13,6 +13,7 @@ import random
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ def shard_batch(
 # %% ../../nbs/24_distributed.ipynb #70be768f
 def rank_and_world_size() -> tuple:  # (rank, size)
     "This process's number and the number of processes, as torchrun set them; (0, 1) without torchrun."
-    found = [os.environ.get(k) for k in ('RANK', 'WORLD_SIZE')]
+    found = [os.environ.get(k, '') for k in ('RANK', 'WORLD_SIZE')]
     if not all(found):
         return 0, 1
     try:
@@ -143,6 +144,8 @@ _REASONS = (
 
 class DDPTrainer(Trainer):
     "A trainer that is one of several: each has its rows of every batch, and all take the same step."
+
+    forward: Any  # the model, in DistributedDataParallel
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from .recipes import OPTIMIZERS, Optim, find_named
 # %% ../../nbs/11b_optimizers.ipynb #1c070cfb
 def get_lr(
     step: int,  # steps done so far
-    total: int,  # steps planned
+    total: float,  # steps planned
     optim: Optim,  # peak rate, warmup and shape
 ) -> float:  # the learning rate of the next step
     """Warmup from zero, then constant or half a cosine ([Loshchilov & Hutter,

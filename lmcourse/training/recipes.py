@@ -277,7 +277,7 @@ RECIPES = {
     'tuned-small': 'lmcourse.experiments.recipes:tuned_small',
 }
 
-_registry = {}
+_registry: dict[str, tuple] = {}
 
 
 def _is_same_function(new, old) -> bool:

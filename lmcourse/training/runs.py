@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -173,7 +174,7 @@ class Run:
         cls,
         recipe: str,  # the recipe's name
         config: dict,  # everything that decides what the run does: JSON values, sections as dictionaries
-        out: str | None = None,  # its folder; None: a new one under runs/, named after recipe, seed and time
+        out: str | Path | None = None,  # its folder; None: a new one under runs/, named after recipe, seed and time
         seed: int = 0,  # of everything random in it
     ) -> 'Run':
         "A new run's folder. Raises `RecordError` where it holds a run already, or cannot be written."
@@ -241,7 +242,7 @@ class Run:
             yield self
 
     @property
-    def summary(self) -> dict | None:  # None until there is one
+    def summary(self) -> dict | Any:  # None until there is one
         """The results as they stand on the disk now, so that a run can be watched from another process; an unchanged
         file is read once."""
         path = self.path / 'summary.json'
@@ -428,7 +429,7 @@ _LABELS = dict(  # headings that tables show for keys of records
 
 
 def markdown_table(
-    rows: list[dict],  # one dictionary a row
+    rows: list,  # one dictionary a row
     columns: (
         list | dict | None
     ) = None,  # names to show, in order, or {name: heading}; None: all, in order of appearance
@@ -629,7 +630,7 @@ def publish(
 
 # %% ../../nbs/09_records.ipynb #bd2dd220
 def records(
-    folder: str | None = None,  # where runs or records stand, a folder each; None: in the package
+    folder: str | Path | None = None,  # where runs or records stand, a folder each; None: in the package
 ) -> list[Run]:  # by recipe and then by seed
     """The runs in a folder. One whose configuration or summary cannot be read is left out, with a line about it on
     stderr."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -55,14 +56,14 @@ class Trainer:
     recipe: Recipe  # the whole of the experiment
     data: TokenizedCorpus  # the text as ids
     model: LanguageModel
-    optimizer: torch.optim.Optimizer
+    optimizer: Any  # one of torch, with `ValidationHooks`
     batches: StatefulBatches | WindowBatches  # of the train split
     total_steps: int  # that the recipe asks for
     state: 'TrainState'  # how far the run has come
-    run: Run | None  # its folder; None in a process that writes none
+    run: Run | Any  # its folder; None in a process that writes none
     rank, world_size = 0, 1  # the number of this process, and how many there are
 
-    def fit(self) -> Run | None:  # the run, with its summary; None in a process that writes none
+    def fit(self) -> Run | Any:  # the run, with its summary; None in a process that writes none
         "Train until there is a reason to stop."
         with self.writing():
             with graceful_interrupt() as interrupt:
@@ -79,6 +80,12 @@ class Trainer:
                     if reason := self.stop_reason(interrupt.asked):
                         break
             return self.final_evaluation(reason or 'epochs')
+
+    if TYPE_CHECKING:  # for a checker that does not know `@patch`: the other methods are in the cells below
+
+        def __init__(self, *args, **kwargs): ...
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/12_training.ipynb #c5513a3e
 def patch(method):
@@ -99,7 +106,7 @@ class TrainState:
     elapsed: float = 0.0  # seconds in all
     train_elapsed: float = 0.0  # seconds without evaluation
     energy_joules: float | None = 0.0  # that the machine counted in all; None: it does not tell
-    running_nats: float = 0.0  # since the last row of the curve
+    running_nats: torch.Tensor | float = 0.0  # since the last row of the curve
     running_tokens: int = 0  # since the last row of the curve
     best_nats: float = math.inf  # per token of validation, the lowest so far
     best_step: int = 0
@@ -177,11 +184,11 @@ def __init__(
     self.steps_per_epoch = -(-len(self.batches) // recipe.optim.grad_accum_steps)
     self.total_steps = min(self.planned_steps(), config.max_steps or sys.maxsize)
     self.state = TrainState()
-    self.run = run if self.rank or isinstance(run, Run) else self.new_run(run)
+    self.run = run if isinstance(run, Run) else None if self.rank else self.new_run(run)
     self.saved_as = None  # the state in the folder that this trainer goes on from
     self.bar, self.train_nats = ProgressBar(0, show=False), math.nan
     self.tic, self.last_save, self.meter = time.perf_counter(), 0.0, EnergyMeter(self.device)
-    if not self.rank and not kept:
+    if self.run and not kept:
         write_json(self.run.path / 'tokenizer.json', self.data.tokenizer.to_dict())
 
 
@@ -333,7 +340,7 @@ def forward_backward(
 ) -> torch.Tensor:  # the summed nats, still on the device
     "Add the gradient of a group's nats, divided by `count`, to what is there."
     self.model.on_progress(self.state.step / self.total_steps)
-    nats = 0.0
+    nats: Any = 0.0
     for x_BT, y_BT in group:
         loss = self.compute_loss(x_BT, y_BT)
         penalty = self.model.regularization()
@@ -483,7 +490,7 @@ def evaluate(
         )
     streams = min(eval_batch_size, split.num_tokens) if state_carried else 1
     if state_carried:
-        batches = StatefulBatches(split.ids, streams, seq_len, bos_id)
+        batches: StatefulBatches | WindowBatches = StatefulBatches(split.ids, streams, seq_len, bos_id)
     else:
         batches = WindowBatches(split.ids, seq_len, 16, bos_id, stride, shuffle=False, score_once=True)
     nats_N, num_correct = StreamingEvaluator(model, seq_len, state_carried).score(batches, streams, rows)
@@ -712,7 +719,7 @@ def stop_reason(
 def final_evaluation(
     self: Trainer,
     reason: str,  # why the run stops
-) -> Run | None:
+) -> Run | Any:
     "Measure the best weights on validation and test; write the summary."
     if reason == 'interrupted':
         return self.interrupted()
@@ -731,7 +738,7 @@ def final_evaluation(
 
 
 @patch
-def interrupted(self: Trainer) -> Run | None:
+def interrupted(self: Trainer) -> Run | Any:
     "Save, and say how to go on."
     if not self.rank:
         self.save_checkpoint()
@@ -760,6 +767,7 @@ def summary(
     "What a run came to: counts, speed, and its measurements with their conditions."
     self.update_energy()
     state = self.state
+    peak: int | None  # bytes
     if self.device.type == 'cuda':
         peak, name = torch.cuda.max_memory_allocated(self.device), torch.cuda.get_device_name(self.device)
     else:
