@@ -45,7 +45,9 @@ from lmcourse.training.runs import (
 from .training.trainer import Trainer, evaluate_run, from_checkpoint, load_model
 
 # %% ../nbs/engine/command_line.ipynb #428485ae
-def format_conditions(d: dict) -> str:
+def format_conditions(
+    d: dict,  # a measurement as a dictionary
+) -> str:
     "The context that the model had when it was measured."
     if d['stride'] is not None:
         return f'windows of {d["context_length"]}' + (
@@ -58,7 +60,9 @@ def format_conditions(d: dict) -> str:
     )
 
 
-def format_measurement(m: Measurement | dict) -> str:
+def format_measurement(
+    m: Measurement | dict,  # a measurement
+) -> str:
     "A measurement in one line, with its conditions."
     d = m if isinstance(m, dict) else m.to_dict()
     bits = f', {d["bits_per_byte"]:.3f} bits per byte' if d['bits_per_byte'] is not None else ''
@@ -70,7 +74,9 @@ def format_measurement(m: Measurement | dict) -> str:
     )
 
 # %% ../nbs/engine/command_line.ipynb #197c42c5
-def cmd_list(a):
+def cmd_list(
+    a,  # the arguments as `parse_args` returns them
+):
     "The recipes, with the perplexities that their sources report."
     rows = []
     for name in recipe_names():
@@ -86,7 +92,9 @@ def cmd_list(a):
     return {'recipes': rows}, markdown_table(rows)
 
 
-def cmd_baseline(a):
+def cmd_baseline(
+    a,  # the arguments as `parse_args` returns them
+):
     "N-gram model: fit modified Kneser-Ney on a corpus's train split and score the other two."
     if not 0 <= a.order <= 20:
         raise LMCourseError(f'--order lies between 0 and 20, got {a.order}')
@@ -110,7 +118,9 @@ def _latest(recipe: str) -> Path:
     return found[-1]
 
 
-def cmd_run(a):
+def cmd_run(
+    a,  # the arguments as `parse_args` returns them
+):
     "Train a recipe, from its first step or from where a run was last saved; under torchrun, in several processes."
     kind = DDPTrainer if rank_and_world_size()[1] > 1 else Trainer
     fields = dict(epochs=a.epochs, max_steps=a.max_steps, max_minutes=a.max_minutes, device=a.device, seed=a.seed)
@@ -147,7 +157,9 @@ def cmd_run(a):
     )
 
 # %% ../nbs/engine/command_line.ipynb #fee74aed
-def cmd_eval(a):
+def cmd_eval(
+    a,  # the arguments as `parse_args` returns them
+):
     "Score a run's best weights on a split, as they are or while they adapt to it."
     if a.cache and a.dynamic:
         raise LMCourseError('--cache and --dynamic are two ways to adapt: choose one')
@@ -162,7 +174,9 @@ def cmd_eval(a):
     return m.to_dict(), format_measurement(m)
 
 
-def cmd_results(a):
+def cmd_results(
+    a,  # the arguments as `parse_args` returns them
+):
     """The published records, and the runs under a folder if one is named, beside what they claim and what n-gram
     models reach."""
     if a.runs and not Path(a.runs).is_dir():
@@ -172,7 +186,9 @@ def cmd_results(a):
     return {'results': [r.summary for r in runs]}, results_table(runs, all_baselines())
 
 
-def cmd_compare(a):
+def cmd_compare(
+    a,  # the arguments as `parse_args` returns them
+):
     "How the settings of two runs differ, and which was better, where they are comparable."
     c = compare_runs(Run.open(a.a), Run.open(a.b))
     rows, names = (
@@ -191,7 +207,9 @@ def cmd_compare(a):
     return c, '\n'.join(lines + c['notes'])
 
 
-def cmd_diagnose(a):
+def cmd_diagnose(
+    a,  # the arguments as `parse_args` returns them
+):
     "What a run's curves and settings show: each finding with its evidence and the next experiment."
     curves = read_curves(a.run)
     findings = diagnose(curves)
@@ -199,13 +217,17 @@ def cmd_diagnose(a):
     return {'findings': findings}, '\n'.join([*lines, f'looked at {looked_at(curves)}'])
 
 
-def cmd_publish(a):
+def cmd_publish(
+    a,  # the arguments as `parse_args` returns them
+):
     "Store the small parts of a run as a record."
     to = publish(a.run)
     return {'record': str(to)}, f'published as {to}'
 
 
-def cmd_generate(a):
+def cmd_generate(
+    a,  # the arguments as `parse_args` returns them
+):
     "Continue a prompt, one token at a time; the text is shown as it grows."
     sampling = SamplingConfig(0.0 if a.greedy else a.temperature, a.top_k, a.top_p, a.min_p, a.penalty)
     model, tokenizer, _ = load_model(a.run, a.device)
@@ -227,7 +249,9 @@ def cmd_generate(a):
     return dict(text=w.text, num_tokens=w.num_tokens, perplexity=w.perplexity), None
 
 # %% ../nbs/engine/command_line.ipynb #903da779
-def cmd_leaderboard(a):
+def cmd_leaderboard(
+    a,  # the arguments as `parse_args` returns them
+):
     "Every measurement in groups that compare, beside published figures; your own runs too, if you name their folder."
     board = leaderboard(a.runs)
     answer = to_dict(board)
@@ -236,13 +260,17 @@ def cmd_leaderboard(a):
     return answer, json.dumps(answer, indent=2) if a.format == 'json' else to_markdown(board)
 
 # %% ../nbs/engine/command_line.ipynb #62e07861
-def progress(text: str):
+def progress(
+    text: str,  # the line
+):
     "A line of progress, in a terminal or notebook only."
     if sys.stderr.isatty():
         print(text, file=sys.stderr)
 
 
-def cmd_ladder(a):
+def cmd_ladder(
+    a,  # the arguments as `parse_args` returns them
+):
     "Measure models on one text, from uniform to trained networks; a table, a figure, and where to go on."
     out = run_ladder(
         a.corpus, a.tokenizer, a.out, log_fn=progress, **({} if a.max_steps is None else {'max_steps': a.max_steps})
@@ -250,7 +278,9 @@ def cmd_ladder(a):
     return out, f'{out["table"]}\n\nfigure: {out["figure"]}\nGo on with the lessons: make lab'
 
 
-def cmd_campaign(a):
+def cmd_campaign(
+    a,  # the arguments as `parse_args` returns them
+):
     "Run a list of recipes within one time limit, several at once; expected beside measured results."
     if a.check:
         found = check_campaign(a.file, a.device, log_fn=_say)
@@ -263,7 +293,9 @@ def _say(line):
     print(line, file=sys.stderr)
 
 
-def cmd_bench(a):
+def cmd_bench(
+    a,  # the arguments as `parse_args` returns them
+):
     "Measure our speed beside that of the usual way to write the same, in one run."
     answer = run_benchmarks(a.out, quick=a.quick)
     return answer, json.dumps(to_jsonable(answer), indent=2)
@@ -443,7 +475,9 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 # %% ../nbs/engine/command_line.ipynb #e40c0a0c
-def parse_args(argv: list[str] | None):
+def parse_args(
+    argv: list[str] | None,  # arguments after `lmcourse`; None: those of the command line
+):
     "The arguments as a namespace; `--section.field value` pairs go into `fields`."
     p = _parser()
     a, rest = p.parse_known_args(argv)

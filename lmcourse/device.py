@@ -54,7 +54,9 @@ def _agrees(name) -> bool:
     return same
 
 
-def pick_device(name: str = 'auto') -> torch.device:  # auto, cpu, cuda, mps, cuda:1, ...
+def pick_device(
+    name: str = 'auto',  # auto, cpu, cuda, mps, cuda:1, ...
+) -> torch.device:
     "The device by name; `auto` takes a GPU where there is one."
     if name.startswith('meta'):
         raise DeviceError('the meta device holds no numbers: use --device auto, or cpu')

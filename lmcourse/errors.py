@@ -15,6 +15,8 @@ class LMCourseError(ValueError):
     exit_code = 2  # of the command line; 1 where the request was valid and something failed later
 
 # %% ../nbs/engine/errors.ipynb #4d2a522b
-def warn(sentence: str) -> None:
+def warn(
+    sentence: str,  # what happened, and what to do
+) -> None:
     "Print one sentence for the user, on standard error."
     print(f'lmcourse: {sentence}', file=sys.stderr)

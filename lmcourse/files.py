@@ -224,7 +224,9 @@ def append_jsonl(
             raise
 
 # %% ../nbs/engine/files.ipynb #4f4f7105
-def read_jsonl(path: Path) -> list[dict]:  # the rows, oldest first; none where there is no file yet
+def read_jsonl(
+    path: Path,  # the file
+) -> list[dict]:  # the rows, oldest first; none where there is no file yet
     """The rows of `append_jsonl`. An unfinished last line, as a killed process leaves it, does not count; a damaged
     line raises `FileError`."""
     try:
@@ -329,7 +331,7 @@ def _checked(tensors, beside):
 
 # %% ../nbs/engine/files.ipynb #60959cf4
 def load_safetensors(
-    path: Path,
+    path: Path,  # the file
 ) -> tuple[dict, dict]:  # tensors by name, on the CPU, and the meta that was saved with them
     "The tensors of `save_safetensors`, tied ones tied again. Raises `FileError` for a missing or altered file."
     from safetensors import SafetensorError, safe_open
@@ -371,7 +373,9 @@ def cache_folder(
     return Path(cache or os.environ.get('LMCOURSE_CACHE') or '~/.cache/lmcourse').expanduser()
 
 
-def digest(*parts) -> str:  # 16 hexadecimal digits
+def digest(
+    *parts,  # what is hashed, in order
+) -> str:  # 16 hexadecimal digits
     "A name for the contents: a hash of JSON values."
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

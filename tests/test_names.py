@@ -1,10 +1,13 @@
 "What the package is called from outside: the field's words, and none of those that it had before; and the glossary."
 
 import ast
+import importlib
+import inspect
 import re
 
 import pytest
 from conftest import ROOT, stage
+from fastcore.docments import docments
 
 MODULES = sorted(
     '.'.join(p.relative_to(ROOT / 'lmcourse').with_suffix('').parts)
@@ -115,3 +118,20 @@ def test_an_entry_has_at_most_two_sentences_and_links_the_lesson_that_has_its_te
     names = [name for n in term.lower().split(', ') for name in (n, f'{n}s')]
     first = next(path for path, bold in BOLD.items() if bold.intersection(names))
     assert first == path
+
+
+def test_every_public_function_says_what_each_parameter_is():
+    "In a comment beside it, which `help`, the site and an editor show."
+    silent = []
+    for module in map(importlib.import_module, (f'lmcourse.{name}' for name in MODULES)):
+        for name in getattr(module, '__all__', ()):
+            f = getattr(module, name)
+            if not inspect.isfunction(f) or f.__module__ != module.__name__:
+                continue
+            said = docments(f)
+            silent += [
+                f'{module.__name__}.{name}: {p.name}'
+                for p in inspect.signature(f).parameters.values()
+                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not said.get(p.name)
+            ]
+    assert silent == []

@@ -60,12 +60,17 @@ def read_ids(
     return ids
 
 # %% ../../nbs/engine/token_cache.ipynb #c374977a
-def write_facts(folder: Path, facts: dict):  # {split: facts}
+def write_facts(
+    folder: Path,  # of the cached corpus
+    facts: dict,  # {split: facts}
+):
     "Mark a cache folder as complete."
     write_checked_json(folder / 'facts.json', facts)
 
 
-def read_facts(folder: Path) -> dict | None:
+def read_facts(
+    folder: Path,  # of the cached corpus
+) -> dict | None:
     "The facts of `write_facts`; None where there is no folder. Raises `ValueError` for an unfinished or damaged one."
     facts = read_checked_json(folder / 'facts.json')
     if facts is None and folder.is_dir() and any(folder.iterdir()):

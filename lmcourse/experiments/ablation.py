@@ -75,7 +75,7 @@ def run_setting(
     base: Recipe,  # the baseline
     setting: str,  # name of the change
     changes: dict,  # {'section.field': value}
-    seed: int,
+    seed: int,  # of the run
     max_steps: int | None = None,  # stop earlier
 ) -> dict:  # a row: setting, seed, counts, measurements of validation (also with the state reset) and train, two curves
     "Train with one thing changed; measure the best weights on validation, and on the text they were trained on."
@@ -135,7 +135,7 @@ def run_ablation(
     seeds: int,  # how many runs of each
     out: str | Path,  # a JSON file of rows; those already there are not run again
     log_fn=None,  # called with a line when a run is done
-    max_steps: int | None = None,
+    max_steps: int | None = None,  # stop each run earlier
 ) -> list[dict]:  # the rows
     "Run every change of a recipe with every seed, by `run_setting`, into one file."
     run = lambda setting, change, seed: run_setting(base, setting, change, seed, max_steps)

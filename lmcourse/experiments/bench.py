@@ -66,7 +66,7 @@ def time_interleaved(
 
 def ratio(
     seconds: dict[str, list[float]],  # the result of `time_interleaved`
-    name: str,
+    name: str,  # of the contestant
     against: str,  # two of the names
 ) -> tuple[float, float, float]:  # median, and the quartiles of the rounds
     "How many times as long `name` takes as `against`, round by round."
@@ -114,7 +114,9 @@ def subprocess_peak_memory(
     return json.loads(r.stdout.splitlines()[-1])
 
 # %% ../../nbs/engine/benchmarks.ipynb #574b782c
-def something_large(megabytes: int = 100) -> Callable:  # a function that holds that much for a moment
+def something_large(
+    megabytes: int = 100,  # its size
+) -> Callable:  # a function that holds that much for a moment
     "A function whose memory use is known, to check the measurement with."
     return lambda: b'x' * (megabytes * 10**6)
 
@@ -150,7 +152,7 @@ def _kernel(*a, **settings):
 
 
 def losses(
-    bf16: bool | None = None,
+    bf16: bool | None = None,  # whether with those in 16 bits; None: if the processor has them
 ) -> dict[str, Callable]:  # {name: function of hidden states, head, bias and targets}
     "The ways to compute a loss and its gradients; those in 16 bits only if the processor has them (`bf16` overrides)."
     fns = {
@@ -175,7 +177,7 @@ def loss_step(
     num_tokens: int,  # N
     width: int,  # D
     vocab_size: int,  # V
-    device: str = 'cpu',
+    device: str = 'cpu',  # where it is computed
 ) -> Callable:  # one step: loss, and gradients of hidden states, head and bias
     "Prepare one step of that loss on made-up numbers, the same for all."
     g = torch.Generator().manual_seed(0)
@@ -204,7 +206,9 @@ def loss_step(
 BENCHMARKS: dict[str, Callable] = {}
 
 
-def benchmark(f: Callable) -> Callable:  # the same function
+def benchmark(
+    f: Callable,  # the function to be measured
+) -> Callable:  # the same function
     "Add a function to the list of `run_benchmarks`: called with `quick`, it returns the result to store."
     BENCHMARKS[f.__name__.removeprefix('bench_')] = f
     return f
@@ -216,7 +220,7 @@ def bench_loss(
     vocab_size: int,  # V
     repeats: int = 7,  # rounds
     names: list | None = None,  # of `losses`; None: all
-    device: str = 'cpu',
+    device: str = 'cpu',  # where it is computed
 ) -> dict:  # the shape, {name: seconds in each round}, {name: bytes above the inputs}
     "Compare the ways to compute a loss and its gradients at one shape."
     names = [n for n in losses() if names is None or n in names]
@@ -240,7 +244,9 @@ CURVE = [1000, 4000, 16000, 64000]  # vocabulary sizes, at the first of these sh
 
 
 @benchmark
-def bench_fused_loss(quick: bool = False) -> dict:  # {'shapes': [...], 'curve': [...]}
+def bench_fused_loss(
+    quick: bool = False,  # a few rounds of a small problem
+) -> dict:  # {'shapes': [...], 'curve': [...]}
     "The loss that never builds the logits, at the shapes of the recipes, and against the size of the vocabulary."
     few = ['fused fp32', 'fused bf16', 'full fp32', 'full autocast']
     usual = [name for name in losses() if not name.startswith('native')]
@@ -287,7 +293,9 @@ def bench_kernel(
 
 
 @benchmark
-def bench_native(quick: bool = False) -> list:  # results of `bench_kernel`
+def bench_native(
+    quick: bool = False,  # a few rounds of a small problem
+) -> list:  # results of `bench_kernel`
     "The native kernel beside the loop, at several widths."
     if quick:
         return bench_kernel(16, 4000, 256, 2)
@@ -355,7 +363,9 @@ def training_step(
 
 # %% ../../nbs/engine/benchmarks.ipynb #19c96704
 def bench_stages(
-    recipe: str, vocab_size: int, repeats: int
+    recipe: str,  # whose step is taken apart
+    vocab_size: int,  # V
+    repeats: int,  # timings of each stage
 ) -> dict:  # recipe, vocabulary size, tokens, {stage: seconds}, {stage: {part: seconds}}
     "Compare the stages of a recipe's step."
     stages = [s for s in STAGES if s != 'layers in 16 bits' or bf16_is_faster()]
@@ -370,7 +380,9 @@ def bench_stages(
 
 
 @benchmark
-def bench_step(quick: bool = False) -> list:  # one `bench_stages` a recipe
+def bench_step(
+    quick: bool = False,  # a few rounds of a small problem
+) -> list:  # one `bench_stages` a recipe
     "A whole training step: the usual way, then one change at a time until it is ours."
     return (
         [bench_stages('ladder-lstm', 2000, 3)]
@@ -483,7 +495,9 @@ def bench_floor(
 
 
 @benchmark
-def bench_floors(quick: bool = False) -> dict:  # ceilings, and a `bench_floor` for each recipe
+def bench_floors(
+    quick: bool = False,  # a few rounds of a small problem
+) -> dict:  # ceilings, and a `bench_floor` for each recipe
     "Training steps beside the least time that they can take."
     before, recipes = ceilings(), {'ladder-lstm': 2000} if quick else STEP_RECIPES
     steps = [bench_floor(name, V, 2 if quick else 3) for name, V in recipes.items()]
@@ -536,7 +550,9 @@ def _words(quick):
 
 
 @benchmark
-def bench_ngram(quick: bool = False) -> dict:  # corpus, tokens, seconds in each round
+def bench_ngram(
+    quick: bool = False,  # a few rounds of a small problem
+) -> dict:  # corpus, tokens, seconds in each round
     "Fit a trigram model: ours, with all its discounts, beside counting in Python's dictionaries."
     name, corpus = _words(quick)
     word = load_tokenizer('word', corpus)
@@ -554,7 +570,9 @@ def bench_ngram(quick: bool = False) -> dict:  # corpus, tokens, seconds in each
 
 
 @benchmark
-def bench_tokens(quick: bool = False) -> dict:  # corpus, rows, seconds in each round
+def bench_tokens(
+    quick: bool = False,  # a few rounds of a small problem
+) -> dict:  # corpus, rows, seconds in each round
     "Text to ids: the word tokenizer beside a line of Python, subword pieces in batches beside row by row."
     name, corpus = _words(quick)
     rows = list(corpus['validation'][: 500 if quick else 4000])

@@ -227,9 +227,9 @@ RATES = {  # tried with a seed of its own before the runs that are compared, unt
 
 def run_rival(
     setting: str,  # its name
-    recipe_name: str,
+    recipe_name: str,  # a recipe
     changes: dict,  # {'section.field': value}
-    seed: int,
+    seed: int,  # of the run
 ) -> dict:  # a row: setting, seed, counts, measurements of validation and test, two curves
     "Train one setting with one seed. Raises `KeyboardInterrupt` where the run was interrupted."
     with tempfile.TemporaryDirectory() as folder:

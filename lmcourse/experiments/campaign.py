@@ -106,7 +106,7 @@ def run_state(
 
 
 def campaign_row(
-    run: CampaignRun,
+    run: CampaignRun,  # an entry of the campaign
     out: Path,  # the campaign's folder
     state: str | None = None,  # None: as its folder says
 ) -> dict:  # recipe, seed, expected, measured, seconds, steps, tokens_per_second, state
@@ -240,7 +240,7 @@ def run_campaign(
     out: str | Path = 'runs/campaign',  # its folder; the same one again continues
     max_minutes: float | None = None,  # of all runs together; None: until everything is done
     jobs: int = 1,  # runs at a time
-    device: str = 'auto',
+    device: str = 'auto',  # auto, cpu, cuda, ...
     log_fn=print,  # called with a line when a run starts or ends
     pack_every: float = 60.0,  # seconds between two archives
 ) -> list[dict]:  # a row for each run
@@ -348,9 +348,9 @@ def ceilings(
 
 
 def check_one(
-    run: CampaignRun,
-    device: str = 'auto',
-    num_steps: int = 20,
+    run: CampaignRun,  # an entry of the campaign
+    device: str = 'auto',  # auto, cpu, cuda, ...
+    num_steps: int = 20,  # steps to be made
 ) -> dict:  # tokens_per_second, peak_memory, precision, resumed
     "Take a run's first steps, save its state, resume from it, and take one more step."
     recipe = override(
@@ -393,7 +393,7 @@ def _check_child():
 
 def check_campaign(
     path: str | Path,  # the campaign's file
-    device: str = 'auto',
+    device: str = 'auto',  # auto, cpu, cuda, ...
     num_steps: int = 20,  # of each recipe
     seconds: float = 100.0,  # of all
     log_fn=print,  # called with a line for each

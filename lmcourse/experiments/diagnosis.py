@@ -123,7 +123,7 @@ def window_nats(
 def run_cause(
     setting: str,  # name of the change
     changes: dict,  # {'section.field': value}, and 'unique'
-    seed: int,
+    seed: int,  # of the run
     base: Recipe | None = None,  # what is changed; None: `plateau_recipe`
 ) -> dict:  # a row, as `ablation_effects` reads it; also the validation loss in windows of the base's length
     "Train with one thing changed; measure the best weights on validation, and on the text they were trained on."
@@ -223,7 +223,9 @@ THRESHOLDS = dict(
 )
 
 
-def limit(name: str) -> float:
+def limit(
+    name: str,  # a key of the table of limits
+) -> float:
     "The value of a threshold."
     return THRESHOLDS[name].value
 
@@ -441,7 +443,9 @@ def _rate(c):
     return '' if c.rate_left is None else f', with the rate at {c.rate_left:.0%} of its peak'
 
 
-def check_falling(c: RunCurves) -> dict | None:
+def check_falling(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Validation still falls at the end, by more than its noise."
     drop, noise = validation_drop(c, 0.75), difference_noise(c)
     if c.annealed or c.diverged or drop is None or noise is None:
@@ -454,7 +458,9 @@ def check_falling(c: RunCurves) -> dict | None:
         )
 
 
-def check_plateau(c: RunCurves) -> dict | None:
+def check_plateau(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Validation is flat while the rate is still at work."
     drop = validation_drop(c, 0.75)
     if c.annealed or c.diverged or drop is None or len(c.val) < 4 or abs(drop) > limit('material'):
@@ -468,7 +474,9 @@ def check_plateau(c: RunCurves) -> dict | None:
     )
 
 
-def check_overfitting(c: RunCurves) -> dict | None:
+def check_overfitting(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Validation rises from its best while training falls; or the gap grows while validation stands."
     if len(c.val) < 3 or c.diverged:
         return None
@@ -499,7 +507,9 @@ def check_overfitting(c: RunCurves) -> dict | None:
 _LOWER = 'a learning-rate range test (seconds), then a third of the rate and nothing else'
 
 
-def check_diverged(c: RunCurves) -> dict | None:
+def check_diverged(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "The loss stopped being a number."
     if c.diverged:
         return finding(
@@ -509,7 +519,9 @@ def check_diverged(c: RunCurves) -> dict | None:
         )
 
 
-def check_uniform(c: RunCurves) -> dict | None:
+def check_uniform(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Training does worse than a uniform guess, after the first tenth of the run."
     vocab_size, late = c.measured.get('vocab_size'), c.train[c.train_at > 0.1]
     if vocab_size and len(late) and (worst := np.nanmax(late, initial=0)) > math.log(vocab_size) + limit('material'):
@@ -521,7 +533,9 @@ def check_uniform(c: RunCurves) -> dict | None:
         )
 
 
-def check_rising(c: RunCurves) -> dict | None:
+def check_rising(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "The training loss is higher in the last quarter than in an earlier one."
     quarters = [train_mean(c, q / 4, (q + 1) / 4) for q in range(4)]
     noise, n = curve_noise(c.train), max(1, (c.train_at > 0.75).sum())
@@ -536,7 +550,9 @@ def check_rising(c: RunCurves) -> dict | None:
         )
 
 
-def check_late_fall(c: RunCurves) -> dict | None:
+def check_late_fall(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Hardly any progress while the rate was high, and much once it had fallen."
     early, late = validation_drop(c, 0.25, 0.5), validation_drop(c, 0.5)
     if c.annealed and early is not None and late is not None and late > max(limit('gap'), limit('late_fall') * early):
@@ -548,7 +564,9 @@ def check_late_fall(c: RunCurves) -> dict | None:
         )
 
 
-def check_schedule(c: RunCurves) -> dict | None:
+def check_schedule(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "A cosine that did not come down."
     lowest = c.optim.get('min_lr_ratio') or 0
     if (
@@ -564,7 +582,9 @@ def check_schedule(c: RunCurves) -> dict | None:
         )
 
 
-def check_warmup(c: RunCurves) -> dict | None:
+def check_warmup(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "A warmup of more than a fifth of the run."
     warmup = c.optim.get('warmup_steps') or 0
     if c.steps and not c.diverged and warmup > limit('warmup') * c.steps:
@@ -575,7 +595,9 @@ def check_warmup(c: RunCurves) -> dict | None:
         )
 
 
-def check_updates(c: RunCurves) -> dict | None:
+def check_updates(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "A run of few updates."
     if c.summary.get('finished') and c.steps < limit('updates'):
         each = c.summary.get('tokens_seen', 0) / max(c.steps, 1)
@@ -586,7 +608,9 @@ def check_updates(c: RunCurves) -> dict | None:
         )
 
 
-def check_clipped(c: RunCurves) -> dict | None:
+def check_clipped(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Gradients far above the norm that they are clipped to."
     most, norms = c.optim.get('max_grad_norm') or 0, c.grad_norm[np.isfinite(c.grad_norm)]
     if most and len(norms) and np.median(norms) > limit('clipped') * most:
@@ -607,7 +631,9 @@ def movement(
     return 'falling' if drop > max(limit('material'), limit('noise') * noise) else 'flat'
 
 
-def check_level(c: RunCurves) -> dict | None:
+def check_level(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Validation between the unigram and the bigram, or above both."
     if not {1, 2} <= c.counts.keys() or c.measured.get('nats_per_token') is None:
         return None
@@ -626,7 +652,9 @@ def check_level(c: RunCurves) -> dict | None:
     )
 
 
-def check_leak(c: RunCurves) -> dict | None:
+def check_leak(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "A result that no model of this text should reach."
     m, signs, value = c.measured, [], c.measured.get('nats_per_token')
     if value is None:
@@ -655,7 +683,9 @@ def check_leak(c: RunCurves) -> dict | None:
         )
 
 # %% ../../nbs/27_diagnosis.ipynb #1aba1d96
-def check_context(c: RunCurves) -> dict | None:
+def check_context(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Evaluation with another context than training."
     m, length = c.measured, c.data.get('seq_len')
     if length and m.get('state_carried') is False and m.get('context_length') != length:
@@ -675,7 +705,9 @@ def check_context(c: RunCurves) -> dict | None:
         )
 
 
-def check_train_above(c: RunCurves) -> dict | None:
+def check_train_above(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "The training loss is above the validation loss, and no dropout explains it."
     dropped = any('dropout' in k and v and not isinstance(v, (bool, str)) for k, v in c.model.items())
     end = train_mean(c, 0.9, 1)
@@ -687,7 +719,9 @@ def check_train_above(c: RunCurves) -> dict | None:
         )
 
 
-def check_unfed(c: RunCurves) -> dict | None:
+def check_unfed(
+    c: RunCurves,  # what is known of the run
+) -> dict | None:
     "Weights for which the optimizer has no averages, or only zeros."
     there = all((c.run.path / f'{name}.safetensors').exists() for name in ('state', 'last'))
     if not there or c.optim.get('optimizer') not in ('adamw', 'muon') or not c.steps:
@@ -790,12 +824,16 @@ class UnmaskedConfig(TransformerConfig):
         return UnmaskedTransformer(vocab_size, self)
 
 
-def unmasked(recipe: Recipe) -> Recipe:  # of a decoder
+def unmasked(
+    recipe: Recipe,  # any recipe
+) -> Recipe:  # of a decoder
     "The same recipe without the causal mask."
     return replace(recipe, model=UnmaskedConfig(**asdict(recipe.model)))
 
 
-def sound_recipe(optimizer: str = 'muon') -> Recipe:  # muon or adamw
+def sound_recipe(
+    optimizer: str = 'muon',  # a name in OPTIMIZERS
+) -> Recipe:  # muon or adamw
     "Lesson 22's small decoder in windows of 64, 300 steps: a good run of seconds, to be broken on purpose."
     short = {
         'train.max_steps': 300,
@@ -889,7 +927,7 @@ def leaked_corpus(
 
 
 def broken_cases(
-    seed: int,
+    seed: int,  # of the run
     folder: str | Path,  # where a text may be written
 ) -> dict:  # {name: Case}
     "Sound runs, and runs with a known fault, each of a few seconds."
@@ -940,8 +978,8 @@ def broken_cases(
 # %% ../../nbs/27_diagnosis.ipynb #1a0c5511
 def run_case(
     name: str,  # of the case
-    case: Case,
-    seed: int,
+    case: Case,  # a run broken on purpose, or a sound one
+    seed: int,  # of the run
     folder: str | Path,  # of the run; one that is there already is diagnosed and not trained again
 ) -> dict:  # case, seed, sound, names of the findings, caught, false alarms, nats, findings, curves
     "Train a case and diagnose it."

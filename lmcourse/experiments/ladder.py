@@ -80,7 +80,7 @@ def ladder_gru():
 # %% ../../nbs/13_ladder.ipynb #808ae21a
 def trained_rungs(
     corpus: str = 'stdlib',  # a corpus by name, or a path
-    tokenizer: str = 'word',
+    tokenizer: str = 'word',  # word, whitespace, bpe:N, ...
     recipes: tuple = ('ladder-lstm', 'ladder-gru'),  # what is trained, in order
     out: str | Path | None = None,  # a folder for the runs; None: each its own under runs/
     show: bool | None = None,  # a progress bar; None: only in a terminal or notebook
@@ -109,7 +109,9 @@ def trained_rungs(
         )
 
 # %% ../../nbs/13_ladder.ipynb #15864b7f
-def ladder_table(rungs: list[dict]) -> str:  # Markdown
+def ladder_table(
+    rungs: list[dict],  # rows as `run_ladder` returns them
+) -> str:  # Markdown
     "The ladder as a table."
     return markdown_table(
         [
@@ -139,7 +141,7 @@ def ladder_table(rungs: list[dict]) -> str:  # Markdown
 
 # %% ../../nbs/13_ladder.ipynb #b92b385b
 def plot_ladder(
-    rungs: list[dict],
+    rungs: list[dict],  # rows as `run_ladder` returns them
     title: str = 'Each rung predicts better',  # what the figure shows
     floor: float | None = None,  # perplexity of the source itself, where it is known
     ax=None,  # axes to draw on; None: new ones
@@ -169,7 +171,7 @@ def plot_ladder(
 # %% ../../nbs/13_ladder.ipynb #03de4f03
 def run_ladder(
     corpus: str = 'stdlib',  # a corpus by name, or a path
-    tokenizer: str = 'word',
+    tokenizer: str = 'word',  # word, whitespace, bpe:N, ...
     out: str | Path | None = None,  # a folder for the runs and the figure; None: a new one under runs/
     show: bool | None = None,  # a progress bar; None: only in a terminal or notebook
     log_fn=print,  # called with a line when a rung is done

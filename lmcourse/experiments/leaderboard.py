@@ -219,7 +219,7 @@ def _scored(m: Measurement) -> str:
 
 
 def entry(
-    model: str,
+    model: str,  # its name
     measurement: dict,  # as a record holds it
     source: str,  # the record's name
     **facts,  # the other fields of `Entry`
@@ -292,7 +292,7 @@ def _device(run, summary):
 
 
 def entries_of_run(
-    run: Run,
+    run: Run,  # a run with its summary
     yours: bool = False,  # whether the reader named its folder
 ) -> list:  # of `Entry`; none where the run has measured nothing yet
     "What a run measured, split by split, and with its state reset if a note scored it so."
@@ -580,7 +580,7 @@ def _cells(row, unit, link):
 
 
 def group_table(
-    group: Group,
+    group: Group,  # a group of the board
     columns: tuple = COLUMNS,  # of `COLUMNS`, tokenizer, scored, source, energy_joules
     link=None,  # key of the bibliography -> address; None: the key alone
 ) -> str:  # Markdown
@@ -592,7 +592,7 @@ def group_table(
 
 
 def claims_table(
-    board: Board,
+    board: Board,  # as `leaderboard` returns it
 ) -> str:  # Markdown
     "What the lab notes claim, beside what their recipes reached here."
     heads = dict(model='recipe', note='lab note', split='split', claimed='claimed', measured='measured here')
@@ -600,7 +600,9 @@ def claims_table(
     return markdown_table([c | dict(epochs=_short(c['epochs'])) for c in board.claims], heads)
 
 # %% ../../nbs/28b_leaderboard.ipynb #8b34a113
-def to_markdown(board: Board) -> str:
+def to_markdown(
+    board: Board,  # as `leaderboard` returns it
+) -> str:
     "All groups as tables under their conditions."
     parts = []
     for g in board.groups:
@@ -609,7 +611,9 @@ def to_markdown(board: Board) -> str:
     return '\n\n'.join([*parts, f'### Claimed in the lab notes\n\n{claims_table(board)}'])
 
 
-def to_dict(board: Board) -> dict:  # {'groups': [...], 'claims': [...]}
+def to_dict(
+    board: Board,  # as `leaderboard` returns it
+) -> dict:  # {'groups': [...], 'claims': [...]}
     "The board as JSON can hold it."
     groups = [dict(unit=g.unit, **g.conditions._asdict(), rows=[asdict(r) for r in g.rows]) for g in board.groups]
     return to_jsonable(dict(groups=groups, claims=board.claims))
@@ -620,7 +624,9 @@ def _plain(value):
     return f"'{value}" if isinstance(value, str) and value.startswith(('=', '+', '-', '@', '\t', '\r')) else value
 
 
-def to_csv(board: Board) -> str:  # one line a row, the conditions of its group first
+def to_csv(
+    board: Board,  # as `leaderboard` returns it
+) -> str:  # one line a row, the conditions of its group first
     "All groups in one table for spreadsheets; a text that would begin a formula gets an apostrophe before it."
     rows = []
     for group in to_dict(board)['groups']:
@@ -662,7 +668,7 @@ def _name_column(ax, points):
 
 
 def plot_group(
-    group: Group,
+    group: Group,  # a group of the board
     x: str = 'num_parameters',  # num_parameters, seconds or energy_joules
     ax=None,  # axes to draw on; None: new ones
 ):  # the axes

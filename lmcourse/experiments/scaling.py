@@ -342,11 +342,11 @@ def _terms(p_S5, n_R, d_R):
 
 def fit_many(
     p_S5,  # where S fits start: ln A, alpha, ln B, beta, ln E
-    n_R,
-    d_R,
+    n_R,  # parameters of the R runs
+    d_R,  # tokens of each
     y_R,  # logarithms of the parameters, tokens and nats of R runs
     weight_SR,  # how often each run counts in each fit
-    rounds: int = 100,
+    rounds: int = 100,  # iterations
 ) -> tuple:  # (p_S5, loss_S)
     """Many fits side by side, by damped Gauss-Newton steps ([Marquardt, 1963](../docs/bibliography.md#marquardt1963)):
     a step that does not help is undone, and the next is shorter."""
@@ -414,8 +414,8 @@ def predict_loss(
     rows: list[dict],  # runs of a grid
     parameters: float,  # N of a run that is not among them
     tokens: float,  # its D
-    resamples: int = 1000,
-    seed: int = 0,
+    resamples: int = 1000,  # bootstrap samples
+    seed: int = 0,  # of the resampling
 ) -> dict:  # nats, low and high (95 %), law, runs
     """The law's prediction for another run. Its interval: the laws of the resamples, and added to each the residual of
     one of the runs, widened for the five parameters that were fitted to them."""

@@ -38,7 +38,7 @@ def _nats(log_BTV, y_BT):
 
 # %% ../../nbs/18_adaptation.ipynb #b33b7530
 def score_stream(
-    evaluator: StreamingEvaluator,
+    evaluator: StreamingEvaluator,  # a model that reads and adapts
     ids,  # (N,) the text
     bos_id: int,  # context of the very first token
     eval_batch_size: int = 1,  # parallel streams that the text is cut into, each with a memory of its own
@@ -56,7 +56,7 @@ def score_stream(
 
 
 def evaluate_stream(
-    evaluator: StreamingEvaluator,
+    evaluator: StreamingEvaluator,  # a model that reads and adapts
     split: TokenSplit,  # what to score
     bos_id: int,  # context of the very first token
     eval_batch_size: int = 1,  # parallel streams
@@ -133,7 +133,7 @@ class NeuralCache(StreamingEvaluator):
 # %% ../../nbs/18_adaptation.ipynb #2c5dbfda
 @torch.no_grad()
 def cache_log_probs(
-    cache: NeuralCache,
+    cache: NeuralCache,  # the keys and words of the past
     ids,  # (N,) the text, as one stream
     bos_id: int,  # context of the very first token
     thetas,  # K values of theta
@@ -154,12 +154,12 @@ def cache_log_probs(
 
 
 def tune_cache(
-    model: LanguageModel,
+    model: LanguageModel,  # the trained model
     ids,  # (N,) a text other than the one that is reported
     bos_id: int,  # context of its first token
     sizes=(500, 2000),  # to try
-    thetas=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
-    shares=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
+    thetas=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),  # sharpness values to try
+    shares=(0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),  # shares of the cache to try
 ) -> list[dict]:  # rows: window, theta, cache_weight, perplexity
     "Every combination; the text is read once for each size."
     rows = []
@@ -181,7 +181,9 @@ def tune_cache(
     return rows
 
 
-def best(rows: list[dict]) -> dict:  # the settings alone
+def best(
+    rows: list[dict],  # settings with their nats
+) -> dict:  # the settings alone
     """The settings of the row with the lowest perplexity; a perplexity that is not a number does not count."""
     row = min(
         rows,
@@ -261,7 +263,7 @@ class DynamicEvaluation(StreamingEvaluator):
 
 # %% ../../nbs/18_adaptation.ipynb #13aa7955
 def gradient_rms(
-    model: LanguageModel,
+    model: LanguageModel,  # the trained model
     ids,  # (N,) the training text
     bos_id: int,  # context of its first token
     seq_len: int = 20,  # tokens of a segment
@@ -287,7 +289,7 @@ def gradient_rms(
 
 
 def tune_dynamic(
-    model: LanguageModel,
+    model: LanguageModel,  # the trained model
     ids,  # (N,) a text other than the one that is reported
     bos_id: int,  # context of its first token
     rms: list | None = None,  # what `gradient_rms` gave; None: plain descent
@@ -316,8 +318,8 @@ KINDS = ('cache', 'sgd', 'rms')
 
 
 def tune(
-    model: LanguageModel,
-    data: TokenizedCorpus,
+    model: LanguageModel,  # the trained model
+    data: TokenizedCorpus,  # its corpus
     kind: str,  # cache; sgd or rms: dynamic evaluation, plain or RMS-scaled
     tokens: int = 20_000,  # from the beginning of validation
     seq_len: int = 20,  # tokens of a segment of dynamic evaluation
@@ -342,8 +344,8 @@ def tune(
 
 
 def build_evaluator(
-    model: LanguageModel,
-    data: TokenizedCorpus,
+    model: LanguageModel,  # the trained model
+    data: TokenizedCorpus,  # its corpus
     kind: str,  # cache, sgd or rms
     settings: dict,  # as `tune` chose them
 ) -> StreamingEvaluator:
@@ -368,7 +370,7 @@ def evaluate_run_adapted(
     path: str | Path,  # a run's folder
     kind: str,  # cache, sgd or rms
     split: str = 'test',  # train, validation or test
-    device: str = 'auto',
+    device: str = 'auto',  # auto, cpu, cuda, ...
     tokens: int = 20_000,  # of validation, to tune on
     log_fn=None,  # called with a line of progress
 ) -> Measurement:
@@ -385,7 +387,7 @@ def adapt_run(
     kinds: tuple = KINDS,  # what to measure, besides the weights as they are
     tokens: int = 40_000,  # of validation, to tune on
     seq_len: int = 20,  # tokens of a segment of dynamic evaluation
-    device: str = 'auto',
+    device: str = 'auto',  # auto, cpu, cuda, ...
     log_fn=None,  # called with a line of progress
 ) -> list[dict]:  # rows: run, recipe, parameters, epochs, kind, settings, tokens, grid, validation, test
     """Tune each kind on the beginning of validation, then measure validation and, once, test; after an interruption it

@@ -185,7 +185,7 @@ def generate_ids(
     model: LanguageModel,  # returns (h_BTD, state) for (x_BT, state); has `lm_head` and `context_length`
     prompts: Sequence,  # for each row ids; none: the text begins here
     bos_id: int,  # the id before a text
-    sampling: SamplingConfig = SamplingConfig(),
+    sampling: SamplingConfig = SamplingConfig(),  # how a token is chosen
     seed: int | Sequence = 0,  # of every row, or one for each
 ) -> Generator[list]:  # endless: for each row (id, nats under the model itself), or None while its prompt is read
     """Continue all rows, one token at a time, until the caller stops. A context that is full is handled as
@@ -209,7 +209,10 @@ def generate_ids(
             yield step
 
 # %% ../../nbs/21_generation.ipynb #75177704
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:  # ids
+def prompt_ids(
+    tokenizer: Tokenizer,  # the one that it was trained with
+    prompt: str,  # text to be continued
+) -> list[int]:  # ids
     "The ids of a prompt, tokenized row by row as a corpus is; its last row has no end."
     ids = []
     for row in re.findall('[^\n]*\n|[^\n]+', prompt):
@@ -257,11 +260,11 @@ class Generation:
 
 # %% ../../nbs/21_generation.ipynb #a8bcc48b
 def generate_stream(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
+    model: LanguageModel,  # the trained model
+    tokenizer: Tokenizer,  # the one that it was trained with
     prompts: str | Sequence = '',  # one, or several; an empty one: a text begins
     tokens: int = 100,  # to write for each, at most
-    sampling: SamplingConfig = SamplingConfig(),
+    sampling: SamplingConfig = SamplingConfig(),  # how a token is chosen
     seed: int | Sequence = 0,  # of every row, or one for each
     end: int | None = None,  # id of a token that ends a text
 ) -> Iterator[list[Generation]]:  # the same list after each token, a token longer
@@ -283,10 +286,10 @@ def generate_stream(
 
 
 def generate(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
+    model: LanguageModel,  # the trained model
+    tokenizer: Tokenizer,  # the one that it was trained with
     prompts: str | Sequence = '',  # one, or several
-    *args,
+    *args,  # as for `generate_stream`
     **kwargs,  # tokens, sampling, seed, end: as for `generate_stream`
 ) -> list[Generation]:  # one for each prompt
     "The texts when they are done."
@@ -314,7 +317,7 @@ def distinct_1(
 
 # %% ../../nbs/21_generation.ipynb #7359b2ef
 def token_nats(
-    model: LanguageModel,
+    model: LanguageModel,  # the trained model
     ids: Sequence,  # a text
     bos_id: int,  # the id before it
 ) -> list[float]:  # nats of each token

@@ -42,10 +42,9 @@ class PredictorError(LMCourseError):
 
 # %% ../../nbs/29_predictors.ipynb #dd031f11
 def encode_with_offsets(
-    tokenizer: Tokenizer, text: str
-) -> tuple[
-    list, list
-]:  # ids, and for each the first character of the text that it stands for and the one after its last
+    tokenizer: Tokenizer,  # of the model
+    text: str,  # any text
+) -> tuple[list, list]:  # ids, and where each token begins and ends, in characters
     "A text as its tokenizer cuts a corpus, row by row, and where each token lies."
     ids, offsets, at = [], [], 0
     for row in re.findall('[^\n]*\n|[^\n]+', text):
@@ -102,7 +101,9 @@ def _likeliest(log_V, k):
     return [(int(i), float(np.exp(log_V[i]))) for i in some[np.lexsort((some, -log_V[some]))]]
 
 
-def conditions_line(m: Measurement | None) -> str:
+def conditions_line(
+    m: Measurement | None,  # a measurement as a dictionary
+) -> str:
     "Where a number comes from, in a line."
     if m is None:
         return 'never measured'
@@ -628,7 +629,7 @@ def load_pretrained(
 
 
 def load_all_pretrained(
-    *names: str,
+    *names: str,  # of shipped models; none: all of them
 ) -> list[Predictor]:  # of `PRETRAINED`; none named: all that need no corpus, from the worst to the best
     "Rungs of the ladder, ready to score and generate."
     return [load_pretrained(n) for n in names or [n for n in PRETRAINED if n not in _TOO_LARGE]]

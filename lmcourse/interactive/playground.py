@@ -38,12 +38,16 @@ from ..training.trainer import Trainer, TrainingError, evaluate
 _SHADES = ['#FFFFFF', '#FBEDE8', '#F6DACF', '#F1C3B2', '#EBAA93', '#E59277', '#DC785A', '#D1603D']
 
 
-def shade(nats: float) -> int:  # 0 to 7
+def shade(
+    nats: float,  # a surprisal
+) -> int:  # 0 to 7
     "How dark a token is drawn: one step for each whole nat, the last for seven and more."
     return min(7, int(nats)) if nats < 7 else 7
 
 
-def visible(piece: str) -> str:
+def visible(
+    piece: str,  # a token as text
+) -> str:
     "A token as it can be seen: a line's end and a tab by their signs."
     return piece.replace('\n', '⏎').replace('\t', '⇥') or '∅'
 
@@ -144,7 +148,7 @@ def _scale(ax, y, alike):
 def plot_surprise(
     text: str,  # what is scored
     predictors: Sequence[Predictor] = (),  # by whom; none: the rungs that travel with the course
-    title: str = 'What each token costs',
+    title: str = 'What each token costs',  # of the figure
 ):  # a figure of 800 pixels' width at 80 dots to the inch
     "One text, and for each predictor its tokens, darker for more nats, with perplexity, bits per byte and conditions."
     import matplotlib.pyplot as plt

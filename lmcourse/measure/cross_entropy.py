@@ -40,7 +40,10 @@ def logsumexp(
     return (m + (logits - m).exp().sum(dim, keepdim=True).log()).squeeze(dim)
 
 
-def log_softmax(logits: torch.Tensor, dim: int = -1) -> torch.Tensor:  # logarithms of probabilities, same shape
+def log_softmax(
+    logits: torch.Tensor,  # scores before the softmax, any shape
+    dim: int = -1,  # the axis of the vocabulary
+) -> torch.Tensor:  # logarithms of probabilities, same shape
     "Logarithms of the softmax's probabilities, computed without the probabilities themselves."
     return logits - logsumexp(logits, dim).unsqueeze(dim)
 
@@ -104,7 +107,9 @@ def cross_entropy(
     return LossSum(nats, int((targets != ignore_index).sum()))
 
 # %% ../../nbs/01_cross_entropy.ipynb #6117e38f
-def nats_to_bits(nats: float) -> float:  # the same surprisal, in bits
+def nats_to_bits(
+    nats: float,  # any number of nats
+) -> float:  # the same surprisal, in bits
     "Nats to bits: divide by ln 2."
     return nats / math.log(2)
 

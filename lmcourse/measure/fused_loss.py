@@ -35,7 +35,7 @@ def chunk_size(
     tokens: int,  # number of tokens in the batch
     vocab_size: int,  # logits per token
     itemsize: int = 4,  # bytes per logit
-    device: torch.device | str = 'cpu',
+    device: torch.device | str = 'cpu',  # where the logits would be
 ) -> int:  # tokens per chunk
     "As many tokens as 30 MB of logits hold (on a GPU 256 MB), at least 64, in parts of about equal size."
     megabytes = 30 if torch.device(device).type == 'cpu' else 256
@@ -289,9 +289,7 @@ def fused_cross_entropy(
     targets: torch.Tensor,  # ids (...) of the target tokens
     ignore_index: int = -100,  # targets with this id are not scored
     chunk: int | None = None,  # tokens whose logits exist at once; None: `chunk_size`
-    precision: (
-        str | None
-    ) = None,  # of the products: 'fp32', 'bf16' (small ones stay in fp32), or None: whichever is faster here
+    precision: str | None = None,  # of large products: 'fp32', 'bf16', or None: whichever is faster here
 ) -> LossSum:  # summed nats, with gradients for autograd, and the number of tokens scored
     """The cross-entropy of `F.linear(hidden, weight_VD, bias_V)` and its gradients, without ever holding all logits.
 

@@ -79,7 +79,7 @@ def block_bootstrap_ci(
     block: int = 500,  # tokens per block: longer than neighbouring tokens are correlated
     level: float = 0.95,  # fraction of the resampled perplexities inside
     n: int = 1000,  # number of resamples
-    seed: int = 0,
+    seed: int = 0,  # of the resampling
 ) -> (
     tuple[float, float] | None
 ):  # lowest and highest perplexity; None with fewer than ten blocks, or where a token's value is not finite
@@ -97,8 +97,8 @@ def paired_bootstrap_ci(
     nats_b_N,  # the second model's, of the same tokens
     block_size: int = 500,  # tokens per block: longer than neighbouring differences are correlated
     confidence: float = 0.95,  # fraction of resampled differences inside
-    num_resamples: int = 1000,
-    seed: int = 0,
+    num_resamples: int = 1000,  # bootstrap samples
+    seed: int = 0,  # of the resampling
 ) -> tuple[float, float] | None:  # lowest and highest difference, nats per token; None as for `block_bootstrap_ci`
     """Confidence interval of the first model's nats per token minus the second's, by resampling the same blocks of the
     text for both."""
@@ -248,8 +248,8 @@ def _differing(a: Measurement, b: Measurement, names) -> list[str]:
 
 
 def incompatibilities(
-    a: Measurement,
-    b: Measurement,
+    a: Measurement,  # a measurement
+    b: Measurement,  # another
     unit: str = 'perplexity',  # perplexity or bits_per_byte
 ) -> list[str]:  # empty where they are comparable
     "Why two measurements cannot be compared in a unit."
@@ -268,8 +268,8 @@ def incompatibilities(
 
 # %% ../../nbs/02_perplexity.ipynb #f96f8416
 def compare(
-    a: Measurement,
-    b: Measurement,
+    a: Measurement,  # a measurement
+    b: Measurement,  # another
     unit: str = 'perplexity',  # perplexity or bits_per_byte
 ) -> Comparison:
     """The two numbers in one unit. Raises `NotComparable` with the reasons and, where there is one, a valid

@@ -47,7 +47,7 @@ def mean_ci(
 def paired_differences(
     a: Sequence,  # results
     b: Sequence,  # the results paired with them, one by one
-    confidence: float = 0.95,
+    confidence: float = 0.95,  # of the interval
 ) -> tuple:  # mean of a - b, low, high
     "The interval of a difference of pairs. Raises `StatisticsError` where they do not match."
     a, b = list(a), list(b)
@@ -123,7 +123,7 @@ def detectable_difference(
     n: int,  # runs of each of the two settings
     comparisons: int = 1,  # how many are made with one baseline
     power: float = 0.8,  # probability of finding it
-    confidence: float = 0.95,
+    confidence: float = 0.95,  # of the interval
 ) -> float:  # in the unit of `sd`
     """The smallest true difference that n runs of each find with that probability; for several comparisons by
     Bonferroni's bound, which is a little cautious."""

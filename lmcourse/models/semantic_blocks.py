@@ -403,7 +403,7 @@ def permute_blocks(
 
 @contextmanager
 def silenced_block(
-    model: SemanticBlocksLM,
+    model: SemanticBlocksLM,  # whose block is switched off
     block: int,  # its number
 ):
     "A context in which no layer writes to a block: its gate is shut, and it stays what the embedding made it."

@@ -259,7 +259,9 @@ class TransformerLM(LanguageModel):
         return [p for p in self.blocks.parameters() if p.ndim == 2]
 
 
-def initialise(model: TransformerLM):
+def initialise(
+    model: TransformerLM,  # whose weights are drawn
+):
     """`gpt2`: a standard deviation of 0.02, and less for residual outputs the more there are ([Radford et al.,
     2019](../docs/bibliography.md#radford2019)). `zero_residual`: matrices scaled by their width, residual outputs
     at zero."""

@@ -34,12 +34,18 @@ def check_weights(
             )
 
 # %% ../../nbs/engine/checkpoint.ipynb #aed7848a
-def named_weights(model: nn.Module) -> dict:  # {name: tensor}, a tied matrix once
+def named_weights(
+    model: nn.Module,  # the model
+) -> dict:  # {name: tensor}, a tied matrix once
     "The parameters of a model, by name."
     return {k: p.detach() for k, p in model.named_parameters()}
 
 
-def load_named_weights(model: nn.Module, tensors: dict, where: str = ''):
+def load_named_weights(
+    model: nn.Module,  # the model
+    tensors: dict,  # {name: tensor}
+    where: str = '',  # the file, for messages
+):
     "Load weights into a model; weights of another shape are refused, and then nothing is changed."
     mine = named_weights(model)
     for k in mine.keys() | tensors.keys():

@@ -107,7 +107,11 @@ def broadcast_object(value):  # anything small
     return box[0]
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:  # the seed of that process's random numbers in that step
+def step_seed(
+    seed: int,  # of the run
+    step: int,  # of the optimizer
+    rank: int,  # of the process
+) -> int:  # the seed of that process's random numbers in that step
     "A number that follows from seed, step and process."
     return random.Random(f'{seed} {step} {rank}').getrandbits(63)
 
@@ -213,7 +217,7 @@ def sum_over_processes(
 
 # %% ../../nbs/24_distributed.ipynb #56d0bad1
 def fit_distributed(
-    trainer: Trainer,
+    trainer: Trainer,  # of this process
 ) -> Run | None:  # the run; None in a process that only took steps
     "Train to the end with as many processes as there are, and finish together. A single process works too."
     with together():

@@ -288,7 +288,11 @@ def _is_same_function(new, old) -> bool:
     )
 
 
-def recipe(f=None, *, reported_perplexity: float | None = None):
+def recipe(
+    f=None,  # a function that returns a recipe
+    *,
+    reported_perplexity: float | None = None,  # what its source reports
+):
     """Register a function that returns a `Recipe` under its own name, `_` read as `-`; its docstring's first line
     becomes the summary."""
 
@@ -495,7 +499,9 @@ def _section(name: str, config_class, values, known: bool = True):
 MAX_PARAMETERS = 10**11  # of a model whose configuration came from a file
 
 
-def recipe_from_dict(d: dict) -> Recipe:  # the recipe that `to_dict` wrote
+def recipe_from_dict(
+    d: dict,  # a configuration as `to_dict` gives it
+) -> Recipe:  # the recipe that `to_dict` wrote
     "A recipe back from plain values, as a run's config.json holds them; raises `RecipeError` where they are none."
     _check(
         isinstance(d, dict)

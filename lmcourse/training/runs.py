@@ -430,9 +430,7 @@ _LABELS = dict(  # headings that tables show for keys of records
 
 def markdown_table(
     rows: list,  # one dictionary a row
-    columns: (
-        list | dict | None
-    ) = None,  # names to show, in order, or {name: heading}; None: all, in order of appearance
+    columns: list | dict | None = None,  # names to show, or {name: heading}; None: all, in order of appearance
 ) -> str:  # Markdown; what a row does not have shows as a dash
     "Dictionaries as a Markdown table; columns of numbers are aligned right."
     if columns is None:
@@ -703,7 +701,10 @@ def _compare(a, b):
     return both | dict(unit=found.unit, values=[found.a, found.b], ratio=found.ratio, notes=list(found.notes))
 
 # %% ../../nbs/09_records.ipynb #b54061d5
-def compare_runs(a: Run, b: Run) -> dict:  # configuration and environment {field: [a's, b's]}, validation, test, notes
+def compare_runs(
+    a: Run,  # a run
+    b: Run,  # another
+) -> dict:  # configuration and environment {field: [a's, b's]}, validation, test, notes
     """Where two runs differ; and for each split the unit in which they compare, the ratio and notes, and why not in
     perplexity if not."""
     differing = lambda x, y: {k: [x.get(k), y.get(k)] for k in dict.fromkeys([*x, *y]) if x.get(k) != y.get(k)}

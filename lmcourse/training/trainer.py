@@ -131,7 +131,11 @@ class TrainState:
         return cls(**{'energy_joules': None} | values | {'validation': validation})
 
 # %% ../../nbs/12_training.ipynb #c68ab408
-def precisions(recipe: Recipe, model: LanguageModel, device: torch.device) -> dict:  # {'loss', 'layers'}: fp32 or bf16
+def precisions(
+    recipe: Recipe,  # the experiment
+    model: LanguageModel,  # the model
+    device: torch.device,  # where it is trained
+) -> dict:  # {'loss', 'layers'}: fp32 or bf16
     """In what the products of the loss and of the layers are made: as asked, or in bfloat16 where it is faster on the
     device and, for the layers, a batch is large enough to gain from it."""
     best = resolve_precision(recipe.train.precision, device)
@@ -145,12 +149,16 @@ def precisions(recipe: Recipe, model: LanguageModel, device: torch.device) -> di
     return dict(loss=best, layers=best if large else 'fp32')
 
 
-def random_first_length(seq_len: int) -> Callable:  # T  # (seed, epoch, step) -> T of that batch
+def random_first_length(
+    seq_len: int,  # T
+) -> Callable:  # T  # (seed, epoch, step) -> T of that batch
     "Lengths for `StatefulBatches`: the first batch of each epoch has a random length, so that the cuts fall elsewhere."
     return lambda seed, epoch, step: seq_len if step else random.Random(f'{seed} {epoch}').randint(1, seq_len)
 
 # %% ../../nbs/12_training.ipynb #8250167d
-def fingerprints(data: TokenizedCorpus) -> dict:  # {'train', 'validation', 'test'}
+def fingerprints(
+    data: TokenizedCorpus,  # the corpus as ids
+) -> dict:  # {'train', 'validation', 'test'}
     "Which text each split is."
     return {s: getattr(data, s).fingerprint for s in SPLITS}
 
@@ -350,7 +358,9 @@ def forward_backward(
     return nats
 
 
-def count_targets(group: list) -> int:  # batches (x_BT, y_BT)
+def count_targets(
+    group: list,  # batches (x_BT, y_BT)
+) -> int:  # batches (x_BT, y_BT)
     "How many tokens of a group are scored."
     return sum(int((y_BT != -100).sum()) for _, y_BT in group)
 
@@ -822,7 +832,7 @@ def load_model(
 
 def load_run(
     path: str | Path,  # a run's folder
-    device: str = 'auto',
+    device: str = 'auto',  # where it is trained
 ) -> tuple:  # (the model with the run's best weights, its corpus in tokens, its recipe)
     """A trained model, and what it was trained on. Raises `TrainingError` where another text lies at the corpus's path
     now."""
@@ -836,10 +846,8 @@ def load_run(
 def evaluate_run(
     path: str | Path,  # a run's folder
     split: str = 'test',  # train, validation or test
-    device: str = 'auto',
-    stride: (
-        int | None
-    ) = None,  # for a model that carries no state: tokens from one window to the next; None: the window
+    device: str = 'auto',  # where it is scored
+    stride: int | None = None,  # without a carried state: tokens from one window to the next; None: side by side
 ) -> Measurement:
     "Score a run's best weights on a split of its corpus, with an interval."
     if split not in SPLITS:
