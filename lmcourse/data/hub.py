@@ -12,9 +12,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
+from .cache import identify, recall, remember
 from ..errors import LMCourseError
 
 # %% ../../nbs/engine/hub.ipynb #8763cebf
@@ -22,21 +25,70 @@ class HubError(LMCourseError):
     "Data that was not found: where it was looked for, and what to do."
 
 # %% ../../nbs/engine/hub.ipynb #21df0411
-class ArrowColumn(Sequence):
-    "The rows of an Arrow column, read a few thousand at a time and never copied as a whole."
+def _read_text(files):
+    "The column of text of parquet files, or of Arrow files, which stay on the disk."
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise HubError(
+            f'{files[0].parent} holds {files[0].suffix[1:]} files, and reading them needs `pip install pyarrow`'
+        ) from None
+    if files[0].suffix == '.parquet':
+        return pq.read_table(files, columns=['text'], memory_map=True)['text']
+    return pa.concat_tables([pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in files])['text']
 
-    def __init__(self, chunks):
-        self.chunks = chunks
+
+class ArrowColumn(Sequence):
+    """The rows of a split in its parquet or Arrow files, which are opened when a row is wanted; what is known of files
+    that did not change needs no opening. Raises `HubError` where they are damaged, or changed while in use."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],  # in the order of their rows
+    ):
+        self.files = [Path(f) for f in files]
+        self.identity = self._checked(identify, self.files)
+        self.facts = recall(self.identity)
+        if not self.facts:
+            self._chunks  # noqa: B018  (damage is noticed now, not in the middle of a run)
+
+    def _checked(self, read, *args):
+        "The result of a reader, or one sentence about the damage that it met."
+        try:
+            return read(*args)
+        except HubError:
+            raise
+        except (OSError, ValueError, KeyError) as e:
+            raise HubError(f'{self.files[0].parent} is damaged: {str(e).splitlines()[0]}; fetch it again') from None
+
+    @cached_property
+    def _chunks(self):
+        self.opened = time.time()
+        chunks = self._checked(_read_text, self.files)
+        if self._checked(identify, self.files) != self.identity:
+            raise HubError(f'{self.files[0].parent} has been changed since the corpus was opened; open it again')
+        return chunks
+
+    def fingerprint(
+        self,
+        compute: Callable,  # rows -> their fingerprint
+    ) -> str:
+        "The fingerprint of the rows, computed once for as long as the files stay as they are."
+        if 'fingerprint' not in self.facts:
+            self.facts = {'rows': len(self), 'fingerprint': compute(self)}
+            remember(self.files, self.identity, self.opened, self.facts)
+        return self.facts['fingerprint']
 
     def __len__(self):
-        return len(self.chunks)
+        return self.facts['rows'] if self.facts else len(self._chunks)
 
     def __getitem__(self, i):
-        return self.chunks[i].to_pylist() if isinstance(i, slice) else self.chunks[i].as_py()
+        return self._chunks[i].to_pylist() if isinstance(i, slice) else self._chunks[i].as_py()
 
     def __iter__(self):
         for start in range(0, len(self), 4096):
-            yield from self.chunks.slice(start, 4096).to_pylist()
+            yield from self._chunks.slice(start, 4096).to_pylist()
 
 # %% ../../nbs/engine/hub.ipynb #ff4bad0d
 SPLITS = ('train', 'validation', 'test')
@@ -52,16 +104,7 @@ def splits_from_folder(
     files = {split: sorted(folder.glob(f'{split}*.parquet')) for split in SPLITS}
     if not all(files.values()):
         return None, f'LMCOURSE_DATA has no {folder} with the parquet files of all three splits'
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise HubError(f'{folder} holds parquet files, and reading them needs `pip install pyarrow`') from None
-    try:
-        return {
-            s: ArrowColumn(pq.read_table(f, columns=['text'], memory_map=True)['text']) for s, f in files.items()
-        }, None
-    except (OSError, ValueError, KeyError) as e:
-        raise HubError(f'{folder} is damaged: {str(e).splitlines()[0]}; fetch it again') from None
+    return {split: ArrowColumn(f) for split, f in files.items()}, None
 
 # %% ../../nbs/engine/hub.ipynb #f0280b12
 def run_child(
@@ -103,10 +146,7 @@ print(json.dumps({name: [f['filename'] for f in split.cache_files] for name, spl
 # %% ../../nbs/engine/hub.ipynb #f0af17a8
 def _open_arrow(printed):
     "The splits whose Arrow files the child's last line names."
-    import pyarrow as pa
-
-    read = lambda files: pa.concat_tables([pa.ipc.open_stream(pa.memory_map(f)).read_all() for f in files])['text']
-    return {split: ArrowColumn(read(files)) for split, files in json.loads(printed.strip().splitlines()[-1]).items()}
+    return {split: ArrowColumn(files) for split, files in json.loads(printed.strip().splitlines()[-1]).items()}
 
 
 def splits_from_cache(
