@@ -1,9 +1,14 @@
 "Corpora that must be the same everywhere, and WikiText from each of its three places, with stand-ins for the real one."
 
+import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
-import textwrap
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -128,6 +133,10 @@ def nowhere(monkeypatch, tmp_path):
         if name.startswith(('HF_', 'LMCOURSE_DATA')):
             monkeypatch.delenv(name)
     monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
+    if hub.importlib.util.find_spec('huggingface_hub'):  # it reads the environment once, when it is imported
+        monkeypatch.setattr('huggingface_hub.constants.HF_HOME', str(tmp_path / 'hf'))
+        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hf' / 'hub'))
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     return monkeypatch
 
 
@@ -165,7 +174,7 @@ def test_from_a_folder_without_datasets(nowhere, tmp_path):
     lay_out(tmp_path / 'data' / 'wikitext')
     nowhere.setenv('LMCOURSE_DATA', str(tmp_path / 'data'))
     nowhere.setattr(
-        hub, 'run_child', lambda *args, **kw: pytest.fail('a folder was named, and somebody else was asked')
+        hub, 'splits_from_cache', lambda *args: pytest.fail('a folder was named, and somebody else was asked')
     )
     nowhere.setitem(sys.modules, 'datasets', None)
     assert text.corpus_available('wikitext-2-raw')
@@ -178,38 +187,154 @@ def test_from_the_offline_cache(nowhere, tmp_path):
     datasets.load_dataset(str(tmp_path / 'wikitext'), 'wikitext-2-raw-v1', cache_dir=str(tmp_path / 'hf' / 'datasets'))
     (tmp_path / 'hf' / 'datasets' / 'wikitext').rename(tmp_path / 'hf' / 'datasets' / 'Salesforce___wikitext')
     nowhere.setattr(hub, 'splits_from_hub', lambda *args: pytest.fail('it was in the cache, and the hub was asked'))
+    nowhere.setitem(sys.modules, 'datasets', None)
     assert text.corpus_available('wikitext-2-raw') and not text.corpus_available('wikitext-2')
     assert_is_it(load_corpus('wikitext-2-raw'))
 
 
-def test_from_a_hub(nowhere, tmp_path):
-    "With stand-ins for `huggingface_hub` and `datasets` that the child process imports."
-    pa = pytest.importorskip('pyarrow')
-    files = {}
-    for split, rows in ROWS.items():
-        files[split] = [str(tmp_path / f'{split}.arrow')]
-        with pa.ipc.new_stream(files[split][0], (table := pa.table(dict(text=rows))).schema) as out:
-            out.write_table(table)
-    for package, source in dict(
-        huggingface_hub='''
-            class HfApi:
-                def dataset_info(self, name): assert name == 'Salesforce/wikitext'
-            ''',
-        datasets=f'''
-            import os, sys
-            from types import SimpleNamespace
-            def load_dataset(name, config, keep_in_memory):
-                if os.environ.get('HF_HUB_OFFLINE') == '1': raise OSError('not cached')
-                print('Downloading', name, config)
-                return {{k: SimpleNamespace(cache_files=[dict(filename=f) for f in v]) for k, v in {files!r}.items()}}
-            ''',
-    ).items():
-        (tmp_path / 'fake').mkdir(exist_ok=True)
-        (tmp_path / 'fake' / f'{package}.py').write_text(textwrap.dedent(source))
-    nowhere.setenv('PYTHONPATH', str(tmp_path / 'fake'))
-    nowhere.setattr(hub.importlib.util, 'find_spec', lambda name: object())
+def hub_cache(tmp_path, **layout):
+    "A folder as `huggingface_hub` keeps a dataset after it was fetched."
+    kept = tmp_path / 'hf' / 'hub' / 'datasets--Salesforce--wikitext'
+    lay_out(kept / 'snapshots' / ('a' * 40), **layout)
+    (kept / 'refs').mkdir()
+    (kept / 'refs' / 'main').write_text('a' * 40)
+    return kept / 'snapshots' / ('a' * 40)
+
+
+def test_from_what_the_hub_sent_before(nowhere, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    hub_cache(tmp_path)
+    nowhere.setattr(hub, 'splits_from_hub', lambda *args: pytest.fail('it was in the cache, and the hub was asked'))
+    assert text.corpus_available('wikitext-2-raw') and not text.corpus_available('wikitext-2')
+    assert_is_it(load_corpus('wikitext-2-raw'))
+
+
+@pytest.mark.parametrize('split', SPLITS)
+@pytest.mark.parametrize('part', [0, 2])
+def test_a_part_that_is_missing_is_not_overlooked(split, part, nowhere, tmp_path):
+    "Two files of three are another text: not in the cache, and not in a folder either."
+    pytest.importorskip('huggingface_hub')
+    folder = hub_cache(tmp_path, shards=3)
+    assert text.corpus_available('wikitext-2-raw')
+    (folder / 'wikitext-2-raw-v1' / f'{split}-{part:05}-of-00003.parquet').unlink()
     assert not text.corpus_available('wikitext-2-raw')
-    assert_is_it(load_corpus('wikitext-2-raw', timeout=60))
+    folder.rename(tmp_path / 'wikitext')
+    nowhere.setenv('LMCOURSE_DATA', str(tmp_path))
+    assert not text.corpus_available('wikitext-2-raw')
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    "Speaks as the hub does, on this machine: a list of the files, then each file; where `silent` fits, it says nothing."
+
+    silent, sent = None, {}
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        path, data = self.path.split('?')[0], None
+        if path == '/api/datasets/Salesforce/wikitext':
+            listed = [dict(rfilename=name) for name in self.sent]
+            data = json.dumps(dict(id='Salesforce/wikitext', sha='a' * 40, siblings=listed)).encode()
+        elif '/resolve/main/' in path:
+            data = self.sent.get(path.split('/resolve/main/')[1])
+        if self.silent and re.match(self.silent, f'{self.command} {path}'):
+            time.sleep(600)
+        self.send_response(404 if data is None else 200)
+        self.send_header('Content-Length', str(len(data or b'')))
+        self.send_header('ETag', f'"{hashlib.sha256(data or b"").hexdigest()}"')
+        self.send_header('X-Repo-Commit', 'a' * 40)
+        self.end_headers()
+        if self.command == 'GET':
+            self.wfile.write(data or b'')
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def fake_hub(tmp_path):
+    "A function that runs code in a fresh process for which the hub is a fake; it has a bare cache of its own."
+    pytest.importorskip('huggingface_hub')
+    lay_out(tmp_path / 'sent')
+    sent = {str(p.relative_to(tmp_path / 'sent')): p.read_bytes() for p in (tmp_path / 'sent').rglob('*.*')}
+    sent['tokenizer.json'] = b'{"of": "gpt2"}'
+    handler = type('Handler', (FakeHub,), dict(sent=sent))
+    server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def run(code, silent=None, **env):
+        handler.silent = silent
+        env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'LMCOURSE_DATA'))} | env
+        places = dict(HF_HOME=str(tmp_path / 'hf'), LMCOURSE_CACHE=str(tmp_path / 'cache'))
+        places |= dict(HF_ENDPOINT=f'http://127.0.0.1:{server.server_port}', NO_PROXY='127.0.0.1')
+        r = subprocess.run([sys.executable, '-c', code], env=env | places, capture_output=True, text=True, timeout=300)
+        assert r.returncode == 0, r.stderr
+        return r.stdout
+
+    yield run
+    server.shutdown()
+    server.server_close()
+
+
+LOAD = """
+from lmcourse.data.text import *
+print(corpus_available('wikitext-2-raw'))
+corpus = load_corpus('wikitext-2-raw', timeout=60)
+print([corpus.fingerprint(s) for s in SPLITS])
+"""
+
+
+def test_from_a_hub(fake_hub):
+    "The files are fetched once; then they are on this machine, and read there as those of a folder are."
+    same = text.Corpus('same', ROWS)
+    first, again = fake_hub(LOAD).splitlines(), fake_hub(LOAD, silent='GET', HF_HUB_OFFLINE='1').splitlines()
+    assert first == ['False', str(fingerprints(same))]
+    assert again == ['True', str(fingerprints(same))]
+
+
+def test_gpt2_from_a_hub(fake_hub):
+    code = 'from lmcourse.data.hub import *; print(find_gpt2()); print(fetch_gpt2(60).read_text(), find_gpt2() is None)'
+    assert fake_hub(code) == 'None\n{"of": "gpt2"} False\n'
+    assert '\n{"of": "gpt2"} False\n' in fake_hub(code, silent='GET', HF_HUB_OFFLINE='1')
+
+
+WAIT = """
+import socket, threading, time
+from lmcourse.data import hub
+import huggingface_hub, huggingface_hub.hf_api
+at_most = hub.wait_at_most
+hub.wait_at_most = lambda seconds, work: at_most(min(seconds, LIMIT), work)
+for find in (lambda: hub.find_wikitext('wikitext-2-raw', 'wikitext-2-raw-v1', 60), lambda: hub.fetch_gpt2(60)) * 2:
+    start = time.time()
+    try:
+        find()
+    except hub.HubError as e:
+        print(time.time() - start < 2 * LIMIT + 3, str(e))
+start = time.time()
+print(hub.splits_from_cache('wikitext-2-raw-v1'), hub.find_gpt2(), time.time() - start < 2)
+print([t.daemon for t in threading.enumerate() if t is not threading.main_thread()])
+print(time.time())
+"""
+HANGS = {
+    'nothing is answered': dict(silent='.'),
+    'no file is described': dict(silent='HEAD'),
+    'no file is sent': dict(silent='GET .*/resolve/'),
+    'no address is looked up': dict(code='import socket, time; socket.getaddrinfo = lambda *a, **kw: time.sleep(600)'),
+}
+
+
+@pytest.mark.parametrize('hang', HANGS.values(), ids=HANGS)
+def test_a_hub_that_hangs_is_given_up(hang, fake_hub):
+    """Wherever it hangs, the caller has its sentence when its time is over, may ask again, and can end at once; what
+    is left behind are threads that keep no program from ending."""
+    out = fake_hub(hang.get('code', '') + WAIT.replace('LIMIT', '2'), hang.get('silent')).splitlines()
+    *asked, cached, threads, end = out
+    assert len(asked) == 4 and all(line.startswith('True ') for line in asked), out
+    assert all('the hub gave no answer within 2 s' in line and 'go online' in line for line in asked)
+    assert cached == "(None, 'the offline cache does not hold it') None True"
+    assert threads == str([True] * 4)
+    assert time.time() - float(end) < 30
 
 
 @pytest.mark.parametrize('name', ['valid', 'val', 'dev', 'validation', 'my.dev', 'ptb.valid'])

@@ -39,7 +39,11 @@ def nowhere(monkeypatch, tmp_path):
         if name.startswith(('HF_', 'HUGGINGFACE_', 'LMCOURSE_DATA')):
             monkeypatch.delenv(name)
     monkeypatch.setenv('HF_HOME', str(tmp_path / 'hf'))
-    monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
+    if hub.importlib.util.find_spec('huggingface_hub'):  # it reads the environment once, when it is imported
+        monkeypatch.setattr('huggingface_hub.constants.HF_HOME', str(tmp_path / 'hf'))
+        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hf' / 'hub'))
+        monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+        monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
     for proxy in ('http_proxy', 'https_proxy', 'all_proxy'):
         monkeypatch.delenv(proxy, raising=False)
         monkeypatch.delenv(proxy.upper(), raising=False)
@@ -340,11 +344,11 @@ def test_offline(nowhere, setting):
 
 
 def test_network_refuses(nowhere):
-    pytest.importorskip('datasets')
+    pytest.importorskip('huggingface_hub')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    nowhere.setenv('HF_ENDPOINT', f'http://127.0.0.1:{port}')
+    nowhere.setattr('huggingface_hub.constants.ENDPOINT', f'http://127.0.0.1:{port}')
     said = refusal('wikitext-103', timeout=60)
     assert (
         remedies(said, 'wikitext-103-v1')
@@ -353,20 +357,19 @@ def test_network_refuses(nowhere):
 
 
 def test_silent_server_is_given_up(nowhere):
-    pytest.importorskip('datasets')
+    pytest.importorskip('huggingface_hub')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         s.listen()
-        nowhere.setenv('HF_ENDPOINT', f'http://127.0.0.1:{s.getsockname()[1]}')
-        nowhere.setattr(hub, 'splits_from_cache', lambda config: (None, 'the offline cache was not asked'))
+        nowhere.setattr('huggingface_hub.constants.ENDPOINT', f'http://127.0.0.1:{s.getsockname()[1]}')
         start, said = time.time(), refusal('wikitext-2', timeout=4)
     assert remedies(said) and 'the hub gave no answer within 4 s' in said and time.time() - start < 12
 
 
-def test_without_the_package_datasets(nowhere):
+def test_without_the_package_huggingface_hub(nowhere):
     nowhere.setattr(hub.importlib.util, 'find_spec', lambda name: None)
     said = refusal('wikitext-2')
-    assert remedies(said) and 'the package `datasets` is not installed' in said
+    assert remedies(said) and said.count('the package `huggingface_hub` is not installed') == 1
 
 
 def test_folder_that_lacks_it(nowhere, tmp_path):

@@ -4,15 +4,20 @@ reason to stop."""
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from lmcourse.data import cache, tokens
-from lmcourse.data.text import SPLITS, Corpus
+from lmcourse.data import cache, hub, tokens
+from lmcourse.data.batches import StatefulBatches
+from lmcourse.data.text import SPLITS, Corpus, load_corpus
 from lmcourse.data.tokens import load_tokenizer, tokenize_corpus
+from lmcourse.errors import LMCourseError
+from lmcourse.files import digest
 
 ROWS = [f'row {i} of {i % 7} lobsters and {i % 3} crabs\n' for i in range(300)]
 CORPUS = Corpus('rows', {'train': ROWS, 'validation': ROWS[:50], 'test': ROWS[50:100]})
@@ -204,3 +209,230 @@ def test_many_ids_are_mapped_and_few_are_beyond_reach(limit, tmp_path, monkeypat
         path = folder_of(tmp_path) / 'train.npy'
         path.write_bytes(path.read_bytes()[:200])
         assert right(data)
+
+
+# what is remembered of files that did not change
+
+
+def shelve(folder, **changed):
+    "WikiText-2 as a folder has it, made of rows of our own, in files whose size follows from the lengths of the rows."
+    pa, pq = pytest.importorskip('pyarrow'), pytest.importorskip('pyarrow.parquet')
+    (folder / 'wikitext' / 'wikitext-2-v1').mkdir(parents=True, exist_ok=True)
+    for split, rows in (CORPUS.splits | changed).items():
+        path = folder / 'wikitext' / 'wikitext-2-v1' / f'{split}-00000-of-00001.parquet'
+        plain = dict(compression='none', use_dictionary=False, write_statistics=False)
+        pq.write_table(pa.table(dict(text=rows)), path, **plain)
+    return folder
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    "The files, a cache of their own, and notes of files that are a moment old."
+    monkeypatch.setenv('LMCOURSE_DATA', str(shelve(tmp_path / 'data')))
+    monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(cache, 'SETTLED', 0)
+    return tmp_path
+
+
+def opened(train=ROWS, tokenizer='word'):
+    "The corpus as it is opened now; what is known of it is what is known of these rows in memory."
+    corpus, same = load_corpus('wikitext-2'), Corpus('wikitext-2', CORPUS.splits | dict(train=train))
+    assert [len(corpus[s]) for s in SPLITS] == [len(same[s]) for s in SPLITS]
+    assert [corpus.fingerprint(s) for s in SPLITS] == [same.fingerprint(s) for s in SPLITS]
+    data = tokenize_corpus(corpus, tokenizer, 1)
+    alone = tokens._in_memory(same, load_tokenizer(tokenizer, same, 1))
+    for s in SPLITS:
+        assert (getattr(data, s).ids == getattr(alone, s).ids).all()
+        assert getattr(data, s).fingerprint == getattr(alone, s).fingerprint
+    return data
+
+
+def notes(shelf):
+    return sorted((shelf / 'cache' / 'texts').glob('files-*.json'))
+
+
+def unread(monkeypatch):
+    "From now on no file of the corpus may be opened."
+    monkeypatch.setattr(hub, '_read_text', lambda files: pytest.fail(f'{files} were read'))
+
+
+@both
+def test_unchanged_files_are_not_opened(name, shelf, monkeypatch):
+    "Tokens, fingerprints and the folder of the cache are those of the first time."
+    first = opened(tokenizer=name)
+    made = files(shelf / 'cache')
+    unread(monkeypatch)
+    again = opened(tokenizer=name)
+    x_BT, y_BT = next(iter(StatefulBatches(again.train.ids, 4, 5, again.tokenizer.bos_id)))
+    assert (y_BT[0].numpy() == first.train.ids[:5]).all() and (x_BT[0, 1:] == y_BT[0, :-1]).all()
+    assert files(shelf / 'cache') == made and len(notes(shelf)) == 3
+
+
+def test_the_key_of_the_cache_is_that_of_the_text(shelf):
+    "Rows in files and the same rows in memory share one folder of tokens."
+    opened()
+    tokenize_corpus(CORPUS, 'word', 1)
+    assert len(list((shelf / 'cache' / 'tokens').iterdir())) == 1
+
+
+OTHER = [row.replace('lobster', 'leopard') for row in ROWS]  # as long, so that the file has the same size
+TRAIN = 'data/wikitext/wikitext-2-v1/train-00000-of-00001.parquet'
+
+
+def times_put_back(shelf):
+    "Another text of the same size in the same file, with the old time of its last change."
+    before = (shelf / TRAIN).stat()
+    shelve(shelf / 'data', train=OTHER)
+    os.utime(shelf / TRAIN, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = (shelf / TRAIN).stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
+
+
+def moved_there(shelf):
+    shelve(shelf / 'other', train=OTHER)
+    os.replace(shelf / 'other' / TRAIN.removeprefix('data/'), shelf / TRAIN)
+
+
+def link_to_another(shelf):
+    shelve(shelf / 'other', train=OTHER)
+    (shelf / 'data').rename(shelf / 'old')
+    (shelf / 'data').symlink_to(shelf / 'other')
+
+
+CHANGES = {
+    'same size': lambda shelf: shelve(shelf / 'data', train=OTHER),
+    'same size and time': times_put_back,
+    'another file moved there': moved_there,
+    'a link to another folder': link_to_another,
+}
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
+def test_a_changed_file_is_read_again(change, shelf):
+    opened()
+    change(shelf)
+    opened(OTHER)
+    opened(OTHER)
+    shelve(shelf / 'data', train=ROWS[:-7])
+    opened(ROWS[:-7])
+
+
+def test_a_file_that_was_just_written_leaves_no_note(shelf, monkeypatch):
+    "It could be written again within one tick of the file system's clock."
+    monkeypatch.setattr(cache, 'SETTLED', 2.0)
+    opened()
+    assert not notes(shelf)
+    later = time.time() + 3
+    monkeypatch.setattr(hub.time, 'time', lambda: later)
+    opened()
+    assert len(notes(shelf)) == 3
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_note(shelf, monkeypatch):
+    corpus, read = load_corpus('wikitext-2'), hub.remember
+    monkeypatch.setattr(hub, 'remember', lambda *args: (shelve(shelf / 'data', train=OTHER), read(*args)))
+    assert corpus.fingerprint('train') == CORPUS.fingerprint('train')
+    assert not notes(shelf)
+    monkeypatch.setattr(hub, 'remember', read)
+    opened(OTHER)
+
+
+def test_rows_wanted_after_their_file_was_changed(shelf):
+    "They would not be the rows that the fingerprint belongs to: one sentence says so."
+    opened()
+    corpus = load_corpus('wikitext-2')
+    shelve(shelf / 'data', train=OTHER)
+    with pytest.raises(
+        LMCourseError, match='wikitext-2-v1 has been changed since the corpus was opened; open it again'
+    ):
+        corpus['train'][0]
+
+
+NOTES = {
+    'empty': lambda data: b'',
+    'cut short': lambda data: data[:-9],
+    'one letter changed': lambda data: data.replace(b'"rows": 3', b'"rows": 4').replace(b'"rows": 5', b'"rows": 6'),
+    'another fingerprint': lambda data: re.sub(rb'"fingerprint": "\w{4}', b'"fingerprint": "0000', data),
+    'of another kind': lambda data: b'[]',
+    'of another kind, checked': lambda data: json.dumps(dict(check=digest([1]), body=[1])).encode(),
+    'without facts': lambda data: checked(data, lambda body: body.pop('facts')),
+    'without a fingerprint': lambda data: checked(data, lambda body: body['facts'].pop('fingerprint')),
+    'of another file': lambda data: checked(data, lambda body: body['identity'][0].__setitem__(1, 7)),
+    'not text': lambda data: b'\xff\xfe\x00',
+}
+
+
+def checked(data, change):
+    "A note that was changed by somebody who made its check agree."
+    body = json.loads(data)['body']
+    change(body)
+    return json.dumps(dict(check=digest(body), body=body)).encode()
+
+
+@pytest.mark.parametrize('damage', NOTES.values(), ids=NOTES)
+def test_a_damaged_note_is_ignored_and_made_again(damage, shelf, monkeypatch):
+    opened()
+    before = {note: note.read_bytes() for note in notes(shelf)}
+    for note, data in before.items():
+        note.write_bytes(damage(data))
+        assert note.read_bytes() != data
+    opened()
+    assert {note: note.read_bytes() for note in notes(shelf)} == before
+    unread(monkeypatch)
+    opened()
+
+
+def test_a_folder_in_the_place_of_a_note(shelf):
+    opened()
+    for note in notes(shelf):
+        note.unlink()
+        note.mkdir()
+    opened()
+
+
+@pytest.mark.parametrize('place', ['file/cache', '/proc/lmcourse'])
+def test_files_are_opened_where_nothing_can_be_kept(place, shelf, monkeypatch, capsys):
+    (shelf / 'file').write_text('in the way')
+    monkeypatch.setenv('LMCOURSE_CACHE', str(shelf / place))
+    opened()
+    opened()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all('they stay in memory' in line for line in said)
+
+
+def test_what_was_kept_serves_where_nothing_can_be_written(shelf, monkeypatch):
+    opened()
+    monkeypatch.setattr('lmcourse.files.os.replace', lambda *args: pytest.fail('something was written'))
+    monkeypatch.setattr(cache, 'FileLock', lambda path: pytest.fail('a lock was asked for'))
+    unread(monkeypatch)
+    corpus = load_corpus('wikitext-2')
+    assert right(tokenize_corpus(corpus, 'word', 1))
+
+
+OPEN = '''from lmcourse.data import cache; from lmcourse.data.text import *; from lmcourse.data.tokens import *
+cache.SETTLED = 0
+for _ in range(3):
+    corpus = load_corpus('wikitext-2')
+    data = tokenize_corpus(corpus, 'word', 1)
+    print(*(corpus.fingerprint(s) for s in SPLITS), *(getattr(data, s).ids.astype(int).sum() for s in SPLITS))'''
+
+
+def test_files_are_opened_by_several_processes_at_once(shelf):
+    running = [
+        subprocess.Popen([sys.executable, '-c', OPEN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ended = [p.communicate(timeout=300) for p in running]
+    assert all(p.returncode == 0 and not err for p, (_, err) in zip(running, ended)), ended
+    assert len({line for out, _ in ended for line in out.splitlines()}) == 1
+    assert not [f for f in files(shelf / 'cache') if f.startswith('.')] and len(notes(shelf)) == 3
+    opened()
+
+
+def test_known_files_need_no_pyarrow(shelf, monkeypatch):
+    opened()
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    corpus = load_corpus('wikitext-2')
+    assert len(tokenize_corpus(corpus, 'word', 1).train.ids) == len(ROWS) * 9
+    with pytest.raises(LMCourseError, match='wikitext-2-v1 holds parquet files, and reading them needs `pip install'):
+        corpus['train'][0]

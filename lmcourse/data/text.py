@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from .hub import HubError, find_wikitext, splits_from_cache, splits_from_folder
+from .hub import ArrowColumn, HubError, find_wikitext, splits_from_cache, splits_from_folder
 from ..errors import LMCourseError
 from ..files import cache_folder, digest, read_checked_json, write_checked_json
 
@@ -43,6 +43,13 @@ class CorpusError(LMCourseError):
 SPLITS = ('train', 'validation', 'test')
 
 # %% ../../nbs/04_text.ipynb #99c85aa4
+def _fingerprint(rows):
+    sha = hashlib.sha256()
+    for row in rows:
+        sha.update(b'%d:%s' % (len(b := row.encode()), b))
+    return sha.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Corpus:
     "A text in three parts, each a sequence of rows; a row keeps its newline, and a blank row may be ''."
@@ -78,10 +85,8 @@ class Corpus:
     def fingerprint(self, split: str) -> str:  # 16 hexadecimal digits
         """A hash that identifies the text: SHA-256 over its rows, each with its length before it, so that another
         division into rows has another hash."""
-        sha = hashlib.sha256()
-        for row in self[split]:
-            sha.update(b'%d:%s' % (len(b := row.encode()), b))
-        return sha.hexdigest()[:16]
+        rows = self[split]
+        return rows.fingerprint(_fingerprint) if isinstance(rows, ArrowColumn) else _fingerprint(rows)
 
 # %% ../../nbs/04_text.ipynb #163e8d04
 def _some(names, most=6):
