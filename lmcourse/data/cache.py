@@ -109,7 +109,7 @@ SETTLED = 2.0  # seconds for which a file must have been left alone before a not
 
 
 def identify(
-    files: Sequence[Path],
+    files: Sequence[Path],  # any files
 ) -> list:  # JSON values, one list a file
     "What tells files from others, or from changed ones, without reading them. Raises `OSError` for a missing file."
     facts = [(path.resolve(), path.stat()) for path in files]
@@ -133,7 +133,7 @@ def recall(
 
 
 def remember(
-    files: Sequence[Path],
+    files: Sequence[Path],  # what the facts were computed from
     identity: list,  # of the files before they were opened
     opened: float,  # when they were opened, as `time.time()` has it
     facts: dict,  # JSON values that follow from their contents

@@ -139,9 +139,10 @@ def splits_from_cache(
         return None, 'the package `huggingface_hub` is not installed'
     from huggingface_hub import constants, snapshot_download
 
-    places, wanted = [], dict(repo_type='dataset', allow_patterns=f'{config}/*.parquet')
+    places, wanted = [], f'{config}/*.parquet'
     with suppress(OSError, ValueError):  # the library's ways to say that it has nothing
-        places.append((Path(snapshot_download(WIKITEXT, local_files_only=True, **wanted)) / config, '{split}*.parquet'))
+        found = snapshot_download(WIKITEXT, repo_type='dataset', local_files_only=True, allow_patterns=wanted)
+        places.append((Path(found) / config, '{split}*.parquet'))
     kept = Path(os.environ.get('HF_DATASETS_CACHE') or Path(constants.HF_HOME) / 'datasets').expanduser()
     complete = kept.glob(f'{WIKITEXT.replace("/", "___")}/{config}/*/*/dataset_info.json')
     for folder, names in places + [(facts.parent, 'wikitext-{split}*.arrow') for facts in sorted(complete)]:
@@ -180,7 +181,7 @@ def splits_from_hub(
         return None, why
     from huggingface_hub import HfApi
 
-    ask = lambda: [f.rfilename for f in HfApi().dataset_info(WIKITEXT, timeout=timeout).siblings]
+    ask = lambda: [f.rfilename for f in HfApi().dataset_info(WIKITEXT, timeout=timeout).siblings or ()]
     listed, why = wait_at_most(timeout, ask)
     if listed is None:
         return None, f'the hub {why}'
@@ -209,9 +210,9 @@ def find_wikitext(
         if splits:
             return splits
         tried.append(why)
-    tried = '; '.join(dict.fromkeys(tried))
+    reasons = '; '.join(dict.fromkeys(tried))
     raise HubError(
-        f'{name} ({WIKITEXT}, {config}) was not found: {tried}; let LMCOURSE_DATA name a folder that holds '
+        f'{name} ({WIKITEXT}, {config}) was not found: {reasons}; let LMCOURSE_DATA name a folder that holds '
         f'wikitext/{config}/*.parquet, or fetch it beforehand where there is a network with `hf download {WIKITEXT} '
         '--repo-type dataset --local-dir FOLDER/wikitext`, or go online and try again'
     )
