@@ -200,6 +200,13 @@ def test_settings_that_disagree_with_the_run(tmp_path, counts, kind, said):
     assert said not in names(made(tmp_path / 'other', fall(6, 3.8, 40, 4), fall(6, 3.9, 10)))
 
 
+def test_nothing_is_said_of_the_warmup_of_a_run_that_goes_on(tmp_path, counts):
+    "What fraction of the run it will be is not known yet."
+    curves = fall(6, 3.8, 40, 4), fall(6, 3.9, 10)
+    run = made(tmp_path / 'run', *curves, optim={'warmup_steps': 500}, finished=False)
+    assert 'a long warmup' not in names(run)
+
+
 def test_a_state_carried_in_evaluation_only(tmp_path, counts):
     reset = {'validation': dict(nats_per_token=3.95, perplexity=50.0)}
     kind = dict(measured={'state_carried': True, 'context_length': None}, summary={'state_reset_eval': reset})

@@ -585,9 +585,9 @@ def check_schedule(
 def check_warmup(
     c: RunCurves,  # what is known of the run
 ) -> dict | None:
-    "A warmup of more than a fifth of the run."
+    "A warmup of more than a fifth of a run that has come to its end."
     warmup = c.optim.get('warmup_steps') or 0
-    if c.steps and not c.diverged and warmup > limit('warmup') * c.steps:
+    if c.summary.get('finished') and not c.diverged and warmup > limit('warmup') * c.steps:
         return finding(
             'a long warmup',
             f'{warmup:,} of {c.steps:,} updates, {warmup / c.steps:.0%} of the run',
