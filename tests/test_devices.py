@@ -26,7 +26,7 @@ from lmcourse.measure import sampled_softmax as sampled
 from lmcourse.models import awd_lstm, recurrent, transformer
 from lmcourse.models import tied_rnn as tuned
 from lmcourse.training import optimizers
-from lmcourse.training.recipes import Optim
+from lmcourse.training.recipes import OPTIMIZERS, Optim
 
 B, T, D, H = 3, 5, 8, 2
 SHAPES_DEPEND_ON_VALUES = (UnsupportedFakeTensorException, DataDependentOutputException, DynamicOutputShapeException)
@@ -220,10 +220,7 @@ CALLS = {
         ]
     ),
     **{f'a training step of {n}': lambda d, n=n: forward_and_loss(n, d) for n in SMALL},
-    **{
-        f'{n} after a resume': lambda d, n=n: stepped(n, SMALL['decoder'], d)
-        for n in ('sgd', 'adamw', 'nt-asgd', 'muon')
-    },
+    **{f'{n} after a resume': lambda d, n=n: stepped(n, SMALL['decoder'], d) for n in OPTIMIZERS},
     **{
         f'adapt.{k.__name__}': lambda d, k=k: read(k, d)
         for k in (adapt.StreamingEvaluator, adapt.NeuralCache, adapt.DynamicEvaluation)

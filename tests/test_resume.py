@@ -15,7 +15,7 @@ from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig
 from lmcourse.models.transformer import TransformerConfig
 from lmcourse.training.progress import graceful_interrupt
-from lmcourse.training.recipes import Data, Optim, Recipe, Train, get_recipe, override, tiny
+from lmcourse.training.recipes import OPTIMIZERS, Data, Optim, Recipe, Train, get_recipe, override, tiny
 from lmcourse.training.runs import Run
 from lmcourse.training.trainer import (
     Diverged,
@@ -60,7 +60,7 @@ def test_goes_on_bit_for_bit(name, tmp_path):
     assert parts.summary['test'] == whole.summary['test']
 
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'nt-asgd', 'muon'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_every_optimizer_goes_on(optimizer, tmp_path):
     model = TransformerConfig(16, 2, 32, 1, 20)
     whole = train(small(model, **{'optim.optimizer': optimizer}), tmp_path / 'whole', show=False)
