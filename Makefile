@@ -6,7 +6,7 @@ BIN := .venv/Scripts
 endif
 READY := .venv/.ready
 
-.PHONY: help setup run test lab docs bench
+.PHONY: help setup run test lab docs bench execute
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -34,3 +34,8 @@ docs: $(READY)  ## build the site, to be read with no network, under docs/_build
 
 bench: $(READY)  ## measure our speed against the usual way, side by side, in one run
 	$(BIN)/lmcourse bench
+
+execute: $(READY)  ## run notebooks as git wants them: make execute NB=nbs/X.ipynb [DATA=1, with LMCOURSE_DATA kept]
+	@test -n "$(NB)" || { echo "name the notebook: make execute NB=nbs/05_tokens.ipynb"; exit 1; }
+	$(BIN)/python docs/execute.py $(if $(DATA),--data) $(NB)
+	$(BIN)/nbdev-clean

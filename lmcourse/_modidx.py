@@ -2103,6 +2103,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'lmcourse.training.recipes._field_kinds': ( 'recipes.html#_field_kinds',
                                                                                        'lmcourse/training/recipes.py'),
                                            'lmcourse.training.recipes._finite': ('recipes.html#_finite', 'lmcourse/training/recipes.py'),
+                                           'lmcourse.training.recipes._first_sentence': ( 'recipes.html#_first_sentence',
+                                                                                          'lmcourse/training/recipes.py'),
                                            'lmcourse.training.recipes._is_same_function': ( 'recipes.html#_is_same_function',
                                                                                             'lmcourse/training/recipes.py'),
                                            'lmcourse.training.recipes._known': ('recipes.html#_known', 'lmcourse/training/recipes.py'),

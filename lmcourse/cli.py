@@ -34,6 +34,7 @@ from .models.ngram import KneserNey, Uniform, evaluate_ngram
 from .training.distributed import DDPTrainer, fit_distributed, rank_and_world_size
 from .training.recipes import Data, Optim, Train, get_recipe, num_parameters, override, recipe_names, tiny
 from lmcourse.training.runs import (
+    Markup,
     Run,
     all_baselines,
     compare_runs,
@@ -86,7 +87,7 @@ def cmd_list(
                 recipe=name,
                 num_parameters=num_parameters(r),
                 reported_perplexity=r.reported_perplexity,
-                summary=r.summary,
+                summary=Markup(r.summary),
             )
         )
     return {'recipes': rows}, markdown_table(rows)

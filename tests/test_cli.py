@@ -92,6 +92,14 @@ def test_list_names_the_recipes(lm):
     assert {'gru-a', 'lstm-b', 'gru-b'} <= set(recipes)
 
 
+def test_list_shows_each_recipe_in_a_sentence(lm):
+    "Whole, and a name in code between plain backticks."
+    [row] = [line for line in lm('list').stdout.splitlines() if line.startswith('| playground-transformer |')]
+    assert row.endswith(
+        '| `chinchilla-1-tuned` in four passes instead of ten: a Transformer small enough to travel with the course. |'
+    )
+
+
 def test_baseline_answers_with_a_passport(lm):
     r = json.loads(lm('baseline', 'markov', '--order', 3, '--json').stdout)
     assert list(r['validation']) == list(r['test']) == MEASUREMENT

@@ -2,34 +2,18 @@
 
 import ast
 import dataclasses
+import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
-from architectures import V
+from architectures import CONFIGS, FORMULAS, V
 from conftest import ROOT
 
 from lmcourse.inference.generate import SamplingConfig, generate_ids
-from lmcourse.models import recurrent, semantic_blocks, transformer
-from lmcourse.models.awd_lstm import AWDLSTMConfig
 from lmcourse.models.base import LanguageModel, ModelConfig
-from lmcourse.models.recurrent import RecurrentConfig
-from lmcourse.models.semantic_blocks import SemanticBlocksConfig
-from lmcourse.models.tied_rnn import TiedRNNConfig, TiedRNNLM
-from lmcourse.models.transformer import TransformerConfig, positions_affected
-
-CONFIGS = {
-    'elman': RecurrentConfig('elman', 8, 12, 1),
-    'lstm': RecurrentConfig('lstm', 8, 12, 2, io_dropout=0.5),
-    'gru': RecurrentConfig('gru', 8, 8, 1, tie_weights=True),
-    'lstm, tied': TiedRNNConfig('lstm', 8, 12),
-    'gru, tied': TiedRNNConfig('gru', 8, 12),
-    'awd-lstm': AWDLSTMConfig(embedding_dim=8, hidden_size=12),
-    'decoder': TransformerConfig(16, 2, 32, 2, 16, 0.3),
-    'decoder, rotary': TransformerConfig(16, 2, 32, 2, 16, positions='rotary', norm='rms', activation='swiglu'),
-    'semantic blocks': SemanticBlocksConfig(4, 2, 2, 4, 32, 2, 16, 0.3),
-    'semantic blocks, scrambled': SemanticBlocksConfig(6, 2, 2, 6, 32, 1, 16, layout='scrambled'),
-}
+from lmcourse.models.tied_rnn import TiedRNNLM
+from lmcourse.models.transformer import positions_affected
 
 
 @pytest.fixture(params=CONFIGS)
@@ -85,6 +69,15 @@ def test_a_text_in_two_parts_is_the_text_in_one(model, x_BT):
     torch.testing.assert_close(torch.cat([first, second], 1), whole, atol=1e-5, rtol=1e-4)
 
 
+def test_nothing_is_kept_in_the_model(model, x_BT):
+    "A state goes on in the same way twice, whatever was read in between: a call changes neither model nor state."
+    _, state = model.logits(x_BT[:, :4])
+    once, _ = model.logits(x_BT[:, 4:], state)
+    model.logits(x_BT.flip(1))
+    again, _ = model.logits(x_BT[:, 4:], state)
+    assert torch.equal(once, again)
+
+
 def test_text_is_written_alike_with_and_without_the_state(model):
     bos_id, prompt = 0, [1, 2, 3]
     written, ids = [], [bos_id, *prompt]
@@ -117,15 +110,25 @@ def test_a_model_is_made_without_numbers(config):
         assert {p.device.type for p in config.build(V).parameters()} == {'meta'}
 
 
-COUNTED = {RecurrentConfig: recurrent, TransformerConfig: transformer, SemanticBlocksConfig: semantic_blocks}
-
-
-@pytest.mark.parametrize('name', [name for name, config in CONFIGS.items() if type(config) in COUNTED])
+@pytest.mark.parametrize('name', FORMULAS)
 def test_the_closed_form_counts_the_parameters(name):
     config = CONFIGS[name]
-    module = COUNTED[type(config)]
     counted = sum(p.numel() for p in config.build(V).parameters())
-    assert sum(module.parameter_breakdown(config, V).values()) == counted
+    assert FORMULAS[name](config, V) == counted
+
+
+def test_every_architecture_of_the_package_is_entered():
+    "Every configuration that a module of `lmcourse.models` exports stands in tests/architectures.py."
+    entered = {type(config) for config in CONFIGS.values()}
+    exported = set()
+    for path in sorted((ROOT / 'lmcourse' / 'models').glob('[a-z]*.py')):
+        module = importlib.import_module(f'lmcourse.models.{path.stem}')
+        exported |= {kind for name in module.__all__ if is_architecture(kind := getattr(module, name))}
+    assert exported == entered, 'enter each of them in tests/architectures.py'
+
+
+def is_architecture(kind):
+    return isinstance(kind, type) and issubclass(kind, ModelConfig) and kind is not ModelConfig
 
 
 def test_nobody_asks_a_model_or_an_optimizer_what_it_has():

@@ -1,7 +1,9 @@
 "The package as somebody else installs it, and the README as the index makes it."
 
 import ast
+import base64
 import importlib.util
+import io
 import re
 import subprocess
 import sys
@@ -9,7 +11,12 @@ import zipfile
 from configparser import ConfigParser
 from pathlib import Path
 
+import execute
+import nbformat
+import pytest
 from conftest import stage
+from nbdev.clean import nbdev_clean
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,3 +87,67 @@ def test_what_the_readme_draws_is_there():
         folder = ROOT / 'lmcourse' if line.startswith(' ') else ROOT
         for name in names.split(', '):
             assert (folder / name).exists() or (folder / f'{name}.py').exists(), f'the README draws {name}'
+
+
+ROW = re.compile(
+    r'^\| (?:(?P<number>\d\d[a-z]?) \| )?\[(?P<title>.+?)\]\((?:nbs/)?(?P<place>[\w/]+\.ipynb)\)'
+    r' \| (?:`(?P<module>[\w.]+)`)? \| (?P<promise>.*) \|$',
+    re.M,
+)
+
+
+def text_of(page):
+    "A page's text; of a notebook, what its outputs show."
+    if page.suffix == '.md':
+        return page.read_text(encoding='utf-8')
+    cells = [c for c in nbformat.read(page, 4).cells if c.cell_type == 'code']
+    return '\n'.join(o.data.get('text/markdown', '') for c in cells for o in c.outputs if 'data' in o)
+
+
+@pytest.mark.parametrize('page', ['nbs/index.ipynb', 'README.md'])
+def test_every_lesson_and_engine_room_has_its_row(page):
+    "Number, title, module and promise stand in the index's tables as in the notebooks, in the directory's order."
+    plain = lambda markdown: re.sub(r'\\(\W)', r'\1', markdown or '')
+    rows = [tuple(map(plain, m.group(*ROW.groupindex))) for m in ROW.finditer(text_of(ROOT / page))]
+    there = [(l.number, l.title, l.place, l.module or '', l.promise) for l in stage.all_lessons()]
+    assert rows == there, (
+        f'{page} is older than the notebooks: run `make execute NB=nbs/index.ipynb`, then'
+        ' `.venv/bin/python docs/make_readme.py`'
+    )
+
+
+def test_a_notebook_is_run_as_git_wants_it(tmp_path, monkeypatch, capsys):
+    "What was printed in pieces is one text, pictures have 64 colours, nothing tells of the run; an error changes nothing."
+    v4 = nbformat.v4
+    code = [
+        "import os, sys\nfor word in ('one', 'two'):\n    print(word)\n    sys.stdout.flush()",
+        "print(os.environ.get('LMCOURSE_DATA'))",
+        "from IPython.display import Image\nimport base64\nImage(data=base64.b64decode(picture))",
+        '#| eval: false\n1 / 0',
+    ]
+    many = Image.linear_gradient('L').convert('RGB')
+    many.putdata([(i % 256, i // 256, 0) for i in range(256 * 256)])
+    png = io.BytesIO()
+    many.save(png, 'png')
+    code[0] += f'\npicture = {base64.b64encode(png.getvalue()).decode()!r}'
+    path = tmp_path / 'page.ipynb'
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell(c) for c in code]), path)
+
+    for name in ('LMCOURSE_DATA', 'LMCOURSE_FULL', 'PYTHONPATH'):
+        monkeypatch.setenv(name, '/somewhere')
+    assert execute.main([str(path)]) == 0
+    cells = nbformat.read(path, 4).cells
+    assert [o.text for o in cells[0].outputs] == ['one\ntwo\n']
+    assert cells[1].outputs[0].text == 'None\n'
+    picture = Image.open(io.BytesIO(base64.b64decode(cells[2].outputs[0].data['image/png'])))
+    assert len(picture.getcolors()) <= 64
+    assert cells[3].outputs == []
+    assert not any(c.execution_count or c.metadata for c in cells)
+    made = path.read_bytes()
+    nbdev_clean(path)
+    assert path.read_bytes() == made
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell('1 / 0')]), path)
+    before = path.read_bytes()
+    assert execute.main([str(path)]) == 1
+    assert 'is left as it was: CellExecutionError' in capsys.readouterr().err
+    assert path.read_bytes() == before

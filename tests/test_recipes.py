@@ -82,6 +82,25 @@ def test_every_recipe_of_the_table_is_found_and_comes_back_from_its_file():
         assert recipe_from_dict(stored(R.tiny(r))) == R.tiny(r)
 
 
+def test_a_summary_is_the_first_sentence_of_the_docstring(registry):
+    "Over as many lines as it has; `lmcourse list` shows it, in a table's cell."
+
+    @R.recipe
+    def my_long():
+        """A sentence that goes on at 3.5 times
+        the width. A second one.
+
+        A second paragraph."""
+        return Recipe('my-long', RecurrentConfig())
+
+    assert get_recipe('my-long').summary == 'A sentence that goes on at 3.5 times the width.'
+    for name in R.RECIPES:
+        summary = get_recipe(name).summary
+        assert summary.endswith('.'), f'the docstring of {name} begins with a sentence, and a full stop'
+        assert '\n' not in summary
+        assert '|' not in summary
+
+
 def test_a_recipe_is_found_by_its_name_after_importing_training_alone(tmp_path):
     r = fresh(
         "from lmcourse.training.trainer import train\nfrom lmcourse.training.recipes import"

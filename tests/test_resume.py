@@ -7,15 +7,15 @@ import signal
 
 import pytest
 import torch
+from architectures import CONFIGS
 
 from lmcourse.files import FileError, load_safetensors, save_safetensors
-from lmcourse.models.awd_lstm import AWDLSTMConfig
 from lmcourse.models.base import ConfigError, evaluating
 from lmcourse.models.recurrent import RecurrentConfig
 from lmcourse.models.tied_rnn import TiedRNNConfig
 from lmcourse.models.transformer import TransformerConfig
 from lmcourse.training.progress import graceful_interrupt
-from lmcourse.training.recipes import Data, Optim, Recipe, Train, get_recipe, override, tiny
+from lmcourse.training.recipes import OPTIMIZERS, Data, Optim, Recipe, Train, get_recipe, override, tiny
 from lmcourse.training.runs import Run
 from lmcourse.training.trainer import (
     Diverged,
@@ -29,21 +29,20 @@ from lmcourse.training.trainer import (
 )
 
 LANES = Data(corpus='markov', batching='stateful', seq_len=20, batch_size=8)
-MODELS = {
-    'gru, one layer': RecurrentConfig('gru', 16, 16, 1),
-    'lstm, one layer': RecurrentConfig('lstm', 16, 16, 1),
-    'elman': RecurrentConfig('elman', 16, 16, 1),
-    'tuned gru, one layer': TiedRNNConfig('gru', 16, 16, 1),
-    'tuned lstm': TiedRNNConfig('lstm', 16, 16, 2),
-    'awd-lstm': AWDLSTMConfig(embedding_dim=16, hidden_size=16, num_layers=2),
-    'decoder': TransformerConfig(16, 2, 32, 1, 20),
-}
+KINDS = CONFIGS | {'gru, tied, one layer': TiedRNNConfig('gru', 16, 16, 1)}
+GRU = RecurrentConfig('gru', 16, 16, 1)
+LSTM = RecurrentConfig('lstm', 16, 16, 1)
+DECODER = TransformerConfig(16, 2, 32, 1, 20)
 
 
-def small(model, **changes):
-    data = LANES if not isinstance(model, TransformerConfig) else dataclasses.replace(LANES, batching='windows')
+def small(config, **changes):
+    "A recipe of 24 steps: the state is carried where the model has one, else it reads windows that fit its context."
+    with torch.device('meta'):
+        model = config.build(50)
+    seq_len = min(LANES.seq_len, model.context_length or LANES.seq_len)
+    data = dataclasses.replace(LANES, seq_len=seq_len, batching='stateful' if model.stateful else 'windows')
     return override(
-        Recipe('small', model, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, eval_every=12)),
+        Recipe('small', config, data, Optim(lr=3e-3), Train(epochs=1, max_steps=24, log_every=4, eval_every=12)),
         changes,
     )
 
@@ -52,16 +51,16 @@ def curve(run):
     return [(m['step'], m['train_nats']) for m in run.metrics() if 'train_nats' in m]
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', KINDS)
 def test_goes_on_bit_for_bit(name, tmp_path):
-    whole = train(small(MODELS[name]), tmp_path / 'whole', show=False)
-    train(small(MODELS[name], **{'train.max_steps': 12}), tmp_path / 'parts', show=False)
+    whole = train(small(KINDS[name]), tmp_path / 'whole', show=False)
+    train(small(KINDS[name], **{'train.max_steps': 12}), tmp_path / 'parts', show=False)
     parts = from_checkpoint(tmp_path / 'parts', show=False, max_steps=24).fit()
     assert curve(parts) == curve(whole)
     assert parts.summary['test'] == whole.summary['test']
 
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'adamw', 'nt-asgd', 'muon'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_every_optimizer_goes_on(optimizer, tmp_path):
     model = TransformerConfig(16, 2, 32, 1, 20)
     whole = train(small(model, **{'optim.optimizer': optimizer}), tmp_path / 'whole', show=False)
@@ -72,7 +71,7 @@ def test_every_optimizer_goes_on(optimizer, tmp_path):
 def test_precision_is_resolved_once_and_written_down(tmp_path, monkeypatch):
     import lmcourse.training.trainer as T
 
-    run = train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path / 'r', show=False)
+    run = train(small(DECODER, **{'train.max_steps': 12}), tmp_path / 'r', show=False)
     made = run.summary['precision']
     assert set(made) == {'loss', 'layers'} and set(made.values()) <= {'fp32', 'bf16'}
     other = 'fp32' if made['loss'] == 'bf16' else 'bf16'
@@ -106,7 +105,7 @@ def test_a_text_that_has_changed_is_refused(tmp_path, monkeypatch):
     (tmp_path / 'book.txt').write_text(''.join(rows))
     monkeypatch.chdir(tmp_path)
     r = small(
-        MODELS['gru, one layer'],
+        GRU,
         **{
             'data.corpus': 'book.txt',
             'data.min_count': 1,
@@ -142,7 +141,7 @@ def test_a_recipe_of_ones_own_is_loaded_from_its_folder(tmp_path):
 
 
 def test_fewer_steps_than_were_made_are_refused(tmp_path):
-    train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    train(small(GRU), tmp_path / 'r', show=False)
     before = (tmp_path / 'r' / 'config.json').read_text()
     with pytest.raises(TrainingError, match='has made 24 steps already, and 6 are asked for'):
         from_checkpoint(tmp_path / 'r', show=False, max_steps=6)
@@ -151,7 +150,7 @@ def test_fewer_steps_than_were_made_are_refused(tmp_path):
 
 def test_a_kill_between_the_state_and_its_best_weights(tmp_path):
     "The best weights are those that the state says, even where a kill left older ones."
-    run = train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    run = train(small(GRU), tmp_path / 'r', show=False)
     want, _ = load_safetensors(tmp_path / 'r' / 'best.safetensors')
     assert run.load('best')[1]['step'] == 24
     save_safetensors(tmp_path / 'r' / 'best.safetensors', {k: v + 1 for k, v in want.items()}, {'step': 12})
@@ -177,14 +176,14 @@ def alter(path, change):
     ],
 )
 def test_a_state_that_was_altered_is_refused(change, tmp_path):
-    train(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    train(small(GRU), tmp_path / 'r', show=False)
     alter(tmp_path / 'r' / 'state.safetensors', change)
     with pytest.raises((TrainingError, FileError)):
         from_checkpoint(tmp_path / 'r', show=False, max_steps=30)
 
 
 def test_stopped_before_anything_was_saved(tmp_path):
-    Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    Trainer(small(GRU), tmp_path / 'r', show=False)
     with pytest.raises(TrainingError, match='before anything had been saved.*delete that folder'):
         from_checkpoint(tmp_path / 'r')
 
@@ -205,9 +204,7 @@ def test_divergence_is_a_sentence_and_loses_nothing(lr, tmp_path):
 
 def test_clip_zero_never_touches_a_gradient(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', None)
-    run = train(
-        small(MODELS['gru, one layer'], **{'optim.max_grad_norm': 0, 'train.max_steps': 4}), tmp_path / 'r', show=False
-    )
+    run = train(small(GRU, **{'optim.max_grad_norm': 0, 'train.max_steps': 4}), tmp_path / 'r', show=False)
     assert all(m['grad_norm'] > 0 for m in run.metrics() if 'grad_norm' in m)
 
 
@@ -225,11 +222,11 @@ def test_an_exception_leaves_the_model_as_it_was():
 
 
 def test_a_trainer_says_what_it_is(tmp_path):
-    assert 'Trainer of small: step 0 of 24' in repr(Trainer(small(MODELS['decoder']), tmp_path / 'r', show=False))
+    assert 'Trainer of small: step 0 of 24' in repr(Trainer(small(DECODER), tmp_path / 'r', show=False))
 
 
 def test_two_writers_of_one_run_are_one_too_many(tmp_path):
-    trainer = Trainer(small(MODELS['gru, one layer']), tmp_path / 'r', show=False)
+    trainer = Trainer(small(GRU), tmp_path / 'r', show=False)
     with Run.open(tmp_path / 'r').lock(), pytest.raises(FileError, match='another process'):
         trainer.fit()
 
@@ -237,7 +234,7 @@ def test_two_writers_of_one_run_are_one_too_many(tmp_path):
 @pytest.mark.parametrize('step', [3, 14])  # before the first evaluation, and after it
 @pytest.mark.parametrize('which', ['SIGINT', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_stops_after_the_step_and_loses_nothing(step, which, tmp_path, monkeypatch):
-    recipe = small(MODELS['gru, one layer'])
+    recipe = small(GRU)
     whole = train(recipe, tmp_path / 'whole', show=False)
     take = Trainer.train_step
 
@@ -276,7 +273,7 @@ def test_an_interrupted_cell_says_where_it_stopped_and_how_to_go_on(tmp_path, mo
     monkeypatch.setattr(
         T.Trainer, 'stop_reason', lambda trainer, asked: 'interrupted' if trainer.state.step == 5 else None
     )
-    train(small(MODELS['gru, one layer']), tmp_path / 'run')
+    train(small(GRU), tmp_path / 'run')
     assert (
         capsys.readouterr().out
         == f"Stopped at step 5 of 24. To go on: from_checkpoint({str(tmp_path / 'run')!r}).fit()\n"
@@ -285,7 +282,7 @@ def test_an_interrupted_cell_says_where_it_stopped_and_how_to_go_on(tmp_path, mo
 
 def test_a_trainer_that_another_has_overtaken_is_refused(tmp_path):
     "Two take up the same run; one trains; the other, which waited, would go back to steps that are made."
-    train(small(MODELS['gru, one layer'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
+    train(small(GRU, **{'train.max_steps': 12}), tmp_path / 'run', show=False)
     first, late = (from_checkpoint(tmp_path / 'run', show=False, max_steps=24) for _ in range(2))
     made = curve(first.fit())
     with pytest.raises(TrainingError, match='has gone on since this trainer was made'):
@@ -297,7 +294,7 @@ def test_a_precision_that_this_device_has_not(tmp_path, monkeypatch, capsys):
     "A run from a machine with bf16 goes on where there is none, and says so."
     import lmcourse.training.trainer as T
 
-    train(small(MODELS['lstm, one layer'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
+    train(small(LSTM, **{'train.max_steps': 12}), tmp_path / 'run', show=False)
     alter(
         tmp_path / 'run' / 'state.safetensors',
         lambda tensors, meta: (tensors, json.loads(json.dumps(meta).replace('fp32', 'bf16'))),
@@ -310,7 +307,7 @@ def test_a_precision_that_this_device_has_not(tmp_path, monkeypatch, capsys):
 
 
 def test_another_number_of_processes_is_said(tmp_path, capsys):
-    train(small(MODELS['decoder'], **{'train.max_steps': 12}), tmp_path / 'run', show=False)
+    train(small(DECODER, **{'train.max_steps': 12}), tmp_path / 'run', show=False)
     alter(
         tmp_path / 'run' / 'state.safetensors',
         lambda tensors, meta: (
@@ -323,9 +320,7 @@ def test_another_number_of_processes_is_said(tmp_path, capsys):
 
 
 def test_a_seed_beyond_the_whole_numbers_of_a_float_is_recorded_exactly(tmp_path):
-    run = train(
-        small(MODELS['gru, one layer'], **{'train.seed': 2**53 + 1, 'train.max_steps': 2}), tmp_path / 'run', show=False
-    )
+    run = train(small(GRU, **{'train.seed': 2**53 + 1, 'train.max_steps': 2}), tmp_path / 'run', show=False)
     assert run.summary['seed'] == Run.open(tmp_path / 'run').seed == 2**53 + 1
 
 

@@ -25,7 +25,7 @@ class LanguageModel(nn.Module):
     "Maps ids to hidden states; `lm_head` turns those into logits, one for each entry of the vocabulary."
 
     stateful = False  # evaluation and training may carry the state from one batch to the next
-    context_length: int | None = None  # longest context in tokens; None: no limit
+    context_length: int | None = None  # the longest window that it can be fed, in tokens; None: no limit
     embedding: nn.Module  # ids to vectors
     lm_head: nn.Linear  # hidden states to logits
 

@@ -293,7 +293,7 @@ def recipe(
     *,
     reported_perplexity: float | None = None,  # what its source reports
 ):
-    """Register a function that returns a `Recipe` under its own name, `_` read as `-`; its docstring's first line
+    """Register a function that returns a `Recipe` under its own name, `_` read as `-`; its docstring's first sentence
     becomes the summary."""
 
     def register(f):
@@ -410,6 +410,12 @@ def override(
     return recipe
 
 # %% ../../nbs/10_recipes.ipynb #98d413ad
+def _first_sentence(docstring: str) -> str:
+    "The first sentence of a docstring, or its first paragraph where that has no full stop, in one line."
+    paragraph = ' '.join(docstring.strip().split('\n\n')[0].split())
+    return re.split(r'(?<=[.?!]) (?=[A-Z`])', paragraph)[0]
+
+
 def get_recipe(
     name: str,  # a recipe of the course, or a registered one
     **changes: str | object,  # section__field=value
@@ -424,9 +430,8 @@ def get_recipe(
             + (f'; did you mean {near[0]!r}?' if near else f'; the recipes are: {", ".join(recipe_names())}')
         )
     f, reported_perplexity = _registry[name]
-    summary = (f.__doc__ or '').strip().partition('\n')[0]
     return override(
-        replace(f(), name=name, reported_perplexity=reported_perplexity, summary=summary),
+        replace(f(), name=name, reported_perplexity=reported_perplexity, summary=_first_sentence(f.__doc__ or '')),
         {k.replace('__', '.'): v for k, v in changes.items()},
     )
 
