@@ -5,6 +5,7 @@ import argparse
 import os
 import re
 import runpy
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,7 +37,8 @@ def execute(path: Path, timeout: int = 1200):  # timeout: seconds for a cell
     for cell in skipped:
         cell.metadata['tags'] = [*cell.metadata.get('tags', []), SKIP]
     folder = {'metadata': {'path': str(path.resolve().parent)}}
-    NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=folder, skip_cells_with_tag=SKIP).execute()
+    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources=folder, skip_cells_with_tag=SKIP)
+    client.execute(stderr=subprocess.DEVNULL)  # the kernel's remarks about itself
     for cell in skipped:
         cell.metadata['tags'].remove(SKIP)
         if not cell.metadata['tags']:

@@ -54,7 +54,9 @@ def test_the_architecture_names_every_module():
     text = (ROOT / 'ARCHITECTURE.md').read_text(encoding='utf-8')
     found = re.findall(r'^\| `lmcourse\.([\w.]+)` \| \[[\w]+\]\((nbs/[\w/]+\.ipynb)\)', text, re.M)
     modules = [p for p in (ROOT / 'lmcourse').rglob('*.py') if not p.name.startswith('_')]
-    assert sorted(stage.module_path(name) for name, _ in found) == sorted(modules)
+    assert sorted(stage.module_path(name) for name, _ in found) == sorted(modules), (
+        'each module has one row in the table "The rooms" of ARCHITECTURE.md'
+    )
     for name, notebook in found:
         assert f'default_exp {name}' in (ROOT / notebook).read_text(encoding='utf-8')
 
