@@ -1792,7 +1792,7 @@ def _every_window():
     'Sixteen semantic blocks predict better than a dense model.',
     lambda better, rivals, removed, **_: grade(better == rivals and removed > 0, better > 0),
     'At a small size, the design beats {better} of {rivals} dense rivals, {n} seeds each. But without the attentions of'
-    ' its blocks it is better still: {removed:+.3f} nats per token. At full size nobody knows.',
+    ' its blocks it is better still: {removed:+.3f} nats per token. How it ends at full size is not known.',
     dict(removed=0.1),
     '26_blocks_vs_dense',
 )
