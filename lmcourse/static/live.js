@@ -3,7 +3,8 @@ import { perplexity } from './core.js';
 import { make, show, number, put, offer, figure, button, choice, slider, place, pingKernel, frame } from './ui.js';
 
 const HEIGHT = 210; // of the picture, in pixels
-const WORDS = 3000; // milliseconds between two sentences while it runs
+const LABEL = 44; // width of a rate's label, in pixels
+const WORDS = 3000; // milliseconds between two spoken sentences while it runs
 
 const ppl = nats => perplexity(nats, 1);
 const rate = lr => (lr >= 0.0995 ? String(Number(lr.toPrecision(2))) : lr.toExponential(1).replace('.0e', 'e'));
@@ -68,11 +69,16 @@ function drawRun(svg, curve, earlier, referenceLines) {
           `${label} ${show(ppl(referenceLines[name]))}`,
         ),
       );
-  for (const [tokens, lr] of curve.lr_changes.slice(1))
+  let [before, row] = [-Infinity, 0]; // labels that would touch stand below one another
+  for (const [tokens, lr] of curve.lr_changes.slice(1)) {
+    const here = x(tokens);
+    row = here - before < LABEL ? (row + 1) % 5 : 0;
+    before = here;
     svg.append(
-      make('line', { x1: x(tokens), x2: x(tokens), y1: top, y2: bottom, class: 'lmw-here' }),
-      make('text', { x: x(tokens) + 3, y: top + 8 }, rate(lr)),
+      make('line', { x1: here, x2: here, y1: top, y2: bottom, class: 'lmw-here' }),
+      make('text', { x: here + 3, y: top + 8 + 12 * row }, rate(lr)),
     );
+  }
   for (const e of earlier) svg.append(line(e.points, 'lmw-run lmw-earlier'));
   svg.append(line(curve.train, 'lmw-run lmw-thin'), line(curve.validation, 'lmw-run lmw-one'));
   const [tokens, last] = curve.validation.at(-1);
@@ -102,6 +108,11 @@ function render({ model, el }) {
         'A rate ten times larger starts fast; only the end shows whether it is better.',
     },
   );
+  // Who looks reads the sentence that goes with the figures; who listens hears one every few seconds.
+  const spoken = make('p', { class: 'lmw-spoken', role: 'status', 'aria-live': 'polite' });
+  told.removeAttribute('role');
+  told.setAttribute('aria-live', 'off');
+  told.after(spoken);
   let commands = 0;
   const send = word => {
     model.set('command', `${word} ${Date.now()}-${++commands}`);
@@ -135,7 +146,8 @@ function render({ model, el }) {
   const why = make(
     'p',
     { class: 'lmw-why' },
-    'Training needs a kernel behind this page, as in JupyterLab; here you see the stored run, and the controls are off.',
+    'Training needs a kernel behind this page, as in JupyterLab; here you see the stored run, and the controls are ' +
+      'off.',
   );
   body.append(
     picture,
@@ -192,9 +204,6 @@ function render({ model, el }) {
     error.textContent = stuck;
     error.hidden = !stuck;
     drawRun(picture, curve, model.get('earlier'), referenceLines);
-    const now = performance.now();
-    if (running && now - tell.at < WORDS) return; // a sentence at each step would be too much for a screen reader
-    tell.at = now;
     const below = last[1] < referenceLines.unigram;
     told.textContent =
       `At the last validation, after ${grouped(last[0])} tokens, the validation perplexity is ${show(ppl(last[1]))}, ` +
@@ -203,6 +212,10 @@ function render({ model, el }) {
       (stuck || running || curve.step
         ? `. At step ${grouped(curve.step)} it ${stuck ? 'cannot go on' : running ? 'is running' : 'stands still'}.`
         : '. Nothing has been learnt yet.');
+    const now = performance.now();
+    if (running && now - tell.at < WORDS) return; // a sentence at each step would be too much for a screen reader
+    tell.at = now;
+    spoken.textContent = told.textContent;
   }, ['curve', 'earlier', 'reference_lines', 'running', 'error', 'pong']);
 }
 export default { render };
