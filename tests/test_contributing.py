@@ -106,7 +106,8 @@ def copy(tmp_path_factory):
 def run(copy, *words):
     "A command in the copy, with the copy's package."
     env = dict(os.environ, PYTHONPATH=str(copy), LMCOURSE_CACHE=str(copy / 'cache'))
-    env.pop('LMCOURSE_DATA', None)
+    for name in ('LMCOURSE_DATA', 'PYTEST_ADDOPTS'):
+        env.pop(name, None)
     done = subprocess.run(list(map(str, words)), cwd=copy, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f'{words}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}'
     return done.stdout

@@ -131,7 +131,8 @@ def test_what_is_only_told_beside_a_row_does_not_divide_a_group(changes):
 def test_the_board_agrees_with_lesson_two(board):
     "Any two records whose conditions are equal have nothing that forbids a comparison, and the other way round."
     found = [Measurement.from_dict(r[s]) for r in all_baselines() for s in ('validation', 'test')]
-    found += [Measurement.from_dict(r.summary[s]) for r in records() for s in ('validation', 'test')]
+    scored = [r.summary[s] for r in records() for s in ('validation', 'test')]  # a run that goes on has no test yet
+    found += [Measurement.from_dict(m) for m in scored if m]
     for a in found:
         for b in found:
             assert (L.Conditions.of(a) == L.Conditions.of(b)) == (not incompatibilities(a, b))
@@ -142,7 +143,7 @@ def test_every_published_run_and_every_baseline_stands_on_the_board(board):
     values = {round(r.value, 9) for g in board.groups if g.unit == 'perplexity' for r in g.rows}
     for r in [*(r.summary for r in records()), *all_baselines()]:
         for split in ('validation', 'test'):
-            assert round(r[split]['perplexity'], 9) in values or r.get('recipe')
+            assert r.get('recipe') or round(r[split]['perplexity'], 9) in values
     assert {r.recipe for r in records()} <= {r.model.partition(',')[0] for g in board.groups for r in g.rows}
 
 
@@ -261,7 +262,7 @@ def test_claims_are_those_of_the_recipes(board):
         if c['model'] in recipe_names() and (reported := get_recipe(c['model']).reported_perplexity):
             assert c['validation'] == reported
     assert all(r.rank is None for g in board.groups for r in g.rows if r.kind == 'claimed')
-    assert [c['model'] for c in board.claims if c['in_group']] == ['chinchilla-1']
+    assert [c['model'] for c in board.claims if c['in_group']] == ['mu-sota', 'chinchilla-1']
 
 
 # ---- runs of the reader's own

@@ -486,9 +486,14 @@ def test_what_goes_on_beside_its_box_is_marked(reader):
 
 def test_the_sidebar_shows_where_one_is(reader):
     page = reader.open('results.html')
-    page.wait_for_timeout(200)
-    box, here = (page.locator(s).first.bounding_box() for s in ('.sidebar-scroll', '.sidebar-tree .current-page'))
-    assert box['y'] <= here['y'] <= box['y'] + box['height']
+    page.wait_for_function(
+        """() => {
+          const [box, here] = ['.sidebar-scroll', '.sidebar-tree .current-page'].map(
+            s => document.querySelector(s).getBoundingClientRect());
+          return box.top <= here.top && here.top <= box.bottom;
+        }""",
+        timeout=5000,
+    )
 
 
 def test_a_lesson_can_be_read_from_the_disk(browser, site):

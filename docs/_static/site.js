@@ -1,10 +1,11 @@
 // The sidebar shows where the page is; boxes whose contents are wider get a shadow at the edge; and a figure that a
 // narrow screen would shrink to half scrolls instead.
-addEventListener('DOMContentLoaded', () => {
+function follow() {
   const box = document.querySelector('.sidebar-scroll');
   const here = document.querySelector('.sidebar-tree .current-page');
   if (box && here) box.scrollTop = here.offsetTop - box.clientHeight / 3;
-});
+}
+addEventListener('DOMContentLoaded', follow);
 function mark() {
   for (const box of document.querySelectorAll('[role=main] :is(div.highlight pre, div.cell_output pre, .table-wrapper)'))
     box.classList.toggle('scrolls', box.scrollWidth > box.clientWidth + 2);
@@ -18,5 +19,6 @@ addEventListener('load', () => {
     box.append(img);
   }
   mark();
+  follow(); // again, since styles that came late have moved it
 });
 addEventListener('resize', mark);
