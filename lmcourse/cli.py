@@ -355,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def command(f, name, *arguments):
-        c = sub.add_parser(name, help=f.__doc__, description=f.__doc__, allow_abbrev=False, add_help=f is not cmd_run)
+        c = sub.add_parser(name, help=f.__doc__, description=f.__doc__, allow_abbrev=False, conflict_handler='resolve')
         c.add_argument('--json', action='store_true', help='one JSON object on standard output')
         for names, options in arguments:
             c.add_argument(*names.split(), **options)

@@ -263,6 +263,8 @@ def test_claims_are_those_of_the_recipes(board):
             assert c['validation'] == reported
     assert all(r.rank is None for g in board.groups for r in g.rows if r.kind == 'claimed')
     assert [c['model'] for c in board.claims if c['in_group']] == ['mu-sota', 'chinchilla-1']
+    assert 'claimed, lab note 003: without a mask, so it sees its answers' in L.to_markdown(board)
+    assert 'claimed, lab note 004 |' in L.to_markdown(board)
 
 
 # ---- runs of the reader's own

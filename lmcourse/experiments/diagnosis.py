@@ -825,15 +825,15 @@ class UnmaskedConfig(TransformerConfig):
 
 
 def unmasked(
-    recipe: Recipe,  # any recipe
-) -> Recipe:  # of a decoder
+    recipe: Recipe,  # of a decoder
+) -> Recipe:
     "The same recipe without the causal mask."
     return replace(recipe, model=UnmaskedConfig(**asdict(recipe.model)))
 
 
 def sound_recipe(
-    optimizer: str = 'muon',  # a name in OPTIMIZERS
-) -> Recipe:  # muon or adamw
+    optimizer: str = 'muon',  # muon or adamw
+) -> Recipe:
     "Lesson 22's small decoder in windows of 64, 300 steps: a good run of seconds, to be broken on purpose."
     short = {
         'train.max_steps': 300,

@@ -429,6 +429,7 @@ PUBLISHED = (  # perplexities as their sources print them; parameters in million
 )
 
 # %% ../../nbs/28b_leaderboard.ipynb #65fd2f34
+_AS_SOURCE = 'as its source scored it'
 _UNSTATED = dict(corpus='wikitext-2', tokenizer=None, vocab_size=None, eos=None)
 _NOTE_GPT2 = dict(tokenizer='gpt2-note', vocab_size=50_257, eos=None)
 _NOTE_BPE = dict(corpus='wikitext-2-raw', tokenizer='bpe-note:50000', vocab_size=50_000, eos=None)
@@ -439,7 +440,7 @@ CLAIMED = (  # of the lab notes; `source` is the note's number
     _figure('gru-b', '000', 195, None, **_UNSTATED),
     _figure('lstm-base', '001', 128.3, 121.7, **_UNSTATED),
     _figure('awd-lstm', '001', 80.27, 77.11, **_UNSTATED),
-    _figure('mu-sota', '003', 402.17, None, **_NOTE_BPE),
+    _figure('mu-sota', '003', 402.17, None, note='without a mask, so it sees its answers', **_NOTE_BPE),
     _figure('chinchilla-1', '004', 464.64, None, corpus='wikitext-2-raw', **_NOTE_GPT2),
     _figure('chinchilla-2', '004', 364.71, None, corpus='wikitext-103-raw', **_NOTE_GPT2),
     _figure('chinchilla-3', '004', 65.71, None, corpus='wikitext-103-raw', **_NOTE_GPT2),
@@ -470,7 +471,7 @@ def figure_entries(
                 f['corpus'], split, None, f['tokenizer'], f['vocab_size'], f['eos'], f['adaptation'] is not None
             )
             conditions = conditions._replace(fingerprint=known.get(_text_of(conditions)))
-            scored = ', '.join(filter(None, (f['adaptation'], f['note']))) or 'as its source scored it'
+            scored = ', '.join(filter(None, (f['adaptation'], f['note']))) or _AS_SOURCE
             found.append(
                 Entry(
                     f['model'],
@@ -565,7 +566,8 @@ def _short(x):
 
 def _cells(row, unit, link):
     "A row as a table shows it."
-    origin = {'published': row.source, 'claimed': f'claimed, lab note {row.source}'}
+    claimed = f'claimed, lab note {row.source}' + ('' if row.scored == _AS_SOURCE else f': {row.scored}')
+    origin = {'published': row.source, 'claimed': claimed}
     shown = asdict(row) | dict(
         value=row.value if unit == 'perplexity' else f'{row.value:.3f}',
         ci95=row.interval and f'{row.low:.4g} to {row.high:.4g}',

@@ -102,7 +102,7 @@ def _likeliest(log_V, k):
 
 
 def conditions_line(
-    m: Measurement | None,  # a measurement as a dictionary
+    m: Measurement | None,  # a measurement, or None where there is none
 ) -> str:
     "Where a number comes from, in a line."
     if m is None:

@@ -7,14 +7,13 @@ that the usual way takes."""
 __all__ = ['chunk_size', 'fused_cross_entropy', 'fused_token_nats']
 
 # %% ../../nbs/08_fused_loss.ipynb #b9889fd4
-import contextlib
 import math
 
 import torch
 import torch.nn.functional as F
 
 from .. import native
-from ..device import MIN_BF16_MULTIPLIES, bf16_is_faster, to_device
+from ..device import MIN_BF16_MULTIPLIES, bf16_is_faster, to_device, without_autocast
 from ..errors import LMCourseError
 from .cross_entropy import LossSum
 
@@ -129,15 +128,6 @@ def _accumulate_grad_(total_VD, p_CV, h_CD):
             total_VD[s].addmm_(p_CV[:, s].T, h_CD)
         else:
             total_VD[s].add_(p_CV[:, s].T @ h_CD)
-
-
-def without_autocast(
-    device: torch.device,
-):  # a context in which autocast changes no type; on a device that has none, nothing
-    "Where a product must keep the precision of its factors, although the step around it is in bfloat16."
-    if not torch.amp.is_autocast_available(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _nats_and_grads(hidden_ND, weight_VD, bias_V, targets_N, needs_grad, dtype, chunk):

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..device import without_autocast
 from ..errors import LMCourseError
-from ..measure.fused_loss import without_autocast
 from .base import ConfigError, LanguageModel, ModelConfig, check_range
 
 # %% ../../nbs/25_semantic_blocks.ipynb #dd6dff63

@@ -151,7 +151,7 @@ def precisions(
 
 def random_first_length(
     seq_len: int,  # T
-) -> Callable:  # T  # (seed, epoch, step) -> T of that batch
+) -> Callable:  # (seed, epoch, step) -> T of that batch
     "Lengths for `StatefulBatches`: the first batch of each epoch has a random length, so that the cuts fall elsewhere."
     return lambda seed, epoch, step: seq_len if step else random.Random(f'{seed} {epoch}').randint(1, seq_len)
 
@@ -360,7 +360,7 @@ def forward_backward(
 
 def count_targets(
     group: list,  # batches (x_BT, y_BT)
-) -> int:  # batches (x_BT, y_BT)
+) -> int:  # tokens that are scored
     "How many tokens of a group are scored."
     return sum(int((y_BT != -100).sum()) for _, y_BT in group)
 
@@ -832,7 +832,7 @@ def load_model(
 
 def load_run(
     path: str | Path,  # a run's folder
-    device: str = 'auto',  # where it is trained
+    device: str = 'auto',  # where its weights go
 ) -> tuple:  # (the model with the run's best weights, its corpus in tokens, its recipe)
     """A trained model, and what it was trained on. Raises `TrainingError` where another text lies at the corpus's path
     now."""
