@@ -58,6 +58,9 @@ def main(args=None) -> int:  # exit code
     for name in ('LMCOURSE_FULL',) if a.data else ('LMCOURSE_DATA', 'LMCOURSE_FULL'):
         os.environ.pop(name, None)
     for path in a.notebooks:
+        if not path.is_file():
+            print(f'there is no notebook {path}: name one as in nbs/05_tokens.ipynb', file=sys.stderr)
+            return 2
         tic = time.perf_counter()
         try:
             execute(path)
