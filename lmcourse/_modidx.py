@@ -1362,6 +1362,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'lmcourse/interactive/playground.py'),
                                                  'lmcourse.interactive.playground.ScoringWidget._score_prepared': ( 'playground.html#scoringwidget._score_prepared',
                                                                                                                     'lmcourse/interactive/playground.py'),
+                                                 'lmcourse.interactive.playground.ScoringWidget.scores': ( 'playground.html#scoringwidget.scores',
+                                                                                                           'lmcourse/interactive/playground.py'),
                                                  'lmcourse.interactive.playground.Surprise': ( 'playground.html#surprise',
                                                                                                'lmcourse/interactive/playground.py'),
                                                  'lmcourse.interactive.playground.Surprise.__init__': ( 'playground.html#surprise.__init__',

@@ -146,6 +146,17 @@ def test_a_refused_text_changes_nothing():
     assert len(w.scored[w.text]['lstm']['nats']) > 1000 and len(json.dumps(w.get_state())) < 3e6
 
 
+@pytest.mark.parametrize('widget', (Surprise, Rungs))
+def test_a_text_whose_scores_are_on_their_way_is_read(widget):
+    "JupyterLab handles the page's messages in a thread of its own: a cell may come between a text and its scores."
+    w, wanted = widget(), widget()
+    wanted.text = text = 'The cat sat on the mat .'
+    with w.hold_trait_notifications():
+        w.text = text
+        assert text not in w.scored and w.readouts() == wanted.readouts()
+    assert text in w.scored and w.readouts() == wanted.readouts()
+
+
 def test_prepared_states_are_small_enough_for_a_page():
     assert (
         len(json.dumps(Surprise().get_state('scored'))) < 120_000

@@ -260,6 +260,13 @@ class ScoringWidget(KernelWidget):
         if change['new'] not in self.scored:
             self.scored = self._prepared | {change['new']: self._score(change['new'])}
 
+    @property
+    def scores(self) -> dict:
+        """The predictors' scores of the text on show. JupyterLab handles what the page says in a thread of its own, so
+        that a cell may read a text whose scores are still on their way: it is scored here then."""
+        text, scored = _typed(self.text), self.scored
+        return scored[text] if text in scored else self._score(text)
+
 # %% ../../nbs/30_playground.ipynb #967f0957
 def _nats(r):
     return [math.inf if x is None else x for x in r['nats']]
@@ -346,7 +353,7 @@ class Surprise(ScoringWidget):
         )
 
     def readouts(self):
-        both = self.scored[self.text]
+        both = self.scores
         r = both[self.model]
         i = min(self.token_index, len(r['nats']) - 1)
         found = dict(token=i + 1) | _readouts(r, i)
@@ -452,7 +459,7 @@ class Rungs(ScoringWidget):
         return self.readouts()[f'perplexity-{self.rung}']
 
     def readouts(self):
-        found, r = {}, self.scored[self.text][self.rung]
+        found, r = {}, self.scores[self.rung]
         nats = sum(_nats(r))
         for n, m in self.ladder.items():
             found[f'perplexity-{n}'] = perplexity(m['nats'], m['num_tokens'])
