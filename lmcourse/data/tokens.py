@@ -234,8 +234,8 @@ def train_whitespace(
     )
     count.train_from_iterator(_in_chunks(rows), trainer)
     found = count.get_vocab()
-    vocab_size = ['<unk>', '<eos>', *sorted(found, key=found.__getitem__)]
-    backend = Backend(models.WordLevel({token: i for i, token in enumerate(vocab_size)}, unk_token='<unk>'))
+    vocabulary = ['<unk>', '<eos>', *sorted(found, key=found.__getitem__)]
+    backend = Backend(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token='<unk>'))
     backend.pre_tokenizer = cut
     return SubwordTokenizer('whitespace', backend, '<eos>', '<unk>')
 
@@ -284,7 +284,7 @@ def train_bpe_note(
     rows: Sequence,  # rows of the train split
     pieces: int,  # size of the vocabulary, the four special tokens among them
 ) -> SubwordTokenizer:
-    """The third note's BPE: rows that are not blank, split by `Whitespace`, pieces that begin as single characters, and
+    """The BPE of note 003: rows that are not blank, split by `Whitespace`, pieces that begin as single characters, and
     the special tokens PAD, UNK, BOS and EOS. The spaces are lost, so the text cannot be restored."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers, trainers

@@ -441,7 +441,7 @@ def tiny(
     corpus: str = 'stdlib',  # a corpus that is always available
 ) -> Recipe:
     """The small version: the same code at no more than two layers, width 32 and fifty steps, in seconds; instead of
-    GPT-2's pieces, which would have to be fetched, 512 of the text's own, and as few of the third note's."""
+    GPT-2's pieces, which would have to be fetched, 512 of the text's own, and as few of note 003's."""
     cut, seq_len, stride = recipe.data.tokenizer, min(recipe.data.seq_len, 35), recipe.data.stride
     if cut.startswith(('gpt2', 'bpe-note')):
         cut = 'bpe:512' if cut.startswith('gpt2') else 'bpe-note:512'
