@@ -81,6 +81,14 @@ def test_an_exercise_replies_to_a_function_that_returns_a_number_too_long_to_pri
     assert Exercise(lambda x: x, 'yes', cases=[(2,)]).says(lambda x: 10**5000).startswith('Not yet')
 
 
+def test_an_exercise_takes_the_truth_values_of_numpy_and_torch():
+    "A comparison of numpy's numbers gives numpy's True, which is as right as Python's."
+    above = Exercise(lambda x: x > 1, 'yes', cases=[(2,), (0,)])
+    assert above.says(lambda x: np.float64(x) > 1) == 'Right: yes'
+    assert above.says(lambda x: torch.tensor(x) > 1) == 'Right: yes'
+    assert above.says(lambda x: np.float64(x)).startswith('Not yet')
+
+
 # ---- loss
 
 

@@ -11,12 +11,12 @@ import math
 # %% ../../nbs/00_how_to_read.ipynb #3c171515
 def _agree(a, b, tol):
     "Whether two answers are the same, numbers within `tol` relative to `b`."
-    if isinstance(a, bool) or isinstance(b, (bool, str)) or b is None:
-        return type(a) is type(b) and a == b
     if hasattr(a, 'tolist'):
         a = a.tolist()
     if hasattr(b, 'tolist'):
         b = b.tolist()
+    if isinstance(a, bool) or isinstance(b, (bool, str)) or b is None:
+        return type(a) is type(b) and a == b
     if isinstance(b, (list, tuple)):
         return isinstance(a, (list, tuple)) and len(a) == len(b) and all(_agree(x, y, tol) for x, y in zip(a, b))
     if not isinstance(a, (int, float)):
