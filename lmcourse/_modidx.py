@@ -1290,6 +1290,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'lmcourse/interactive/exercises.py'),
                                                 'lmcourse.interactive.exercises._agree': ( 'how_to_read.html#_agree',
                                                                                            'lmcourse/interactive/exercises.py'),
+                                                'lmcourse.interactive.exercises._as_said': ( 'how_to_read.html#_as_said',
+                                                                                             'lmcourse/interactive/exercises.py'),
                                                 'lmcourse.interactive.exercises._is_mistake': ( 'how_to_read.html#_is_mistake',
                                                                                                 'lmcourse/interactive/exercises.py'),
                                                 'lmcourse.interactive.exercises._is_quoted_number': ( 'how_to_read.html#_is_quoted_number',

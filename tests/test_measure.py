@@ -89,6 +89,14 @@ def test_an_exercise_takes_the_truth_values_of_numpy_and_torch():
     assert above.says(lambda x: np.float64(x)).startswith('Not yet')
 
 
+def test_an_exercise_takes_a_word_with_other_capitals():
+    "A word is right with other capitals and blanks around it, and so is a mistake that a hint was written for."
+    step = Exercise('backward', 'yes', hints={'forward': 'the other way'}, otherwise='look again')
+    assert step.says(' Backward ') == 'Right: yes'
+    assert step.says('FORWARD') == 'Not yet: the other way'
+    assert step.says('back ward') == 'Not yet: look again'
+
+
 # ---- loss
 
 

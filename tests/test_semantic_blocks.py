@@ -1,4 +1,4 @@
-"""Semantic blocks: the third note's design to its last parameter, causal unless asked otherwise, its sixteen attentions
+"""Semantic blocks: note 003's design to its last parameter, causal unless asked otherwise, its sixteen attentions
 torch's own, its names without consequence; and the note's learning rate."""
 
 import pytest

@@ -20,7 +20,7 @@ from ..training.recipes import Data, Optim, Recipe, Train, get_recipe, override,
 # %% ../../nbs/23_chinchilla.ipynb #5378827d
 @recipe
 def chinchilla_small():
-    """The model and the settings of the fourth note's first two experiments on the bundled corpus, two epochs: the
+    """The model and the settings of note 004's first two experiments on the bundled corpus, two epochs: the
     baseline from which its third is reached one change at a time.
 
     `lmcourse run chinchilla-small`."""
@@ -48,7 +48,7 @@ CONFOUNDS = {
 # %% ../../nbs/23_chinchilla.ipynb #67a5d9e8
 @recipe
 def chinchilla_plateau():
-    """The shape of the fourth note's third experiment, narrow, on the bundled corpus, ten epochs at a constant rate: a
+    """The shape of note 004's third experiment, narrow, on the bundled corpus, ten epochs at a constant rate: a
     curve that flattens.
 
     `lmcourse run chinchilla-plateau`, two minutes on one core."""

@@ -218,7 +218,7 @@ THRESHOLDS = dict(
     ),
     letters=Threshold(0.6, 'bits per byte', "Shannon's lowest estimate for English, bits per letter (Shannon, 1951)"),
     clipped=Threshold(10, 'times the limit', 'the median norm is at most 1.6 times the limit in every record here'),
-    warmup=Threshold(0.2, 'of the run', "a tenth of the sum of the rates is lost by then; the third note's share"),
+    warmup=Threshold(0.2, 'of the run', "a tenth of the sum of the rates is lost by then; note 003's share"),
     updates=Threshold(100, 'updates', 'lesson 22 leaves out shorter runs: they tell about the start'),
 )
 

@@ -362,7 +362,7 @@ def _chinchilla(number, model, epochs, lr=3e-4, batch=32, corpus='wikitext-103-r
 
 @recipe(reported_perplexity=464.64)
 def chinchilla_1():
-    """The fourth note's first experiment: a decoder of width 16 on WikiText-2, 300 epochs.
+    """Note 004's first experiment: a decoder of width 16 on WikiText-2, 300 epochs.
 
     `lmcourse run chinchilla-1`. Claimed: validation perplexity 464.64 at epoch 209."""
     return _chinchilla(1, TransformerConfig(16, 2, 64, 2, dropout=0.3), 300, batch=8, corpus='wikitext-2-raw')

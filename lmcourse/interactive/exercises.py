@@ -27,10 +27,15 @@ def _agree(a, b, tol):
         return a == b
 
 
+def _as_said(x):
+    "A word that was given as an answer, without its capitals and outer blanks; anything else as it is."
+    return x.strip().casefold() if isinstance(x, str) else x
+
+
 def _is_mistake(guess, wrong, tol):
     "Whether an answer is the mistake that a hint was written for; False where the test cannot be applied to it."
     if not callable(wrong):
-        return _agree(guess, wrong, tol)
+        return _agree(_as_said(guess), _as_said(wrong), tol)
     try:
         return bool(wrong(guess))
     except Exception:
@@ -75,7 +80,7 @@ class Exercise:
             return 'Write down a guess first.'
         if callable(self.answer):
             return self._of_function(guess)
-        if _agree(guess, self.answer, self.tol):
+        if _agree(_as_said(guess), _as_said(self.answer), self.tol):
             return f'Right: {self.right}'
         for wrong, hint in self.hints.items():
             if _is_mistake(guess, wrong, self.tol):
