@@ -200,7 +200,7 @@ class SubwordTokenizer(Tokenizer):
         return self._open()
 
     @cached_property
-    def id_of(self) -> dict:  # {piece: id}
+    def id_of(self) -> dict:  # type: ignore[override]  # {piece: id}, made when it is asked for
         "The id of each piece."
         return self.backend.get_vocab()
 

@@ -717,7 +717,9 @@ def bench_usual(
         steps = [bench_usual_step('ladder-lstm', 2000, 2, 2, ['as everybody writes it', 'autocast', 'ours'])]
     else:
         steps = [
-            bench_usual_step(name, V, B, 2 if name == 'awd-lstm' else 3, WAYS if name == 'chinchilla-1' else _FOUR)
+            bench_usual_step(
+                name, V, B, 2 if name == 'awd-lstm' else 3, list(WAYS) if name == 'chinchilla-1' else _FOUR
+            )
             for name, (V, B) in USUAL.items()
         ]
     after = before if quick else ceilings()
@@ -810,7 +812,8 @@ def measure_growth(
     memory: bool = True,  # whether to measure it too: a process for each way and size
 ) -> dict:  # what, size, values, base, {way: seconds of the rounds at each value}, {way: bytes at each value}
     "Time and memory of both ways while one size grows."
-    prepare, ways = dict(loss=loss_step, step=growth_step)[what], GROWTH[what]['ways']
+    prepare: Callable = loss_step if what == 'loss' else growth_step
+    ways = GROWTH[what]['ways']
     seconds: dict[str, list] = {way: [] for way in ways}
     for value in values:
         rounds = time_interleaved({w: prepare(n, **base | {size: value}) for w, n in ways.items()}, repeats)
@@ -882,14 +885,19 @@ def plot_growth(
                 label = f'{way}: {fit["exponent"]:.2f}' if fit else way
                 y = [v and v / (1 if kind == 'seconds' else 1e6) for v in y]
                 points = [(x, v) for x, v in zip(r['values'], y) if v]
-                ax.plot(*zip(*points), 'o-', color=color, markersize=3, lw=1.2, label=label)
-            ax.set(xscale='log', yscale='log')
-            ax.legend(fontsize=6.5, handlelength=1)
+                if points:
+                    ax.loglog(*zip(*points), 'o-', color=color, markersize=3, lw=1.2, label=label)
+            if ax.lines:
+                ax.legend(fontsize=6.5, handlelength=1)
+            else:
+                ax.set_title('not measured', fontsize=8)
+            ax.minorticks_off()
         column[1].set_xlabel(r['size'].replace('_', ' '), fontsize=8)
+        column[1].set_xticks(r['values'], [f'{v:,}' for v in r['values']])
     for ax, label in zip(axs[:, 0], kinds.values()):
         ax.set_ylabel(label, fontsize=8)
     for ax in axs.flat:
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=6.5)
     fig.suptitle(f'{kept[0]["what"]}: exponents', fontsize=9)
     return fig
 
@@ -979,7 +987,8 @@ def run_benchmarks(
             print(f'benchmark {name} ...', file=sys.stderr)
             tic = time.perf_counter()
             answer[name] = f(quick)
-            print(f'    {time.perf_counter() - tic:.0f} s', file=sys.stderr)
+            if not quick:
+                print(f'    {time.perf_counter() - tic:.0f} s', file=sys.stderr)
     if out is not None:
         Path(out).write_text(json.dumps(_rounded(answer)) + '\n')
     return answer
