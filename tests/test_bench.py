@@ -1,11 +1,17 @@
 "The scales, not the weights: what benchmarks write, and what they refuse. No time is ever asserted."
 
 import json
+import math
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
 from lmcourse.errors import LMCourseError
 from lmcourse.experiments import bench
+
+NEXT_RUN = {'usual', 'growth'}  # newer than the record: the next full run of `lmcourse bench` brings them
 
 
 def test_rounds_take_turns():
@@ -13,6 +19,15 @@ def test_rounds_take_turns():
     seconds = bench.time_interleaved({n: lambda n=n: calls.append(n) for n in 'abc'}, 4, clock=lambda: next(now))
     assert ''.join(calls) == 'abc' + 'abc' + 'bca' + 'cab' + 'abc'
     assert seconds == {n: [1] * 4 for n in 'abc'}
+
+
+def test_slow_ones_are_called_once():
+    "A slow contestant takes its turn in the first round, without a warmup; its ratio is that round's."
+    calls, now = [], iter(range(1000))
+    fns = {n: lambda n=n: calls.append(n) for n in 'ab'}
+    seconds = bench.time_interleaved(fns, 3, clock=lambda: next(now), once=['b'])
+    assert ''.join(calls) == 'a' + 'ab' + 'a' + 'a'
+    assert bench.ratio(seconds, 'b', 'a') == (1, 1, 1)
 
 
 def test_ratio_is_of_rounds_not_of_medians():
@@ -39,7 +54,7 @@ def test_refusals(tmp_path):
 
 def test_what_is_shipped_can_be_read():
     kept = bench.load_stored()
-    assert not kept['quick'] and set(kept) >= {'environment', *bench.BENCHMARKS}
+    assert not kept['quick'] and set(kept) >= {'environment', *bench.BENCHMARKS} - NEXT_RUN
     for case in kept['fused_loss']['shapes'] + kept['fused_loss']['curve']:
         assert (
             set(case) == {'num_tokens', 'width', 'vocab_size', 'seconds', 'memory'} and 'fused fp32' in case['seconds']
@@ -102,3 +117,145 @@ def test_what_is_shipped_of_native_and_floors():
         least = sum(bench.floor_seconds(s['counts'], floors['ceilings']).values())
         assert all(least < t for seconds in s['seconds'].values() for t in seconds)
     assert 'floor / step, loop' in bench.floors_table(floors)
+
+
+@pytest.mark.parametrize('exponent', [-1, 0, 0.5, 1, 2])
+def test_a_known_exponent_is_found(exponent):
+    "Four points on a power law, and four that a known noise lifts and lowers."
+    x = [16, 64, 256, 1024]
+    exact = bench.fit_exponent(x, [3 * n**exponent for n in x])
+    assert exact['exponent'] == pytest.approx(exponent, abs=1e-9)
+    assert exact['worst'] == pytest.approx(1)
+    assert exact['points'] == 4
+    noise = [1.1, 1 / 1.1, 1 / 1.1, 1.1]  # orthogonal to any line
+    noisy = bench.fit_exponent(x, [3 * n**exponent * k for n, k in zip(x, noise)])
+    assert noisy['exponent'] == pytest.approx(exponent, abs=1e-9)
+    assert noisy['worst'] == pytest.approx(1.1)
+
+
+def test_an_exponent_needs_two_sizes():
+    assert bench.fit_exponent([1, 2, 4, 8], [None, 2, 0, 8]) == pytest.approx(dict(exponent=1, worst=1, points=2))
+    with pytest.raises(LMCourseError, match='two sizes or more'):
+        bench.fit_exponent([1, 2], [None, 5])
+    with pytest.raises(LMCourseError, match='two sizes or more'):
+        bench.fit_exponent([2, 2], [4, 5])
+
+
+def test_growth_in_quick_mode():
+    "Times of loss and step, memory of the loss in fresh processes; the table has a line for each."
+    loss, step = bench.bench_growth(quick=True)
+    assert (loss['what'], step['what']) == ('loss', 'step')
+    for row in (loss, step):
+        assert set(row['seconds']) == set(row['memory']) == {'full logits', 'ours'}
+        for way, rounds in row['seconds'].items():
+            assert len(rounds) == len(row['values']) == len(row['memory'][way])
+            assert all(t > 0 for seconds in rounds for t in seconds)
+    assert step['memory'] == {way: [None] * len(step['values']) for way in step['memory']}
+    assert bench.growth_fits(step)['ours']['memory'] is None
+    assert len(bench.growth_table([loss, step]).splitlines()) == 4
+    full, ours = loss['memory'].values()
+    if None not in full:
+        logits = 4 * loss['base']['num_tokens'] * loss['values'][-1]
+        assert full[-1] > logits
+        assert ours[-1] < full[-1]
+
+
+def test_what_grows_is_one_size():
+    "Every listed size is in the base, and windows fit into the tokens."
+    for plan in bench.GROWTH.values():
+        assert set(plan['sizes']) == set(plan['base'])
+        assert max(plan['sizes']['vocab_size']) == 2**18
+    with pytest.raises(LMCourseError, match='cannot be cut into windows of 48'):
+        bench.growth_step('AdamW fused', 64, 32, 64, 48)
+
+
+def test_both_ways_of_a_growing_step_are_the_same_step():
+    "The weights after one step of either differ by rounding, not more."
+    weights = []
+    build = bench.TransformerConfig.build
+    try:
+        bench.TransformerConfig.build = lambda *a: weights.append(build(*a)) or weights[-1]
+        for name in bench.GROWTH['step']['ways'].values():
+            bench.growth_step(name, 64, 32, 500, 32, warm=False)()
+    finally:
+        bench.TransformerConfig.build = build
+    for a, b in zip(weights[0].parameters(), weights[1].parameters()):
+        assert (a - b).abs().max() < 5e-4  # AdamW moves a weight by at most its rate, 1e-4
+
+
+def test_contestants_of_the_usual_step_agree():
+    "Quick mode compares before it times: loss and gradients within rounding."
+    (row,) = bench.bench_usual(quick=True)['steps']
+    assert row['agreement']['as everybody writes it'] == dict(loss=0, gradients=0)
+    assert set(row['agreement']) == set(row['seconds']) >= {'as everybody writes it', 'ours'}
+    assert 0 < row['agreement']['ours']['gradients'] < 4e-2
+    assert row['compile_seconds'] == row['missing'] == {}
+    assert row['counts'] == bench.count_step('ladder-lstm', 2000, 2)
+
+
+def test_another_step_is_not_timed():
+    exact = 100.0, [torch.ones(4), torch.zeros(2)]
+    near = 100.1, [torch.ones(4) * 1.01, torch.zeros(2)]
+    assert bench.disagreement(exact, near, 0.04)['gradients'] == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(LMCourseError, match='this is another step'):
+        bench.disagreement(exact, near, 1e-3)
+    with pytest.raises(LMCourseError, match='this is another step'):
+        bench.disagreement(exact, (math.nan, exact[1]), 0.04)
+
+
+def test_what_cannot_be_compiled_is_named(monkeypatch):
+    "Where the compiler fails, the others are timed and its reason is kept."
+
+    def broken(f):
+        def call(*a):
+            raise RuntimeError('no compiler here')
+
+        return call
+
+    monkeypatch.setattr(torch, 'compile', broken)
+    ways = 'as everybody writes it', 'autocast, compiled', 'ours'
+    row = bench.bench_usual_step('ladder-lstm', 500, 2, 1, ways)
+    assert row['missing'] == {'autocast, compiled': 'RuntimeError: no compiler here'}
+    assert list(row['seconds']) == ['as everybody writes it', 'ours']
+    table = bench.usual_table(dict(ceilings=dict(fp32=1e12, bf16=None, bytes=1e10, exps=1e11), steps=[row]))
+    assert 'no compiler here' in table
+
+
+def test_the_most_that_can_be_gained():
+    "A usual step of eight seconds over a floor of two: no program is more than four times as fast."
+    counts = {'a': dict(flops=2, exps=0, bytes=0)}
+    seconds = {'as everybody writes it': [8.0, 8.0], 'ours': [4.0, 2.0]}
+    row = dict(recipe='lstm-a', num_tokens=9, counts=counts, seconds=seconds, compile_seconds={}, missing={})
+    table = bench.usual_table(dict(ceilings=dict(fp32=1, bf16=None, exps=1, bytes=1), steps=[row]))
+    cells = dict(zip(*([c.strip() for c in table.splitlines()[k].split('|')] for k in (0, 2))))
+    assert cells['ours'] == '3.0 (2.5 – 3.5)'
+    assert cells['the most'] == '4.0'
+    assert cells['aim'] == '6'
+
+
+def test_the_compiler_begins_from_nothing(monkeypatch):
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', 'mine')
+    with bench.empty_compiler_cache():
+        folder = Path(os.environ['TORCHINDUCTOR_CACHE_DIR'])
+        assert folder.is_dir()
+        assert not list(folder.iterdir())
+    assert os.environ['TORCHINDUCTOR_CACHE_DIR'] == 'mine'
+    assert not folder.exists()
+
+
+def test_what_is_shipped_of_growth_and_usual_steps():
+    "Each size that grows, each recipe of the list, agreement noted, and no step below its floor."
+    kept = bench.load_stored()
+    if not set(kept) >= NEXT_RUN:
+        pytest.skip('the record is older than these benchmarks: make a new one with lmcourse bench --out')
+    assert [(r['what'], r['size']) for r in kept['growth']] == [
+        (w, k) for w, p in bench.GROWTH.items() for k in p['sizes']
+    ]
+    assert all(r['values'] == bench.GROWTH[r['what']]['sizes'][r['size']] for r in kept['growth'])
+    usual = kept['usual']
+    assert {s['recipe'] for s in usual['steps']} == set(bench.USUAL)
+    for s in usual['steps']:
+        assert s['counts'] == bench.count_step(s['recipe'], s['vocab_size'], s['batch_size'])
+        least = sum(bench.floor_seconds(s['counts'], usual['ceilings']).values())
+        assert all(least < t for seconds in s['seconds'].values() for t in seconds)
+        assert set(s['agreement']) == set(s['seconds'])

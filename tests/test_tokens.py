@@ -14,6 +14,7 @@ import pytest
 from lmcourse.data import cache
 from lmcourse.data.text import SPLITS, Corpus
 from lmcourse.data.tokens import (
+    SubwordTokenizer,
     TokenError,
     Tokenizer,
     WordTokenizer,
@@ -210,6 +211,48 @@ def test_a_damaged_gpt2_file(tmp_path, monkeypatch):
     monkeypatch.setenv('LMCOURSE_DATA', str(tmp_path))
     with pytest.raises(TokenError, match="is not GPT-2's tokenizer .*; fetch it again"):
         load_tokenizer('gpt2')
+
+
+@pytest.fixture
+def pieces_as_gpt2(tmp_path, monkeypatch):
+    "A small byte-level vocabulary where GPT-2's is looked for, old enough to be trusted, and a cache of its own."
+    path = tmp_path / 'gpt2' / 'tokenizer.json'
+    path.parent.mkdir()
+    path.write_text(train_bpe(ROWS, 300).backend.to_str())
+    monkeypatch.setenv('LMCOURSE_DATA', str(tmp_path))
+    monkeypatch.setenv('LMCOURSE_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr('lmcourse.data.cache.SETTLED', -3600.0)
+    return path
+
+
+def test_cached_ids_need_no_open_tokenizer(pieces_as_gpt2):
+    "The second time, GPT-2's file stays closed until a text is encoded; ids and facts are those of the first time."
+    first, again = (tokenize_corpus(CORPUS, 'gpt2') for _ in range(2))
+    assert 'backend' in vars(first.tokenizer)
+    assert not {'backend', 'id_of'} & set(vars(again.tokenizer))
+    assert again.train.ids.tolist() == first.train.ids.tolist()
+    for fact in ('vocab_size', 'bos_id', 'unk_id', 'dtype', 'name', 'row_ends', 'keeps_text'):
+        assert getattr(again.tokenizer, fact) == getattr(first.tokenizer, fact)
+    assert again.tokenizer.identity() == first.tokenizer.identity()
+    assert again.tokenizer.encode(ROWS[0]) == first.tokenizer.encode(ROWS[0])
+    assert again.tokenizer.to_dict() == first.tokenizer.to_dict()
+
+
+def test_a_later_tokenizer_is_another_one(pieces_as_gpt2):
+    "A file that was replaced is noticed, by who loads it and by who has not opened it yet."
+    load_tokenizer('gpt2')
+    closed = load_tokenizer('gpt2')
+    pieces_as_gpt2.write_text(train_bpe(ROWS, 290).backend.to_str())
+    assert load_tokenizer('gpt2').vocab_size < closed.vocab_size
+    with pytest.raises(TokenError, match='has been changed since'):
+        closed.encode('a')
+
+
+def test_the_same_pieces_share_a_cache(tmp_path):
+    "A tokenizer revived from a run's file finds the ids of the one that it was stored from; another name does not."
+    made = train_bpe(ROWS, 300)
+    assert Tokenizer.from_dict(made.to_dict()).identity() == made.identity()
+    assert SubwordTokenizer('bpe:299', made.backend, made.first).identity() != made.identity()
 
 
 def test_other_processes_make_the_same_vocabulary(tmp_path):

@@ -9,15 +9,17 @@ __all__ = ['NOTE_SPECIALS', 'TOKENIZERS', 'TokenError', 'build_vocab', 'Tokenize
            'TokenizedCorpus', 'tokenize_corpus']
 
 # %% ../../nbs/05_tokens.ipynb #628a53f1
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from .cache import make_once, read_facts, read_ids, write_facts, write_ids
+from .cache import identify, make_once, read_facts, read_ids, recall, remember, write_facts, write_ids
 from .hub import HubError, fetch_gpt2, find_gpt2
 from .text import SPLITS, Corpus, load_corpus
 from ..errors import LMCourseError, warn
@@ -90,6 +92,10 @@ class Tokenizer:
                     'was it made by another tokenizer?'
                 )
         return ids
+
+    def identity(self):  # a JSON value
+        "What tells it from other tokenizers: all of it."
+        return self.to_dict()
 
     @property
     def ids_by_frequency(
@@ -167,20 +173,48 @@ class SubwordTokenizer(Tokenizer):
     def __init__(
         self,
         name: str,  # whitespace, gpt2, gpt2-note or bpe:N
-        backend,  # tokenizers.Tokenizer
+        backend,  # tokenizers.Tokenizer, or a function that opens it: it is called when a text or its pieces are wanted
         first: str,  # the token before a text
         unk: str | None = None,  # the token for what is outside the vocabulary
+        known: dict | None = None,  # its `facts` from an earlier time; None: opened now
     ):
-        self.backend, self.first, self.unk, self.id_of = backend, first, unk, backend.get_vocab()
+        self.first, self.unk, self._known = first, unk, known or {}
+        if callable(backend):
+            self._open = backend
+        else:
+            self.backend = backend
+        top, first_id, unk_id = self._known.get('ids') or self._ids()
         super().__init__(
             name,
-            max(self.id_of.values()) + 1,
-            self.id_of[first],
+            top + 1,
+            first_id,
             None,
-            self.id_of.get(unk),
+            unk_id,
             row_ends=name not in ('whitespace', 'gpt2-note') and not name.startswith('bpe-note'),
             keeps_text=name != 'whitespace' and not name.startswith('bpe-note'),
         )
+
+    @cached_property
+    def backend(self):
+        "The library's tokenizer."
+        return self._open()
+
+    @cached_property
+    def id_of(self) -> dict:  # type: ignore[override]  # {piece: id}, made when it is asked for
+        "The id of each piece."
+        return self.backend.get_vocab()
+
+    def _ids(self):
+        "The largest, the first token's, and that of `<unk>` or None."
+        return [max(self.id_of.values()), self.id_of[self.first], self.id_of.get(self.unk)]
+
+    def facts(self) -> dict:  # ids, and a hash of the whole
+        "What is enough to train on ids: with it, nothing needs to be opened the next time."
+        return self._known or dict(ids=self._ids(), hash=digest(1, self.backend.to_str(), self.first, self.unk))
+
+    def identity(self):  # a JSON value
+        "What tells it from other tokenizers: its name, and a hash of the rest."
+        return [self.name, self.facts()['hash']]
 
     def encode(self, text: str) -> list[int]:  # ids
         """Text to ids. Raises `TokenError` for a text that is not Unicode, such as half of a character from a stray
@@ -301,18 +335,30 @@ def gpt2_available() -> bool:
     return find_gpt2() is not None
 
 # %% ../../nbs/05_tokens.ipynb #b58c270e
-def _gpt2(name, timeout):
-    "GPT-2's BPE from this machine, else from the hub."
+def _open_gpt2(path, identity):
+    "The library's tokenizer from a file that is still the same."
     from tokenizers import Tokenizer as Backend
 
+    if identify([path]) != identity:
+        raise TokenError(f'{path} has been changed since the tokenizer was loaded; load it again')
+    return Backend.from_file(str(path))
+
+
+def _gpt2(name, timeout):
+    "GPT-2's BPE from this machine, else from the hub. A file that did not change is opened when a text is encoded."
     try:
         path = fetch_gpt2(timeout)
     except HubError as e:
         raise TokenError(str(e)) from None
     try:
-        return SubwordTokenizer(name, Backend.from_file(str(path)), '<|endoftext|>')
+        opened, identity = time.time(), identify([path])
+        facts = recall(identity)
+        t = SubwordTokenizer(name, partial(_open_gpt2, path, identity), '<|endoftext|>', known=facts.get('gpt2'))
     except Exception as e:
         raise TokenError(f"{path} is not GPT-2's tokenizer ({str(e)[:80]}); fetch it again") from None
+    if not facts:
+        remember([path], identity, opened, {'gpt2': t.facts()})
+    return t
 
 # %% ../../nbs/05_tokens.ipynb #3062b50d
 TOKENIZERS = ('word', 'whitespace', 'gpt2', 'gpt2-note', 'bpe:N', 'bpe-note:N')
@@ -513,7 +559,7 @@ def tokenize_corpus(
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = load_tokenizer(tokenizer, corpus, min_count, cache)
     what, texts = f'{corpus.name} as {tokenizer.name}', [corpus.fingerprint(split) for split in SPLITS]
-    key = digest(3, tokenizer.to_dict(), corpus.meaningful_bytes, *texts)
+    key = digest(3, tokenizer.identity(), corpus.meaningful_bytes, *texts)
     root = cache_folder(cache)
     folder = root / 'tokens' / f'{tokenizer.name.replace(":", "-")}-{key}'
     read = lambda: _read_splits(folder, corpus, tokenizer)
