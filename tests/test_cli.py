@@ -370,7 +370,15 @@ def test_a_resumed_run_is_the_run_that_was_begun(lm, made, tmp_path, words):
 
 def test_the_ladder_command(lm, tmp_path):
     r = json.loads(lm('ladder', 'markov', '--max-steps', 3, '--out', 'ladder', '--json').stdout)
-    assert [x['rung'] for x in r['rungs']] == ['uniform', 'unigram', 'bigram', 'Kneser-Ney 5-gram', 'LSTM', 'GRU']
+    assert [x['rung'] for x in r['rungs']] == [
+        'uniform',
+        'unigram',
+        'bigram',
+        'Kneser-Ney 5-gram',
+        'LSTM',
+        'GRU',
+        'Transformer',
+    ]
     assert (tmp_path / r['figure']).read_bytes()[:4] == b'\x89PNG'
 
 
@@ -530,7 +538,25 @@ def test_a_ladder_that_is_stopped_keeps_its_rungs_and_goes_on(tmp_path, monkeypa
     ]
     assert f'lmcourse ladder markov --out {tmp_path / "l"}' in capsys.readouterr().err
     assert main(['ladder', 'markov', '--out', str(tmp_path / 'l'), '--max-steps', '3']) == 0
-    assert len(json.loads((tmp_path / 'l' / 'ladder.json').read_text())) == 6
+    assert len(json.loads((tmp_path / 'l' / 'ladder.json').read_text())) == 7
+
+
+def test_a_ladder_of_pieces_trains_with_the_exact_softmax_and_is_taken_up_with_its_tokenizer(
+    tmp_path, monkeypatch, capsys
+):
+    "The ids of a byte-pair encoding are not sorted by frequency, so the sampled softmax is not for them."
+    import lmcourse.experiments.ladder as L
+
+    for name in ('train', 'valid', 'test'):
+        (tmp_path / f'{name}.txt').write_text('the cat sat on the mat and the dog sat on the log\n' * 40)
+    words = ['ladder', str(tmp_path), '--tokenizer', 'bpe:270', '--out', str(tmp_path / 'l'), '--max-steps', '2']
+    with monkeypatch.context() as m:
+        m.setattr(L, 'train', lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(words) == 130
+    assert f'lmcourse ladder {tmp_path} --tokenizer bpe:270 --out' in capsys.readouterr().err
+    assert main(words) == 0
+    made = sorted(p.parent.name for p in (tmp_path / 'l').glob('*/summary.json'))
+    assert made == ['ladder-gru', 'ladder-lstm', 'ladder-transformer']
 
 
 def test_a_ladder_takes_any_architecture(tmp_path):

@@ -2,6 +2,7 @@
 reaches."""
 
 import json
+from importlib.resources import files
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import lmcourse.training.trainer as T
 from lmcourse.errors import LMCourseError
 from lmcourse.experiments.ablation import ABLATIONS as CELL_ABLATIONS
 from lmcourse.experiments.ablation import ablation_effects, run_ablation
+from lmcourse.experiments.ladder import ladder_recipes
 from lmcourse.experiments.recipes import (
     TIED_RNN_ABLATIONS as ABLATIONS,
 )
@@ -136,6 +138,17 @@ def test_16_bits_where_they_pay(monkeypatch, name, asked, pays, low):
     made = precisions(r, model, torch.device('cpu'))
     assert (made['layers'] == 'bf16') is low
     assert made['loss'] == ('bf16' if asked == 'bf16' or asked == 'auto' and pays else 'fp32')
+
+
+def test_the_ladder_that_the_command_trains():
+    "A faster step changes how the lesson's two networks are trained, not what they are; the record is of those three."
+    rows = json.loads((files('lmcourse') / 'records' / 'ladder.json').read_text(encoding='utf-8'))
+    names, size = ladder_recipes(), rows[0]['vocab_size']
+    assert ladder_recipes('bpe:512') == ('ladder-lstm', 'ladder-gru', 'ladder-transformer')
+    for exact, fast in zip(ladder_recipes('bpe:512'), names):
+        assert num_parameters(get_recipe(exact), size) == num_parameters(get_recipe(fast), size)
+    assert [r['rung'] for r in rows[-3:]] == [get_recipe(n).model.label for n in names]
+    assert [r['num_parameters'] for r in rows[-3:]] == [num_parameters(get_recipe(n), size) for n in names]
 
 
 def test_bfloat16_is_not_taken_where_there_is_none(monkeypatch, tmp_path):

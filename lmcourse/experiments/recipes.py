@@ -8,7 +8,7 @@ __all__ = ['TIED_RNN_ABLATIONS', 'TIED_RNN_LONG_RUN_ABLATIONS', 'AWD_LSTM_ABLATI
            'many_epochs_recipe', 'lstm_base', 'awd_lstm', 'awd_lstm_parts', 'awd_lstm_fast', 'awd_lstm_small',
            'awd_tiny', 'awd_overfit_recipe', 'chinchilla_1', 'chinchilla_2', 'chinchilla_3', 'chinchilla_4',
            'chinchilla_5', 'transformer_small', 'chinchilla_1_tuned', 'chinchilla_2_tuned', 'chinchilla_3_tuned',
-           'chinchilla_4_tuned', 'chinchilla_5_tuned']
+           'chinchilla_4_tuned', 'chinchilla_5_tuned', 'ladder_lstm_fast', 'ladder_gru_fast', 'ladder_transformer']
 
 # %% ../../nbs/engine/recipes.ipynb #ca31efb4
 from pathlib import Path
@@ -517,3 +517,68 @@ def chinchilla_5_tuned():
 
     `lmcourse run chinchilla-5-tuned`, for a GPU."""
     return _sibling(5, 384, 7, 16_384, 15, 3e-3)
+
+# %% ../../nbs/engine/recipes.ipynb #31200643
+def _ladder_fast(name: str, cell: str) -> Recipe:
+    "One layer of 160, as in lesson 13; a step that leaves out most of the softmax."
+    return Recipe(
+        name,
+        TiedRNNConfig(
+            cell=cell,
+            embedding_dim=160,
+            hidden_size=160,
+            num_layers=1,
+            input_dropout=0.1,
+            output_dropout=0.1,
+            num_frequent=512,
+            num_sampled=512,
+        ),
+        Data(corpus='stdlib', batching='stateful', seq_len=35, batch_size=16),
+        Optim(lr=4e-3, weight_decay=0.05, max_grad_norm=1.0, lr_schedule='cosine', warmup_steps=40, betas=(0.9, 0.99)),
+        Train(epochs=3, log_every=20),
+    )
+
+
+@recipe
+def ladder_lstm_fast():
+    """One LSTM layer of 160 with tied weights and a sampled softmax, the state carried, on the bundled corpus.
+
+    `lmcourse run ladder-lstm-fast`, half a minute on two cores."""
+    return _ladder_fast('ladder-lstm-fast', 'lstm')
+
+
+@recipe
+def ladder_gru_fast():
+    """One GRU layer of 160 with tied weights and a sampled softmax, the state carried, on the bundled corpus.
+
+    `lmcourse run ladder-gru-fast`, less than a minute on two cores."""
+    return _ladder_fast('ladder-gru-fast', 'gru')
+
+
+@recipe
+def ladder_transformer():
+    """A Transformer of width 96 and two blocks with rotary positions, RMSNorm, ReLU squared and Muon, on the bundled
+    corpus.
+
+    `lmcourse run ladder-transformer`, less than a minute on two cores."""
+    model = TransformerConfig(
+        96,
+        4,
+        384,
+        2,
+        64,
+        0.0,
+        positions='rotary',
+        norm='rms',
+        activation='relu2',
+        qk_norm=True,
+        bias=False,
+        init='zero_residual',
+    )
+    return Recipe(
+        'ladder-transformer',
+        model,
+        Data(corpus='stdlib', batching='windows', seq_len=64, batch_size=16),
+        Optim('muon', lr=3e-2, weight_decay=0.05, betas=(0.9, 0.95), warmup_steps=40, lr_schedule='cosine'),
+        Train(epochs=3, log_every=20),
+    )
