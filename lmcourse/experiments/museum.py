@@ -1249,7 +1249,7 @@ def _regularisation_confirmed():
     'Weight drop, averaging, variational dropout and tying each improve the model.',
     lambda harm, **low: 'wrong' if harm < 0 else grade(min(low.values()) > 0, max(low.values()) > 0),
     'Take one away, and no interval lies above zero: the lowest ends are {weight_drop:+.3f}, {averaging:+.3f},'
-    ' {variational:+.3f} and {tying:+.3f} nats. One lies below zero as a whole: without averaging the loss is lower, with'
+    ' {variational:+.3f} and {tying:+.3f} nats. One lies below zero as a whole: without averaging the loss is lower,'
     ' {harm:+.3f} at the highest end. (A small model; at full size the paper finds that weight drop matters most.)',
     dict(weight_drop=0.1, averaging=0.1, variational=0.1, tying=0.1, harm=0.1),
     '17_awd_lstm',
