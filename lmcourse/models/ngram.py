@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, block_bootstrap_ci
+from .counting import empty, pieces, rank_pairs, release
 
 # %% ../../nbs/07_ngrams.ipynb #6f4e294c
 class NgramError(LMCourseError):
@@ -121,7 +122,7 @@ class Uniform(NgramModel):
 # %% ../../nbs/07_ngrams.ipynb #a0783e7b
 def _compact(array, limit):
     "Whole numbers below `limit` in 32 bits where that is enough, else in 64."
-    return array.astype(np.uint32 if limit <= 2**32 else np.int64)
+    return array.astype(np.uint32 if limit <= 2**32 else np.int64, copy=False)
 
 # %% ../../nbs/07_ngrams.ipynb #8ee5adbf
 class NgramTable:
@@ -169,6 +170,15 @@ class NgramTable:
         first, last = (np.array([0, self.vocab_size - 1]) + context * self.vocab_size).astype(self.keys.dtype)
         return np.arange(np.searchsorted(self.keys, first), np.searchsorted(self.keys, last, side='right'))
 
+    def spans(self):  # pairs of slices: of the contexts, and of the n-grams that begin with them
+        "The table in pieces, none of which ends within a context."
+        first = self.keys[:: 2**21] // self.vocab_size
+        ends = [*np.unique(first).tolist(), self.contexts]
+        ends[0] = 0
+        start = np.searchsorted(self.keys, np.multiply(ends[:-1], self.vocab_size).astype(self.keys.dtype)).tolist()
+        for c, c_end, g, g_end in zip(ends, ends[1:], start, [*start[1:], len(self)]):
+            yield slice(c, c_end), slice(g, g_end)
+
     def per_context(self, value_G) -> np.ndarray:  # (C,) float64
         "A value summed over the n-grams of each context."
         return np.bincount(self.context_G, weights=value_G, minlength=self.contexts)
@@ -182,16 +192,16 @@ def grams_by_length(
 ):
     """For length 1, 2, … order, yield its `NgramTable`, the row of the n-gram that ends at each token (N + 1,), and one
     such position per n-gram (G,)."""
-    word_N = np.concatenate([[bos_id], ids]).astype(np.int64)
-    row_N, contexts = np.zeros_like(word_N), 1
+    word_N = empty(len(ids) + 1, np.min_scalar_type(vocab_size))
+    word_N[0], word_N[1:] = bos_id, ids
+    counts = sum((np.bincount(ids[part], minlength=vocab_size) for part in pieces(len(ids))), np.zeros(vocab_size, int))
+    keys, row_N, at_G, contexts = np.arange(vocab_size), word_N, np.zeros(vocab_size, np.int64), 1
     for length in range(1, order + 1):
-        key_N = _compact(np.concatenate([row_N[:1], row_N[:-1]]) * vocab_size + word_N, contexts * vocab_size)
-        if length == 1:
-            keys, at_G, row_N = np.arange(vocab_size), np.zeros(vocab_size, np.int64), word_N
-        else:
-            keys, at_G, row_N = np.unique(key_N, return_index=True, return_inverse=True)
-        yield NgramTable(keys, np.bincount(row_N[1:], minlength=len(keys)), contexts, vocab_size), row_N, at_G
-        contexts = len(keys)
+        if length > 1:
+            contexts = len(keys)
+            keys, counts, row_N, at_G = rank_pairs(row_N, word_N, contexts, vocab_size)
+            counts[row_N[0]] -= 1  # the padding was not seen
+        yield NgramTable(keys, counts, contexts, vocab_size), row_N, at_G
 
 # %% ../../nbs/07_ngrams.ipynb #63357b2d
 def _lookup_levels(levels, word_N):
@@ -268,7 +278,7 @@ def discounts(
     1999, section 3). Where one of these numbers is zero, or a discount is not above zero, as happens on tiny texts
     and wherever rare words became <unk>, they are 0.5, 1 and 1.5, the fall-back of the KenLM program (Heafield et
     al., 2013)."""
-    n_5 = np.bincount(np.minimum(counts, 5).astype(np.int64), minlength=6)[:5].astype(float)
+    n_5 = np.array([np.count_nonzero(np.equal(counts, c)) for c in range(5)], float)
     if (n_5[1:] > 0).all():
         y = n_5[1] / (n_5[1] + 2 * n_5[2])
         d_4 = np.array([0.0] + [c - (c + 1) * y * n_5[c + 1] / n_5[c] for c in (1, 2, 3)])
@@ -284,7 +294,10 @@ def continuation_counts(
     shorter: int,  # number of shorter n-grams
 ) -> np.ndarray:  # (shorter,) how many different tokens each was seen after
     "Count each distinct longer n-gram once, for the n-gram that is left when its first token is dropped."
-    return np.bincount(row_N[at_G[grams.counts > 0]], minlength=shorter)
+    counts = np.zeros(shorter, np.uint32)
+    for part in pieces(len(grams)):
+        np.add.at(counts, row_N[at_G[part][grams.counts[part] > 0]], 1)
+    return counts
 
 # %% ../../nbs/07_ngrams.ipynb #1644a3bd
 class DiscountedTable(NgramTable):
@@ -296,9 +309,14 @@ class DiscountedTable(NgramTable):
     ):
         super().__init__(grams.keys, grams.counts, grams.contexts, grams.vocab_size)
         self.discount_4 = discounts(self.counts)
-        total_C, freed_C = self.per_context(self.counts), self.per_context(self.discount_4[np.minimum(self.counts, 3)])
-        self.total_C = _compact(np.maximum(total_C, 1), 2**32)
-        self.spare_C = np.where(total_C > 0, freed_C / self.total_C, 1)
+        self.total_C, self.spare_C = empty(self.contexts, np.uint32), empty(self.contexts, float)
+        for C, G in self.spans():
+            context_G, n = (self.keys[G] // self.vocab_size - C.start).astype(np.int64), C.stop - C.start
+            total_C = np.bincount(context_G, self.counts[G], n)
+            freed_C = np.bincount(context_G, self.discount_4[np.minimum(self.counts[G], 3)], n)
+            self.total_C[C] = np.maximum(total_C, 1)
+            self.spare_C[C] = np.where(total_C > 0, freed_C / self.total_C[C], 1)
+            release(self.keys, self.counts, self.total_C, self.spare_C)
 
     def kept(
         self,
