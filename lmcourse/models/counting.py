@@ -65,21 +65,23 @@ def _ranges(row_N, contexts, size):
     return list(zip(ends, ends[1:]))
 
 
-def _tokens_after(row_N, low, high):
-    "The places of the tokens whose context is in the range. The first token comes after itself: padding."
-    found = [np.zeros(1 if low <= row_N[0] < high else 0, np.int64)]
+def _keys_of_range(row_N, word_N, low, high, vocab_size):
+    "The places of the tokens whose context is in the range, and their keys, counted from `low`."
+    own = 1 if low <= row_N[0] < high else 0  # the first token is padding: it comes after itself
+    at, keys = [np.zeros(own, np.int64)], [(row_N[:own].astype(np.uint64) - np.uint64(low)) * np.uint64(vocab_size)]
+    keys[0] += word_N[:own].astype(np.uint64)
     for part in pieces(len(row_N) - 1):
-        context = row_N[part].astype(np.int64)
-        found.append(np.flatnonzero((context >= low) & (context < high)) + (part.start + 1))
-    return np.concatenate(found)
+        context = row_N[part].astype(np.uint64) - np.uint64(low)  # below `low` it becomes very large
+        found = np.flatnonzero(context < np.uint64(high - low))
+        at.append(found + (part.start + 1))
+        keys.append(context[found] * np.uint64(vocab_size) + word_N[1:][part][found].astype(np.uint64))
+        release(row_N, word_N)
+    return np.concatenate(at), np.concatenate(keys)
 
 
 def _count_range(row_N, word_N, low, high, vocab_size):
     "`_ranked` for the tokens of a range of contexts, and the places of these tokens in the text."
-    at_M = _tokens_after(row_N, low, high)
-    key_M = (row_N[np.maximum(at_M - 1, 0)].astype(np.int64) - low).astype(np.uint64)
-    key_M *= np.uint64(vocab_size)
-    key_M += word_N[at_M].astype(np.uint64)
+    at_M, key_M = _keys_of_range(row_N, word_N, low, high, vocab_size)
     keys_G, counts_G, first_G, row_M = _ranked(key_M, (high - low) * vocab_size)
     return keys_G.astype(np.int64) + low * vocab_size, counts_G, at_M[first_G], row_M, at_M
 
@@ -240,11 +242,12 @@ def rank_pairs(
     ranges = _ranges(row_N, contexts, _piece(vocab_size, threads))
     count = lambda ends: _count_range(row_N, word_N, *ends, vocab_size)
     for keys_G, counts_G, first_G, row_M, at_M in _in_turn(count, ranges, threads):
-        next_N[at_M] = row_M + np.uint32(keys.n)
+        for part in pieces(len(at_M)):
+            next_N[at_M[part]] = row_M[part] + np.uint32(keys.n)
+            release(next_N)
         keys.append(keys_G)
         counts.append(counts_G)
         first.append(first_G)
-        release(row_N, word_N, next_N)
     return keys.array(), counts.array(), next_N, first.array()
 
 # %% ../../nbs/engine/counting.ipynb #a610340a

@@ -196,11 +196,13 @@ def grams_by_length(
     """For length 1, 2, … order, yield its `NgramTable`, the row of the n-gram that ends at each token (N + 1,), and one
     such position per n-gram (G,)."""
     word_N = empty(len(ids) + 1, np.min_scalar_type(vocab_size))
-    word_N[0], word_N[1:] = bos_id, ids
+    word_N[0] = bos_id
     keys, row_N, at_G, contexts = np.arange(vocab_size), word_N, np.zeros(vocab_size, np.int64), 1
     counts = np.zeros(vocab_size, np.int64)
     for part in pieces(len(ids)):
+        word_N[1:][part] = ids[part]
         counts += np.bincount(word_N[1:][part], minlength=vocab_size)
+        release(ids, word_N)
     for length in range(1, order + 1):
         if length > 1:
             contexts = len(keys)
@@ -302,6 +304,8 @@ def continuation_counts(
     counts = np.zeros(shorter, np.uint32)
     for part in pieces(len(grams)):
         np.add.at(counts, row_N[at_G[part][grams.counts[part] > 0]], 1)
+        release(at_G, grams.counts)
+    release(row_N)
     return counts
 
 # %% ../../nbs/07_ngrams.ipynb #1644a3bd
@@ -362,7 +366,10 @@ class KneserNey(NgramModel):
             self.levels.append(grams)
             before_N = row_N
         self.levels[-1] = DiscountedTable(self.levels[-1])
-        self.parameters = sum(int((grams.counts > 0).sum()) for grams in self.levels)
+        self.parameters = 0
+        for grams in self.levels:
+            self.parameters += int((grams.counts > 0).sum())
+            release(grams.counts)
 
     def _continue(self, grams, at_G, before_N):
         "Longer n-grams were counted: give the last level its continuation counts, and discount it."
