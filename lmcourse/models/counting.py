@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def _keys_of_range(row_N, word_N, low, high, vocab_size):
     return np.concatenate(at), np.concatenate(keys)
 
 
-def _count_range(row_N, word_N, low, high, vocab_size):
+def _count_range(row_N, word_N, vocab_size, low, high):
     "`_ranked` for the tokens of a range of contexts, and the places of these tokens in the text."
     at_M, key_M = _keys_of_range(row_N, word_N, low, high, vocab_size)
     keys_G, counts_G, first_G, row_M = _ranked(key_M, (high - low) * vocab_size)
@@ -87,7 +88,7 @@ def _count_range(row_N, word_N, low, high, vocab_size):
 
 # %% ../../nbs/engine/counting.ipynb #99233378
 MAX_BYTES = 2**28  # what counting uses for its own work; an array of more than a quarter of it is kept in a file
-_limits = dict(max_bytes=MAX_BYTES, threads=None, folder=None)
+_limits: dict = dict(max_bytes=MAX_BYTES, threads=None, folder=None)
 
 
 @contextmanager
@@ -160,7 +161,7 @@ def release(
 ):
     "Give the pages of mapped arrays back to the system; they are read again when they are needed."
     for array in arrays:
-        base = array
+        base: Any = array
         while isinstance(base, np.ndarray):
             base = base.base
         if isinstance(base, mmap.mmap) and hasattr(base, 'madvise'):
@@ -201,7 +202,7 @@ def _in_turn(f, items, threads):
         yield from map(f, items)
         return
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque = deque()
+        ahead = deque()
         for item in items:
             ahead.append(pool.submit(f, item))
             if len(ahead) == threads:
@@ -240,7 +241,7 @@ def rank_pairs(
     keys, counts, first = _Column(_key_type(contexts * vocab_size)), _Column(np.uint32), _Column(np.uint32)
     next_N = empty(n, np.uint32)
     ranges = _ranges(row_N, contexts, _piece(vocab_size, threads))
-    count = lambda ends: _count_range(row_N, word_N, *ends, vocab_size)
+    count = lambda ends: _count_range(row_N, word_N, vocab_size, *ends)
     for keys_G, counts_G, first_G, row_M, at_M in _in_turn(count, ranges, threads):
         for part in pieces(len(at_M)):
             next_N[at_M[part]] = row_M[part] + np.uint32(keys.n)
@@ -252,10 +253,10 @@ def rank_pairs(
 
 # %% ../../nbs/engine/counting.ipynb #a610340a
 def unique_pairs(
-    row_N,  # as for `rank_pairs`, and so are the others
-    word_N,
-    contexts: int,
-    vocab_size: int,
+    row_N,  # (N,) at each token the row of the n-gram that ends there, below `contexts`
+    word_N,  # (N,) ids, each in 0 … V-1
+    contexts: int,  # C, how many n-grams of that length there are
+    vocab_size: int,  # V
 ) -> tuple:  # what `rank_pairs` gives
     "The plain way to the same four arrays: `np.unique`, which sorts the whole text at once."
     key_N = np.concatenate([row_N[:1], row_N[:-1]]).astype(np.int64) * vocab_size + word_N

@@ -301,7 +301,8 @@ def continuation_counts(
     shorter: int,  # number of shorter n-grams
 ) -> np.ndarray:  # (shorter,) how many different tokens each was seen after
     "Count each distinct longer n-gram once, for the n-gram that is left when its first token is dropped."
-    counts = np.zeros(shorter, np.uint32)
+    counts = empty(shorter, np.uint32)
+    counts[:] = 0
     for part in pieces(len(grams)):
         np.add.at(counts, row_N[at_G[part][grams.counts[part] > 0]], 1)
         release(at_G, grams.counts)
