@@ -1,0 +1,197 @@
+"""Counting in ranges of contexts: the same tables to the last bit, in memory that does not grow with the text, with no
+file left behind."""
+
+import errno
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from lmcourse.data.text import Corpus
+from lmcourse.data.tokens import tokenize_corpus
+from lmcourse.errors import LMCourseError
+from lmcourse.models import counting, ngram
+from lmcourse.models.counting import CountingError, empty, limits, measure_counting, pieces, rank_pairs, unique_pairs
+from lmcourse.models.ngram import KneserNey
+
+draw = np.random.default_rng(0)
+TEXTS = {  # ids, V
+    'one token': ([3], 7),
+    'two tokens': ([0, 1], 7),
+    'one type': ([3] * 5000, 7),
+    'a vocabulary of one': ([0] * 50, 1),
+    'one context for half of the text': (np.where(draw.random(9000) < 0.5, 2, draw.integers(0, 40, 9000)), 40),
+    'all alike': (draw.integers(0, 9, 9000), 9),
+    'rare types': ((draw.pareto(0.7, 9000) * 10).astype(int) % 60_000, 60_000),
+    'keys beyond 32 bits': (draw.integers(0, 99_999, 3000), 100_000),
+}
+LIMITS = [dict(), dict(threads=2), dict(max_bytes=2**12), dict(max_bytes=2**15, threads=3)]
+texts = pytest.mark.parametrize('ids, vocab_size', TEXTS.values(), ids=TEXTS)
+
+
+@texts
+@pytest.mark.parametrize('within', LIMITS, ids=str)
+def test_ranges_give_what_one_sort_gives(ids, vocab_size, within):
+    "Keys, counts, the row of each token and the first token of each key."
+    word_N = np.array([0, *ids])
+    with limits(**within):
+        found = rank_pairs(word_N, word_N, vocab_size, vocab_size)
+    for ours, plain in zip(found, unique_pairs(word_N, word_N, vocab_size, vocab_size), strict=True):
+        assert np.array_equal(ours, plain)
+
+
+@texts
+@pytest.mark.parametrize('within', LIMITS[1:], ids=str)
+def test_a_model_is_the_same_to_the_last_bit(ids, vocab_size, within, monkeypatch):
+    "Tables, discounts, nats and guesses, beside those of the plain way."
+    with limits(**within):
+        model = KneserNey(4).fit(ids, vocab_size, 0)
+    monkeypatch.setattr(ngram, 'rank_pairs', unique_pairs)
+    plain = KneserNey(4).fit(ids, vocab_size, 0)
+    for ours, theirs in zip(model.levels, plain.levels, strict=True):
+        for name in ('keys', 'counts', 'total_C', 'spare_C', 'discount_4'):
+            a, b = getattr(ours, name), getattr(theirs, name)
+            assert a.dtype == b.dtype and np.array_equal(a, b), name
+    assert model.parameters == plain.parameters
+    assert np.array_equal(model.nats(ids[:500]), plain.nats(ids[:500]))
+    assert np.array_equal(model.guesses(ids[:500]), plain.guesses(ids[:500]))
+
+
+def test_where_the_place_finds_no_room_the_order_is_the_same():
+    "Keys of up to 63 bits leave no room for a place in 64."
+    word_N = draw.integers(0, 2**40, 2000)
+    row_N = draw.integers(0, 2**22, 2000).astype(np.uint32)
+    for ours, plain in zip(rank_pairs(row_N, word_N, 2**22, 2**40), unique_pairs(row_N, word_N, 2**22, 2**40)):
+        assert np.array_equal(ours, plain)
+
+
+def test_more_than_can_be_numbered_is_refused():
+    with pytest.raises(CountingError, match='too many: count a part'):
+        rank_pairs(np.zeros(3, int), np.zeros(3, int), 2**40, 2**30)
+
+
+def test_what_is_held_in_memory_does_not_grow_with_the_text():
+    "Four times the text, and the same peak of what numpy allocates; the rows, the keys and the counts are in files."
+
+    def peak(n):
+        with limits(max_bytes=2**23, threads=1):
+            word_N = empty(n, np.uint32)
+            word_N[:] = np.random.default_rng(1).integers(0, 3000, n, np.uint32)
+            tracemalloc.start()
+            rank_pairs(word_N, word_N, 3000, 3000)
+            _, highest = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        return highest
+
+    shorter, longer = peak(1_000_000), peak(4_000_000)
+    assert longer < 1.1 * shorter
+    assert longer < 2.5 * 2**23
+
+
+def test_the_pieces_of_a_table_end_between_contexts(monkeypatch):
+    "A sum of floats over the n-grams of a context is made in one go, so that it is the same to the last bit."
+    ids = draw.integers(0, 300, 20_000)
+    table = KneserNey(2).fit(ids, 300, 0).levels[1]
+    cut = lambda: list(table.spans())
+    assert len(cut()) == 1
+    monkeypatch.setattr(ngram, 'SPAN', 100)
+    assert len(cut()) > 50
+    for (c, g), (c_next, g_next) in zip(cut(), cut()[1:]):
+        assert (c.stop, g.stop) == (c_next.start, g_next.start)
+    for c, g in cut():
+        assert ((table.context_G[g] >= c.start) & (table.context_G[g] < c.stop)).all()
+    assert (cut()[0][0].start, cut()[0][1].start, cut()[-1][0].stop, cut()[-1][1].stop) == (0, 0, 300, len(table))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a file may have a name while it is used')
+def test_no_file_is_to_be_seen_while_a_model_lives_or_later(tmp_path):
+    with limits(max_bytes=2**12, folder=tmp_path):
+        model = KneserNey(3).fit(draw.integers(0, 50, 5000), 50, 0)
+    assert not list(tmp_path.iterdir())
+    assert model.next_probs([1, 2]).sum() == pytest.approx(1)
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch, tmp_path):
+    "Wherever it fills up: when a file is made, and when it is written to."
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Full:
+        def write(self, data):
+            raise full
+
+    for file in (Full, lambda: (_ for _ in ()).throw(full)):
+        monkeypatch.setattr(counting, '_unnamed_file', file)
+        with limits(max_bytes=2**12, folder=tmp_path):
+            with pytest.raises(CountingError, match='No space left on device.*make room, or name another folder'):
+                KneserNey(3).fit(draw.integers(0, 50, 5000), 50, 0)
+    assert issubclass(CountingError, LMCourseError)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the limit on the size of a file is set as on Linux')
+def test_a_disk_that_takes_no_more_ends_a_fit_with_that_sentence():
+    "A real refusal of the system: no file may be larger than 100 kB in this process."
+    code = (
+        'import resource, numpy as np\n'
+        'from lmcourse.models.counting import CountingError, limits\n'
+        'from lmcourse.models.ngram import KneserNey\n'
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+        'try:\n'
+        '    with limits(max_bytes=2**16):\n'
+        '        KneserNey(3).fit(np.arange(90_000) % 50_000, 50_000, 0)\n'
+        'except CountingError as e:\n'
+        '    print(e)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert 'cannot write there (File too large): make room' in done.stdout, done.stderr
+
+
+def test_limits_end_with_their_block_and_senseless_ones_are_refused():
+    before = dict(counting._limits)
+    with pytest.raises(ZeroDivisionError), limits(max_bytes=2**13, threads=1):
+        assert counting._limits['max_bytes'] == 2**13
+        1 / 0
+    assert counting._limits == before
+    for wrong in (dict(max_bytes=10), dict(threads=0)):
+        with pytest.raises(CountingError, match='at least'), limits(**wrong):
+            pass
+
+
+def test_pieces_cover_an_array_once():
+    for n, size in ((0, 3), (1, 3), (3, 3), (10, 3)):
+        assert [i for part in pieces(n, size) for i in range(n)[part]] == list(range(n))
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
+def test_a_measurement_of_copies_counts_each_with_a_vocabulary_of_its_own(tmp_path):
+    rows = ['a b c a b d e\n', 'b c a d d e a\n'] * 30
+    corpus = tokenize_corpus(
+        Corpus('letters', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path
+    )
+    n = corpus.train.num_tokens
+    for way in ('ranges', 'unique'):
+        once, twice = measure_counting(corpus, (None, 2 * n), way, order=3)
+        assert (once['tokens'], once['copies'], twice['tokens'], twice['copies']) == (n, 1, 2 * n, 2)
+        assert twice['vocab_size'] == twice['ngrams'][0] == 2 * once['ngrams'][0] == 2 * corpus.vocab_size
+        assert 2 * once['ngrams'][1] - 1 <= twice['ngrams'][1] <= 2 * once['ngrams'][1] + 1
+        assert once['peak'] > 10**7 and once['seconds'] >= 0
+    model = KneserNey(3).fit(corpus.train.ids, corpus.vocab_size, corpus.tokenizer.bos_id)
+    assert once['perplexity'] == pytest.approx(np.exp(model.nats(corpus.validation.ids).mean()), rel=1e-12)
+    with pytest.raises(CountingError, match='counting 840 tokens failed: .*order'):
+        measure_counting(corpus, (840,), order=0)
+
+
+def test_the_shipped_measurement_has_both_ways_on_one_text_and_agrees():
+    "The same tables, sizes and perplexity on every text that both ways counted, in less time and memory on the whole."
+    kept = counting.load_counting()
+    plain = {row['tokens']: row for row in kept['unique']}
+    both = [(row, plain[row['tokens']]) for row in kept['ranges'] if row['tokens'] in plain]
+    assert kept['num_tokens'] in plain
+    for ours, theirs in both:
+        assert ours['ngrams'] == theirs['ngrams']
+        assert ours['perplexity'] == theirs['perplexity']
+    assert max(row['tokens'] for row in kept['ranges']) >= 100_000_000
+    assert kept['environment']['processor']
+    assert 0.9 < counting.exponent(kept['ranges'], 'seconds') < 1.3
