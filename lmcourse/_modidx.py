@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'lmcourse.device.bf16_is_faster': ('engine/device.html#bf16_is_faster', 'lmcourse/device.py'),
                                  'lmcourse.device.environment': ('engine/device.html#environment', 'lmcourse/device.py'),
                                  'lmcourse.device.has_bf16': ('engine/device.html#has_bf16', 'lmcourse/device.py'),
+                                 'lmcourse.device.num_threads': ('engine/device.html#num_threads', 'lmcourse/device.py'),
                                  'lmcourse.device.peak_memory': ('engine/device.html#peak_memory', 'lmcourse/device.py'),
                                  'lmcourse.device.pick_device': ('engine/device.html#pick_device', 'lmcourse/device.py'),
                                  'lmcourse.device.resolve_precision': ('engine/device.html#resolve_precision', 'lmcourse/device.py'),

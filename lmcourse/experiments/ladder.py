@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from ..data.tokens import TokenizedCorpus, tokenize_corpus
+from ..device import num_threads
 from ..files import write_json
 from ..models.ngram import KneserNey, Uniform, evaluate_ngram
 from ..models.recurrent import RecurrentConfig
@@ -95,7 +96,8 @@ def trained_rungs(
         )
         folder = Path(out) / name if out else None
         begun = folder is not None and (folder / 'state.safetensors').exists()
-        run = from_checkpoint(folder, show, **changes).fit() if folder and begun else train(r, folder, show)
+        with num_threads(1):  # steps this small are slower on two
+            run = from_checkpoint(folder, show, **changes).fit() if folder and begun else train(r, folder, show)
         if run.summary['stopped'] == 'interrupted':
             raise KeyboardInterrupt
         s = run.summary

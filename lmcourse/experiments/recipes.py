@@ -543,7 +543,7 @@ def _ladder_fast(name: str, cell: str) -> Recipe:
 def ladder_lstm_fast():
     """One LSTM layer of 160 with tied weights and a sampled softmax, the state carried, on the bundled corpus.
 
-    `lmcourse run ladder-lstm-fast`, half a minute on two cores."""
+    `lmcourse run ladder-lstm-fast`, half a minute on one core."""
     return _ladder_fast('ladder-lstm-fast', 'lstm')
 
 
@@ -551,7 +551,7 @@ def ladder_lstm_fast():
 def ladder_gru_fast():
     """One GRU layer of 160 with tied weights and a sampled softmax, the state carried, on the bundled corpus.
 
-    `lmcourse run ladder-gru-fast`, less than a minute on two cores."""
+    `lmcourse run ladder-gru-fast`, less than a minute on one core."""
     return _ladder_fast('ladder-gru-fast', 'gru')
 
 
@@ -560,7 +560,7 @@ def ladder_transformer():
     """A Transformer of width 96 and two blocks with rotary positions, RMSNorm, ReLU squared and Muon, on the bundled
     corpus.
 
-    `lmcourse run ladder-transformer`, less than a minute on two cores."""
+    `lmcourse run ladder-transformer`, a minute on one core."""
     model = TransformerConfig(
         96,
         4,

@@ -27,6 +27,7 @@ import torch
 
 from ..data.batches import WindowBatches
 from ..data.tokens import tokenize_corpus
+from ..device import num_threads
 from ..errors import LMCourseError
 from ..files import read_json, to_jsonable, write_json
 from ..models.transformer import TransformerConfig, parameter_breakdown
@@ -169,14 +170,11 @@ def isoflop_plan(
 # %% ../../nbs/22_scaling.ipynb #9335ab0a
 def _one(recipe, limits, threads):
     "A run's row, or one that says why there is none."
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        return train_and_measure(recipe, **limits)
+        with num_threads(threads):
+            return train_and_measure(recipe, **limits)
     except (Diverged, RuntimeError) as e:
         return dict(broken=str(e).splitlines()[0])
-    finally:
-        torch.set_num_threads(before)
 
 
 def _child():
