@@ -328,6 +328,11 @@ EXPERIMENTS = (  # file of a record, setting as it was named before the experime
     ('transformer.json', 'as it is', 'Transformer, lesson 20'),
     ('ceiling.json', 'as it is', 'small decoder, lesson 23'),
     ('chinchilla.json', 'as it is', 'decoder of width 16, lesson 23'),
+    ('large_text.json', 'as it is', 'note 004, as experiment 2'),
+    ('large_text.json', 'learning rate 1e-2, no dropout', 'note 004, experiment 2 at another rate'),
+    ('large_text.json', 'all four, as experiment 3', 'note 004, as experiment 3'),
+    ('large_text.json', 'as experiment 4', 'note 004, as experiment 4'),
+    ('large_text.json', 'as experiment 5', 'note 004, as experiment 5'),
 )
 
 
@@ -366,6 +371,9 @@ def stored_entries(
         v = r['validation']
         if v['stride'] != v['context_length']:
             found.append(entry(f'{r["recipe"]}, a window every {v["stride"]}', v, 'strides.json'))
+    for r in _stored('large_text_ngrams.json'):
+        name = _NGRAMS.get(r['order'], f'Kneser-Ney, order {r["order"]}')
+        found.append(entry(f'{name}, {r["counted"]}', r['validation'], 'large_text_ngrams.json'))
     experiments = {file: _stored(file) for file in dict.fromkeys(file for file, *_ in EXPERIMENTS)}
     for file, setting, name in EXPERIMENTS:
         for r in (r for r in experiments[file] if r['setting'] == setting):
