@@ -271,6 +271,7 @@ def test_the_suite_would_notice():
 NOT_CALLED = {
     'files.save_safetensors': 'writes numbers to a file; tests/test_resume.py reads them back',
     'native.fused_loss': "the processor's own kernel: fused_loss.fused_cross_entropy calls it for the processor alone",
+    'bench.usual_loss': 'a contestant of the benchmarks, which are run on the processor; tests/test_bench.py compares it',
     'distributed.sum_over_processes': 'wants processes and main memory; tests/test_distributed.py has both',
 }
 
