@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, block_bootstrap_ci
-from .counting import empty, pieces, rank_pairs, release
+from .counting import count_once_each, empty, pad_and_count, rank_pairs, release
 
 # %% ../../nbs/07_ngrams.ipynb #6f4e294c
 class NgramError(LMCourseError):
@@ -145,6 +145,12 @@ class NgramTable:
     def __len__(self):
         return len(self.keys)
 
+    def num_seen(self) -> int:
+        "How many of them were seen; the others are entries of the vocabulary that the text does not hold."
+        n = int(np.count_nonzero(self.counts))
+        release(self.counts)
+        return n
+
     @property
     def context_G(self) -> np.ndarray:  # (G,) int64, ascending
         "The row of each n-gram's context."
@@ -195,14 +201,8 @@ def grams_by_length(
 ):
     """For length 1, 2, … order, yield its `NgramTable`, the row of the n-gram that ends at each token (N + 1,), and one
     such position per n-gram (G,)."""
-    word_N = empty(len(ids) + 1, np.min_scalar_type(vocab_size))
-    word_N[0] = bos_id
+    word_N, counts = pad_and_count(ids, bos_id, vocab_size)
     keys, row_N, at_G, contexts = np.arange(vocab_size), word_N, np.zeros(vocab_size, np.int64), 1
-    counts = np.zeros(vocab_size, np.int64)
-    for part in pieces(len(ids)):
-        word_N[1:][part] = ids[part]
-        counts += np.bincount(word_N[1:][part], minlength=vocab_size)
-        release(ids, word_N)
     for length in range(1, order + 1):
         if length > 1:
             contexts = len(keys)
@@ -245,7 +245,7 @@ class AdditiveNgram(NgramModel):
     def _count(self, ids_N):
         self.levels = [grams for grams, _, _ in grams_by_length(ids_N, self.vocab_size, self.bos_id, self.order)]
         self.total_C = self.levels[-1].per_context(self.levels[-1].counts)
-        self.parameters = int((self.levels[-1].counts > 0).sum())
+        self.parameters = self.levels[-1].num_seen()
 
     def _share(self, count, total):
         "(c + alpha) / (total + alpha V); uniform after a context that was never seen."
@@ -301,13 +301,7 @@ def continuation_counts(
     shorter: int,  # number of shorter n-grams
 ) -> np.ndarray:  # (shorter,) how many different tokens each was seen after
     "Count each distinct longer n-gram once, for the n-gram that is left when its first token is dropped."
-    counts = empty(shorter, np.uint32)
-    counts[:] = 0
-    for part in pieces(len(grams)):
-        np.add.at(counts, row_N[at_G[part][grams.counts[part] > 0]], 1)
-        release(at_G, grams.counts)
-    release(row_N)
-    return counts
+    return count_once_each(row_N, at_G, grams.counts, shorter)
 
 # %% ../../nbs/07_ngrams.ipynb #1644a3bd
 class DiscountedTable(NgramTable):
@@ -367,10 +361,7 @@ class KneserNey(NgramModel):
             self.levels.append(grams)
             before_N = row_N
         self.levels[-1] = DiscountedTable(self.levels[-1])
-        self.parameters = 0
-        for grams in self.levels:
-            self.parameters += int((grams.counts > 0).sum())
-            release(grams.counts)
+        self.parameters = sum(grams.num_seen() for grams in self.levels)
 
     def _continue(self, grams, at_G, before_N):
         "Longer n-grams were counted: give the last level its continuation counts, and discount it."
@@ -514,5 +505,5 @@ def from_state_dict(
             )
         model.levels.append(DiscountedTable(NgramTable(keys, counts, contexts, vocab_size)))
         contexts = len(keys)
-    model.parameters = sum(int((level.counts > 0).sum()) for level in model.levels)
+    model.parameters = sum(level.num_seen() for level in model.levels)
     return model
