@@ -11,6 +11,7 @@ __all__ = ['ngram_rungs', 'ladder_lstm', 'ladder_gru', 'trained_rungs', 'ladder_
 import itertools
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..data.tokens import TokenizedCorpus, tokenize_corpus
@@ -96,8 +97,7 @@ def trained_rungs(
         )
         folder = Path(out) / name if out else None
         begun = folder is not None and (folder / 'state.safetensors').exists()
-        with num_threads(1):  # steps this small are slower on two
-            run = from_checkpoint(folder, show, **changes).fit() if folder and begun else train(r, folder, show)
+        run = from_checkpoint(folder, show, **changes).fit() if folder and begun else train(r, folder, show)
         if run.summary['stopped'] == 'interrupted':
             raise KeyboardInterrupt
         s = run.summary
@@ -211,12 +211,15 @@ def _measure_rungs(corpus, tokenizer, out, show, log_fn, changes):
         f' a vocabulary of {data.vocab_size:,}'
     )
     networks = trained_rungs(corpus, tokenizer, ladder_recipes(tokenizer), out, show, **changes)
-    for r in itertools.chain(ngram_rungs(data), networks):
-        rungs.append(r)
-        write_json(out / 'ladder.json', rungs)
-        log_fn(
-            f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}   ({r["seconds"]:.1f} s)'
-        )
+    # over a small vocabulary a step is over before a second thread has been woken; over a large one it was not measured
+    with num_threads(1) if data.vocab_size < 10_000 else nullcontext():
+        for r in itertools.chain(ngram_rungs(data), networks):
+            rungs.append(r)
+            write_json(out / 'ladder.json', rungs)
+            log_fn(
+                f'{r["rung"]:>20}: validation perplexity {r["validation"]["perplexity"]:10,.2f}'
+                f'   ({r["seconds"]:.1f} s)'
+            )
     import matplotlib.style
     from matplotlib.figure import Figure
 

@@ -336,6 +336,12 @@ EXPERIMENTS = (  # file of a record, setting as it was named before the experime
 )
 
 
+def _ngram_name(measured):
+    "What the board calls an n-gram model, by the words that it looks back over."
+    order = measured['context_length'] + 1
+    return _NGRAMS.get(order, f'Kneser-Ney, order {order}')
+
+
 def _stored(name):
     "A record of the package; an empty list where it is missing or damaged."
     try:
@@ -351,8 +357,7 @@ def stored_entries(
     "The entries of all records that are no run's folder."
     found = []
     for r in all_baselines():
-        order = r['validation']['context_length'] + 1
-        name = _NGRAMS.get(order, f'Kneser-Ney, order {order}')
+        name = _ngram_name(r['validation'])
         found += [
             entry(name, r[s], 'n-gram baselines', seconds=r['seconds'], device='cpu') for s in ('validation', 'test')
         ]
@@ -372,8 +377,8 @@ def stored_entries(
         if v['stride'] != v['context_length']:
             found.append(entry(f'{r["recipe"]}, a window every {v["stride"]}', v, 'strides.json'))
     for r in _stored('large_text_ngrams.json'):
-        name = _NGRAMS.get(r['order'], f'Kneser-Ney, order {r["order"]}')
-        found.append(entry(f'{name}, {r["counted"]}', r['validation'], 'large_text_ngrams.json'))
+        name = f'{_ngram_name(r["validation"])}, {r["counted"]}'
+        found.append(entry(name, r['validation'], 'large_text_ngrams.json'))
     experiments = {file: _stored(file) for file in dict.fromkeys(file for file, *_ in EXPERIMENTS)}
     for file, setting, name in EXPERIMENTS:
         for r in (r for r in experiments[file] if r['setting'] == setting):

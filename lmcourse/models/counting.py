@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'CountingError', 'pieces', 'limits', 'empty', 'release', 'rank_pairs', 'unique_pairs', 'pad_and_count',
-           'count_once_each', 'measure_counting', 'counting_record', 'load_counting', 'exponent']
+           'count_once_each', 'measure_counting', 'counting_record', 'load_counting']
 
 # %% ../../nbs/engine/counting.ipynb #094e962c
 import json
@@ -376,12 +376,3 @@ def counting_record(
 def load_counting() -> dict:  # what `counting_record` made
     "The measurement that is shipped with the package."
     return json.loads((files('lmcourse') / 'records' / 'counting.json').read_text(encoding='utf-8'))
-
-
-def exponent(
-    rows: list[dict],  # of `measure_counting`
-    what: str,  # seconds or peak
-) -> float:  # 1: twice the tokens, twice as much
-    "With what power of the number of tokens something grows: the slope of a straight line through the logarithms."
-    slope, _ = np.polyfit(np.log([row['tokens'] for row in rows]), np.log([row[what] for row in rows]), 1)
-    return float(slope)
