@@ -30,7 +30,7 @@ def make(images: Path = ROOT / 'docs' / 'images') -> str:
         name, words = re.search(r'^# figure (\w+): (.+)$', cell.source, re.M).groups()
         (images / f'{name}.png').write_bytes(data)
         text = text.replace(f'![png]({given})', f'![{words}](docs/images/{name}.png)')
-    text = re.sub(r'\]\(([\w/]+\.ipynb)', r'](nbs/\1', text).replace('](../docs/', '](docs/')
+    text = re.sub(r'\]\(([\w/]+\.ipynb)', r'](nbs/\1', text).replace('](../', '](')
     text = re.sub(r'^[ ]+$', '', text, flags=re.M)
     return re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
 

@@ -106,6 +106,17 @@ def text_of(page):
     return '\n'.join(o.data.get('text/markdown', '') for c in cells for o in c.outputs if 'data' in o)
 
 
+@pytest.mark.parametrize(
+    'page', sorted(p.relative_to(ROOT).as_posix() for p in [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md')])
+)
+def test_links_within_the_repository_lead_somewhere(page):
+    "A relative link of a Markdown page names a file that is there."
+    text = (ROOT / page).read_text(encoding='utf-8')
+    targets = {m for m in re.findall(r'\]\(([^)#\s]+)', text) if '://' not in m and not m.startswith('mailto:')}
+    dead = sorted(t for t in targets if not (ROOT / page).parent.joinpath(t).exists())
+    assert not dead, f'{page} links to {dead}'
+
+
 @pytest.mark.parametrize('page', ['nbs/index.ipynb', 'README.md'])
 def test_every_lesson_and_engine_room_has_its_row(page):
     "Number, title, module and promise stand in the index's tables as in the notebooks, in the directory's order."
