@@ -539,7 +539,7 @@ def validate(self: Trainer) -> Measurement:
     state = self.state
     self.tic = time.perf_counter()
     with self.optimizer.averaged_weights():
-        m = self.evaluate(self.data.validation)
+        m = self.evaluate(self.data.validation, interval=True)
         self.update_timers(training=False)
         if not math.isfinite(m.perplexity):
             self.raise_diverged()
@@ -730,13 +730,14 @@ def final_evaluation(
     self: Trainer,
     reason: str,  # why the run stops
 ) -> Run | Any:
-    "Measure the best weights on validation and test; write the summary."
+    "Measure the best weights on test, as they were on validation; write the summary."
     if reason == 'interrupted':
         return self.interrupted()
     if self.state.last_eval_step < self.state.step:
         self.validate()
     self.load_best()
-    self.state.validation = self.evaluate(self.data.validation, interval=True)
+    if not (self.state.validation and self.state.validation.ci95):
+        self.state.validation = self.evaluate(self.data.validation, interval=True)
     test = self.evaluate(self.data.test, interval=True)
     state_reset_eval = None
     if self.model.stateful and self.recipe.data.batching == 'windows':
