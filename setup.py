@@ -22,6 +22,7 @@ setup(
             "csrc/*",
             "records/*.json",
             "records/*/*",
+            "records/*/*/*",
             "static/*",
             "pretrained/*",
             "campaigns/*",

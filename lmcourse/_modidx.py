@@ -754,6 +754,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'lmcourse/experiments/learning_curves.py'),
                                                       'lmcourse.experiments.learning_curves.backtest': ( 'learning_curves.html#backtest',
                                                                                                          'lmcourse/experiments/learning_curves.py'),
+                                                      'lmcourse.experiments.learning_curves.beginnings': ( 'learning_curves.html#beginnings',
+                                                                                                           'lmcourse/experiments/learning_curves.py'),
                                                       'lmcourse.experiments.learning_curves.calibrated': ( 'learning_curves.html#calibrated',
                                                                                                            'lmcourse/experiments/learning_curves.py'),
                                                       'lmcourse.experiments.learning_curves.curve_of_run': ( 'learning_curves.html#curve_of_run',

@@ -26,6 +26,7 @@ from .experiments.campaign import campaign_table, check_campaign, run_campaign
 from .experiments.diagnosis import diagnose, looked_at, read_curves
 from .experiments.ladder import run_ladder
 from .experiments.leaderboard import leaderboard, to_csv, to_dict, to_markdown
+from .experiments.learning_curves import beginnings, unfinished, unfinished_table
 from .files import to_jsonable
 from .inference.adapt import evaluate_run_adapted
 from .inference.generate import SamplingConfig, generate_stream
@@ -179,12 +180,17 @@ def cmd_results(
     a,  # the arguments as `parse_args` returns them
 ):
     """The published records, and the runs under a folder if one is named, beside what they claim and what n-gram
-    models reach."""
+    models reach; then how far the notes' recipes are from their ends."""
     if a.runs and not Path(a.runs).is_dir():
         raise LMCourseError(f'there is no folder {a.runs!r}')
     runs = records() + (records(a.runs) if a.runs else [])
     runs = [r for r in runs if r.summary]
-    return {'results': [r.summary for r in runs]}, results_table(runs, all_baselines())
+    to_go = unfinished(runs + beginnings())
+    return (
+        {'results': [r.summary for r in runs], 'unfinished': to_go},
+        f"{results_table(runs, all_baselines())}\n\nThe notes' recipes that have not come as far as their notes report,"
+        f' or as they are planned:\n\n{unfinished_table(to_go)}',
+    )
 
 
 def cmd_compare(

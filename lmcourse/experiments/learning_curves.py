@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['EXPONENTS', 'EXPERIMENTS', 'NOTE_RUNS', 'EPOCH_TOKENS', 'TESTED_DOUBLINGS', 'ForecastError', 'PowerLaw',
            'fit_each_exponent', 'fit_power_law', 'Forecast', 'forecast_from_fit', 'Curve', 'curves_of_experiments',
-           'backtest', 'error_per_doubling', 'calibrated', 'curve_of_run', 'forecast_of_run', 'outcome', 'unfinished',
-           'unfinished_table']
+           'backtest', 'error_per_doubling', 'calibrated', 'curve_of_run', 'forecast_of_run', 'outcome', 'beginnings',
+           'unfinished', 'unfinished_table']
 
-# %% ../../nbs/27b_learning_curves.ipynb #32a805af
+# %% ../../nbs/27b_learning_curves.ipynb #88ed279d
 import json
 import math
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import LMCourseError
 from ..training.recipes import get_recipe
-from ..training.runs import Run
+from ..training.runs import Run, markdown_table, records
 
-# %% ../../nbs/27b_learning_curves.ipynb #907dedf6
+# %% ../../nbs/27b_learning_curves.ipynb #0d4cb46b
 class ForecastError(LMCourseError):
     "A learning curve that is too short for a forecast, or a forecast of the past."
 
@@ -39,7 +40,7 @@ class PowerLaw:
         return self.floor + self.scale * (np.asarray(tokens) / self.last) ** -self.exponent
 
 
-EXPONENTS = np.geomspace(0.02, 2, 120)
+EXPONENTS = np.geomspace(0.02, 2, 240)
 
 
 def fit_each_exponent(
@@ -72,7 +73,7 @@ def fit_power_law(
     k = error_K.argmin()
     return PowerLaw(float(floor_K[k]), float(scale_K[k]), float(EXPONENTS[k]), float(tokens_R[-1]))
 
-# %% ../../nbs/27b_learning_curves.ipynb #69307e31
+# %% ../../nbs/27b_learning_curves.ipynb #bd2cfc08
 @dataclass(frozen=True)
 class Forecast:
     "A loss that is expected, and the interval around it."
@@ -97,12 +98,20 @@ def forecast_from_fit(
     if at < best.last:
         raise ForecastError(f'a forecast for {at:,.0f} tokens from a curve of {best.last:,.0f} is one of the past')
     floor_K, scale_K, error_K = fit_each_exponent(tokens_R, nats_R)
+    then_K = floor_K + scale_K * (at / best.last) ** -EXPONENTS
+    x_KR, x_K = (tokens_R / best.last) ** -EXPONENTS[:, None], (at / best.last) ** -EXPONENTS
+    spread_K = 1 / len(tokens_R) + (x_K - x_KR.mean(1)) ** 2 / (len(tokens_R) * x_KR.var(1))
     rows_left = len(tokens_R) - 3
-    close = error_K <= error_K.min() * (1 + f_distribution.ppf(level, 1, rows_left) / rows_left)
-    then_K = (floor_K + scale_K * (at / best.last) ** -EXPONENTS)[close]
-    return Forecast(float(best(at)), float(then_K.min()), float(then_K.max()), math.log2(at / best.last))
+    spare_K = error_K.min() * (1 + f_distribution.ppf(level, 1, rows_left) / rows_left) - error_K
+    half_K = np.sqrt(np.where(spare_K < 0, np.nan, spare_K * spread_K))
+    return Forecast(
+        float(best(at)),
+        float(np.nanmin(then_K - half_K)),
+        float(np.nanmax(then_K + half_K)),
+        math.log2(at / best.last),
+    )
 
-# %% ../../nbs/27b_learning_curves.ipynb #ff3ce83d
+# %% ../../nbs/27b_learning_curves.ipynb #1bdbd8c3
 @dataclass(frozen=True)
 class Curve:
     "What a run has logged."
@@ -112,7 +121,11 @@ class Curve:
     validation: np.ndarray  # (rows, 2): tokens read, nats per token
     falling: bool  # whether the learning rate falls during the run
 
-    def forecast(self, at: float, known: float | None = None) -> Forecast:  # tokens; known: up to where the curve is read
+    def forecast(
+        self,
+        at: float,  # tokens
+        known: float | None = None,  # tokens up to which the curve is read; None: the last evaluation
+    ) -> Forecast:
         """The best validation loss after `at` tokens: the last known best minus what the power law of the training
         loss gains until then. Raises `ForecastError` where fewer than five rows are known."""
         known = float(self.validation[-1, 0]) if known is None else known
@@ -146,10 +159,8 @@ def curves_of_experiments() -> list[Curve]:
         for row in json.loads((files('lmcourse') / 'records' / f'{name}.json').read_text(encoding='utf-8')):
             if row.get('learnt') and len(row.get('curve', ())) > 1:
                 falling = row['changes'].get('optim.lr_schedule', usual) != 'constant'
-                train = np.array([r[:2] for r in row['learnt']], float)
-                curves.append(
-                    Curve(f"{name}: {row['setting']}, seed {row['seed']}", train, np.array(row['curve'], float), falling)
-                )
+                train, validation = (np.array([r[:2] for r in row[k]], float) for k in ('learnt', 'curve'))
+                curves.append(Curve(f"{name}: {row['setting']}, seed {row['seed']}", train, validation, falling))
     return curves
 
 
@@ -157,8 +168,9 @@ def backtest(
     curves: list[Curve],
     doublings=(1, 2, 3),  # how long before its end each run is cut off
 ) -> list[dict]:  # {'run', 'falling', 'doublings', 'forecast', 'low', 'high', 'now', 'end'}, nats per token
-    """Forecast the end of finished runs from a half, a quarter, an eighth of their tokens, and put beside it what came.
-    A run counts where an evaluation lies within a tenth of a doubling of that point and five rows of training before."""
+    """Forecast the end of finished runs from a half, a quarter, an eighth of their tokens, with the end itself beside
+    it. A run counts where an evaluation lies within a tenth of a doubling of that point, five rows of training or more
+    before it."""
     rows = []
     for curve in curves:
         tokens, end = curve.validation[:, 0], curve.validation[-1, 0]
@@ -177,7 +189,7 @@ def backtest(
             )
     return rows
 
-# %% ../../nbs/27b_learning_curves.ipynb #3d84d148
+# %% ../../nbs/27b_learning_curves.ipynb #967eedc7
 def error_per_doubling(
     tested: list[dict],  # rows of `backtest`
     level: float = 0.9,  # the fraction of the errors between the two
@@ -197,7 +209,7 @@ def calibrated(
     middle, low, high = (min(forecast.nats - e * d, now) for e in (0, errors[1], errors[0]))
     return Forecast(middle, max(low, 0.0), high, d)
 
-# %% ../../nbs/27b_learning_curves.ipynb #9f998342
+# %% ../../nbs/27b_learning_curves.ipynb #31688eaa
 def curve_of_run(
     run: Run,  # a run or a record
 ) -> Curve:
@@ -208,7 +220,7 @@ def curve_of_run(
     falling = run.config['optim'].get('lr_schedule', 'constant') != 'constant'
     return Curve(run.recipe, np.array(train, float).reshape(-1, 2), np.array(validation, float).reshape(-1, 2), falling)
 
-# %% ../../nbs/27b_learning_curves.ipynb #5f7d3fdc
+# %% ../../nbs/27b_learning_curves.ipynb #d653c526
 def forecast_of_run(
     run: Run,  # a run or a record
     epochs: float,  # at what point
@@ -216,8 +228,11 @@ def forecast_of_run(
     known: float | None = None,  # epochs up to which its curve is read; None: all that there are
     tokens_per_epoch: float | None = None,  # None: as in the run
 ) -> dict:  # {'known', 'now', 'epochs', 'doublings', 'forecast', 'low', 'high'}, perplexities
-    "The best validation perplexity after so many epochs, with the interval that was tried."
+    """The best validation perplexity after so many epochs, with the interval that was tried. Raises `ForecastError`
+    where the curve is too short."""
     curve, summary = curve_of_run(run), run.summary
+    if not len(curve.validation):
+        raise ForecastError(f'{run.path} has not been evaluated yet: let it go on to its first evaluation')
     size = tokens_per_epoch or summary['tokens_seen'] / summary['epochs']
     known = known or float(curve.validation[-1, 0]) / size
     f = curve.forecast(epochs * size, known * size * 1.001)
@@ -227,7 +242,7 @@ def forecast_of_run(
         k: math.exp(v) for k, v in dict(forecast=f.nats, low=f.low, high=f.high).items()
     }
 
-# %% ../../nbs/27b_learning_curves.ipynb #ddf6c383
+# %% ../../nbs/27b_learning_curves.ipynb #b070f308
 def outcome(
     forecast: dict,  # a row of `forecasts.json`
     runs: list[Run],  # records
@@ -239,7 +254,7 @@ def outcome(
             if rows and rows[-1]['epoch'] >= forecast['epochs'] - 0.01:
                 return min(r['perplexity'] for r in rows if r['epoch'] <= forecast['epochs'] + 0.01)
 
-# %% ../../nbs/27b_learning_curves.ipynb #eb127db0
+# %% ../../nbs/27b_learning_curves.ipynb #02395dce
 NOTE_RUNS = {  # {recipe of a note: the epoch of the perplexity that the note reports; None: the recipe's last epoch}
     'lstm-a': 2,
     'gru-a': 2,
@@ -263,8 +278,13 @@ EPOCH_TOKENS = {'wikitext-103-raw': 115_716_078}  # of recipes whose beginnings 
 TESTED_DOUBLINGS = 3.3  # how far ahead the backtest looks
 
 
+def beginnings() -> list[Run]:
+    "The records of runs that were stopped minutes after they had begun. They are no results, and stand apart."
+    return records(Path(str(files('lmcourse'))) / 'records' / 'beginnings')
+
+
 def unfinished(
-    runs: list[Run],  # records, or runs with a summary
+    runs: list[Run],  # records, beginnings, or other runs with a summary
     errors: tuple[float, float] | None = None,  # of `error_per_doubling`; None: from the records of the package
 ) -> list[dict]:
     """The notes' recipes that have not come as far as the note reports: where the longest run stands, the forecast for
@@ -287,7 +307,7 @@ def unfinished(
         try:
             f = forecast_of_run(run, epochs, errors, tokens_per_epoch=size)
         except ForecastError:
-            f = dict(now=curve_of_run(run).validation[:, 1].min(initial=np.inf))
+            f = dict(now=(s.get('validation') or {}).get('perplexity'))
         hours = (epochs * size - s['tokens_seen']) / s['tokens_per_second'] / 3600
         rows.append(row | f | dict(done=done, hours=hours))
     return rows
@@ -303,14 +323,16 @@ def unfinished_table(
         if 'forecast' in r:
             untried = ', untried' * (r['doublings'] > TESTED_DOUBLINGS)
             forecast = f"{r['forecast']:,.0f} ({r['low']:,.0f} to {r['high']:,.0f}{untried})"
-        shown.append({
-            'recipe': r['recipe'],
-            'claimed': r['reported'],
-            'at epoch': r['epochs'],
-            'epochs run': r.get('done'),
-            'perplexity there': r.get('now'),
-            'doublings to go': r.get('doublings'),
-            'forecast (nine in ten)': forecast,
-            'hours to go on one core': r.get('hours'),
-        })
+        shown.append(
+            {
+                'recipe': r['recipe'],
+                'claimed': r['reported'],
+                'at epoch': r['epochs'],
+                'epochs run': r.get('done'),
+                'perplexity there': r.get('now'),
+                'doublings to go': r.get('doublings'),
+                'forecast (nine in ten)': forecast,
+                'hours to go on one core': r.get('hours'),
+            }
+        )
     return markdown_table(shown)
