@@ -571,6 +571,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'lmcourse/experiments/diagnosis.py'),
                                                 'lmcourse.experiments.diagnosis.check_level': ( 'diagnosis.html#check_level',
                                                                                                 'lmcourse/experiments/diagnosis.py'),
+                                                'lmcourse.experiments.diagnosis.check_no_interval': ( 'diagnosis.html#check_no_interval',
+                                                                                                      'lmcourse/experiments/diagnosis.py'),
                                                 'lmcourse.experiments.diagnosis.check_overfitting': ( 'diagnosis.html#check_overfitting',
                                                                                                       'lmcourse/experiments/diagnosis.py'),
                                                 'lmcourse.experiments.diagnosis.check_plateau': ( 'diagnosis.html#check_plateau',
