@@ -977,6 +977,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'lmcourse/experiments/museum.py'),
                                              'lmcourse.experiments.museum._twenty_to_one': ( 'museum.html#_twenty_to_one',
                                                                                              'lmcourse/experiments/museum.py'),
+                                             'lmcourse.experiments.museum._two_cards': ( 'museum.html#_two_cards',
+                                                                                         'lmcourse/experiments/museum.py'),
                                              'lmcourse.experiments.museum._two_examples': ( 'museum.html#_two_examples',
                                                                                             'lmcourse/experiments/museum.py'),
                                              'lmcourse.experiments.museum._two_implementations': ( 'museum.html#_two_implementations',
