@@ -16,10 +16,10 @@ def patched_class(node):
 
 
 def move_methods(ctx):
-    "Before mypy reads a class: move what the module adds to it into its body, in place of what stands in for it there."
+    "Before mypy reads a class: move what the module adds to it into its body; drop what stands in for it in the base."
     module, body = ctx.api.cur_mod_node, ctx.cls.defs.body
     methods = [node for node in module.defs if patched_class(node) == ctx.cls.name]
-    if methods:
+    if ctx.cls.name == '_Patched':
         body[:] = [node for node in body if not isinstance(node, IfStmt)]
     for node in methods:
         module.defs.remove(node)

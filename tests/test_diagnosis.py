@@ -98,6 +98,35 @@ def test_a_fall_within_the_noise_is_none(tmp_path, counts):
     assert 'still falling at the end' not in names(made(tmp_path / 'run', fall(6, 3.5, 40, 4), val))
 
 
+def test_two_evaluations_without_an_interval_are_no_fall_yet(tmp_path, counts):
+    "It says in numbers what is missing, and how to get it."
+    [f] = diagnose(made(tmp_path / 'run', fall(6, 3.5, 40), [5.0, 4.2]))
+    assert f['finding'] == 'a difference without an interval'
+    assert 'moved by -0.800 nats per token since 50% of the run' in f['evidence']
+    assert 'no interval is known for two evaluations of 1,000 tokens' in f['evidence']
+    assert '1 evaluation in the second half of the run, where the noise takes 5' in f['evidence']
+    assert 'no ci95 in the summary' in f['evidence']
+    assert '--train.eval_every' in f['next']
+
+
+@pytest.mark.parametrize('end', [4.2, 5.8])
+def test_an_interval_in_the_summary_is_enough(tmp_path, counts, end):
+    measured = {'ci95': [math.exp(4.1), math.exp(4.3)], 'perplexity': math.exp(4.2)}
+    found = names(made(tmp_path / 'run', fall(6, 3.5, 40), [5.0, end], measured=measured))
+    assert 'a difference without an interval' not in found
+    assert ('still falling at the end' in found) == (end < 5)
+
+
+def test_a_difference_that_is_not_material_needs_no_interval(tmp_path, counts):
+    assert names(made(tmp_path / 'run', fall(6, 3.5, 40), [4.21, 4.2])) == ['nothing to say']
+
+
+def test_a_rise_of_unknown_noise_is_said_to_be_one(tmp_path, counts):
+    found = diagnose(made(tmp_path / 'run', fall(6, 1, 40), [5.0, 3.8, 4.2, 4.6]))
+    assert [f['finding'] for f in found] == ['overfitting', 'a difference without an interval']
+    assert found[0]['evidence'].endswith('; no interval is known for the rise')
+
+
 def test_a_flat_end_is_a_plateau_while_the_rate_is_at_work(tmp_path, counts):
     [f] = diagnose(made(tmp_path / 'run', fall(6, 3.7, 40, 4), FLAT_END))
     assert f['finding'] == 'plateau'
@@ -261,6 +290,7 @@ def test_the_records_of_the_course():
     assert found['chinchilla-1'] == ['still falling at the end']
     assert found['lstm-a'] == ['far above the bigram', 'another context in evaluation']
     assert found['lstm-tuned'] == found['awd-lstm-small'] == ['nothing to say']
+    assert found['mu-sota'] == found['dense-baseline-old'] == ['a difference without an interval']
 
 
 def test_the_counts_are_of_the_same_text_and_tokenizer():

@@ -27,7 +27,8 @@ EXPECTED = {
     'half right': """loss-table equal-choices best-after-two-epochs short-and-capable faster-convergence split-sizes
         regularisation-confirmed log-of-a-softmax close-to-one distance-from-the-truth lower-is-better rate-too-high
         parameters-per-sequence same-memory parameters-of-five times-the-optimum validation-tokens capacity
-        every-window blocks-against-dense five-and-a-half-times doubled epochs-compensate state-over-the-end""",
+        every-window blocks-against-dense five-and-a-half-times doubled epochs-compensate two-cards
+        state-over-the-end""",
     'wrong': """answers-in-sight blocks-keep-their-place names-of-blocks unique-tokens longer-underfits
         identical-conditions two-results fewer-gates tokenizer-named
         each-part-pays bigram-ten-thousand one-scale small-lstm competitive-at-a-hundred effective-batch

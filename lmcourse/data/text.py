@@ -23,7 +23,7 @@ import warnings
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -59,18 +59,11 @@ class Corpus:
     meaningful_bytes: bool = True  # False where the spelling means nothing, as in made-up words
 
     def __post_init__(self):
-        for split in SPLITS:
-            if split not in self.splits:
-                raise CorpusError(f'{self.name} has no {split} split: a corpus needs {", ".join(SPLITS)}')
-            if isinstance(self.splits[split], str):
-                raise CorpusError(f'{self.name}: {split} is one string, and must be a sequence of rows')
-            if not len(self.splits[split]):
-                raise CorpusError(f'{self.name}: {split} has no rows')
+        _check_splits(self.name, self.splits)
 
     def __getitem__(self, split: str) -> Sequence:  # the rows of train, validation or test
         "The rows of a split."
-        if split not in SPLITS:
-            raise CorpusError(f"'{split}' is no split: there are {', '.join(SPLITS)}")
+        _check_split(split)
         return self.splits[split]
 
     def words(self, split: str) -> int:  # white-space words, plus one per row for its end
@@ -88,7 +81,24 @@ class Corpus:
         rows = self[split]
         return rows.fingerprint(_fingerprint) if isinstance(rows, ArrowColumn) else _fingerprint(rows)
 
-# %% ../../nbs/04_text.ipynb #163e8d04
+# %% ../../nbs/04_text.ipynb #00db7b2d
+def _check_splits(name, splits):
+    "Refuse a corpus in which a part is missing, is one string, or has no rows."
+    for split in SPLITS:
+        if split not in splits:
+            raise CorpusError(f'{name} has no {split} split: a corpus needs {", ".join(SPLITS)}')
+        if isinstance(splits[split], str):
+            raise CorpusError(f'{name}: {split} is one string, and must be a sequence of rows')
+        if not len(splits[split]):
+            raise CorpusError(f'{name}: {split} has no rows')
+
+
+def _check_split(split):
+    "Refuse a name that is no split's."
+    if split not in SPLITS:
+        raise CorpusError(f"'{split}' is no split: there are {', '.join(SPLITS)}")
+
+
 def _some(names, most=6):
     "A short list of names for an error message."
     names = sorted(names)
@@ -382,16 +392,23 @@ class MarkovSource:
     def ids(self, rows: Sequence) -> np.ndarray:  # (N,) ids: 0 for a row's end, then the words in their order
         "Rows to ids; raises `CorpusError` for a word that this source does not have."
         id_of = {word: i for i, word in enumerate(self.words, 1)}
-        try:
+        with _no_other_words(self.words):
             return np.array([i for row in rows for i in (*(id_of[w] for w in row.split()), 0)])
-        except KeyError as e:
-            raise CorpusError(f'{e} is no word of this source, which has {_some(self.words)}') from None
 
     def nats(self, rows: Sequence) -> np.ndarray:  # (N,) negative log-likelihood of each token, in nats
         "The negative log-likelihood of a text under the source itself: the score of a model that knows the true odds."
         c_N = self.ids(rows)
         a_N, b_N = np.append([0, 0], c_N)[:-2], np.append([0], c_N)[:-1]
         return -np.log(self.p_VVV[a_N, b_N, c_N])
+
+# %% ../../nbs/04_text.ipynb #43cd42b2
+@contextmanager
+def _no_other_words(words):
+    "One sentence for a word that a source does not have."
+    try:
+        yield
+    except KeyError as e:
+        raise CorpusError(f'{e} is no word of this source, which has {_some(words)}') from None
 
 # %% ../../nbs/04_text.ipynb #eeb9d423
 @lru_cache
@@ -508,22 +525,6 @@ def _load_local(path):
 # %% ../../nbs/04_text.ipynb #e31cfafa
 CORPORA = ('stdlib', 'markov', *_CONFIGS)
 
-# %% ../../nbs/04_text.ipynb #9ac20146
-def _unknown(name, path):
-    "The message for a name that is no corpus and no file."
-    if path.exists():
-        return f'{name} is neither a file nor a folder'
-    looks_like_path = len(path.parts) > 1 or path.suffix
-    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, near + [*CORPORA] * (not looks_like_path), n=1)
-    hint = f"; did you mean '{path.parent / close[0] if len(path.parts) > 1 else close[0]}'?" if close else ''
-    if looks_like_path:
-        return f"there is no file or folder '{name}'{hint}"
-    return (
-        f"'{name}' is no corpus and no"
-        f" file{hint or '; corpora are ' + ', '.join(CORPORA) + ', or the path of a text file or folder'}"
-    )
-
 # %% ../../nbs/04_text.ipynb #e6f195f7
 def load_corpus(
     name: str | Path,  # stdlib, markov, wikitext-2, wikitext-2-raw, wikitext-103, wikitext-103-raw, or a path
@@ -545,6 +546,22 @@ def load_corpus(
         raise CorpusError(_unknown(str(name), path))
     except OSError as e:
         raise _unreadable(name, e) from None
+
+# %% ../../nbs/04_text.ipynb #8af56bdb
+def _unknown(name, path):
+    "The message for a name that is no corpus and no file."
+    if path.exists():
+        return f'{name} is neither a file nor a folder'
+    looks_like_path = len(path.parts) > 1 or path.suffix
+    near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, near + [*CORPORA] * (not looks_like_path), n=1)
+    hint = f"; did you mean '{path.parent / close[0] if len(path.parts) > 1 else close[0]}'?" if close else ''
+    if looks_like_path:
+        return f"there is no file or folder '{name}'{hint}"
+    return (
+        f"'{name}' is no corpus and no"
+        f" file{hint or '; corpora are ' + ', '.join(CORPORA) + ', or the path of a text file or folder'}"
+    )
 
 # %% ../../nbs/04_text.ipynb #8a780708
 def corpus_available(

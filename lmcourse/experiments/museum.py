@@ -2106,6 +2106,23 @@ _number_room(
 
 @room(
     '004',
+    'Although two cards share its batches (DataParallel), the fourth model trains more slowly than the third.',
+    lambda longer, work, **_: grade(longer > 1 > work, longer > 1),
+    'An epoch takes {minutes:.1f} minutes, {longer:.2f} times the 34 of the third. But a token costs {operations:.2f}'
+    ' times the operations, so two cards made {work:.2f} times as many in a minute.',
+    dict(work=0.9),
+    '24_distributed',
+)
+def _two_cards():
+    """404 minutes for nine epochs; operations as lesson 22 counts them. If the third model had one card, which the note
+    does not say, the second brought that factor, and not two."""
+    third, fourth = (training_flops_per_token(get_recipe(f'chinchilla-{n}').model, 50_257) for n in (3, 4))
+    minutes, operations = 404 / 9, fourth / third
+    return dict(minutes=minutes, longer=minutes / 34, operations=operations, work=operations * 34 / minutes)
+
+
+@room(
+    '004',
     'Too little data is made good by fifteen epochs.',
     lambda four, ten, **_: grade(ten < 0.2, four < 0.2),
     'Of 1.2 million tokens in all, four passes over a quarter cost {four:.2f} nats against new text, ten over a tenth'

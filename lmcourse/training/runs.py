@@ -45,7 +45,122 @@ from .checkpoint import check_weights
 class RecordError(FileError):
     "A run's folder cannot be made, written or read: the message says which, and what to do."
 
-# %% ../../nbs/09_records.ipynb #d76abebd
+# %% ../../nbs/09_records.ipynb #f8aac42d
+RECORD_VERSION = 1  # of config.json and summary.json; a folder that names none is of version 0
+
+
+class Run:
+    """A run's folder: configuration, environment, curve, summary, weights; written while the run goes on, so that a
+    kill does not lose them."""
+
+    def __init__(self, path):  # a folder that holds a run
+        self.path, self._lock, self._summary = Path(path), None, (None, None)
+        self.config = _read_config(self.path / 'config.json')
+
+    @classmethod
+    def create(
+        cls,
+        recipe: str,  # the recipe's name
+        config: dict,  # everything that decides what the run does: JSON values, sections as dictionaries
+        out: str | Path | None = None,  # its folder; None: a new one under runs/, named after recipe, seed and time
+        seed: int = 0,  # of everything random in it
+    ) -> 'Run':
+        "A new run's folder. Raises `RecordError` where it holds a run already, or cannot be written."
+        own = {'recipe': recipe, 'seed': seed}
+        config, path = (
+            to_jsonable(own | config | own | {'record_version': RECORD_VERSION}, finite=True),
+            Path(out or 'runs'),
+        )
+        if out:
+            _refuse_used(path)
+        with translate_oserror(path):
+            if out:
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                path = _new_folder(recipe, seed)
+        with _write_lock(path):
+            if out:
+                _refuse_used(path)
+            write_json(path / 'environment.json', environment())
+            write_json(path / 'config.json', config)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path) -> 'Run':  # the run in the folder `path`
+        "Opens a run that was made before. Raises `RecordError` where there is none."
+        with _no_run(path):
+            return cls(path)
+
+    @cached_property
+    def environment(self) -> dict:
+        "What the run was made on: versions, processor, GPU."
+        return _object(self.path / 'environment.json')
+
+    name = property(lambda self: os.path.basename(os.path.realpath(self.path)), doc="The folder's name.")
+    recipe = property(lambda self: self.config.get('recipe'), doc="The recipe's name.")
+    seed = property(lambda self: self.config.get('seed'), doc='The seed.')
+    record_version = property(lambda self: self.config.get('record_version', 0), doc='The version of its format.')
+
+    def __repr__(self):
+        return f'Run({self.name!r})'
+
+    @contextmanager
+    def lock(self):
+        """Locks the folder for one writer. One `Run` may take its lock several times; another gets a `RecordError`. The
+        lock ends with its process."""
+        with _write_lock(self.path, self._lock) as self._lock:
+            yield self
+
+    @property
+    def summary(self) -> dict | Any:  # None until there is one
+        """The results as they stand on the disk now, so that a run can be watched from another process; an unchanged
+        file is read once."""
+        path = self.path / 'summary.json'
+        try:
+            facts = os.stat(path)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            facts = None
+        key = facts and (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+        if key is None or self._summary[0] != key:
+            self._summary = key, _read_summary(path)
+        return dict(self._summary[1])
+
+    def metrics(self) -> list[dict]:  # oldest first
+        "The rows of the curve, up to the last complete one."
+        return read_jsonl(self.path / 'metrics.jsonl')
+
+    def log(self, **row):
+        "Appends a row to the curve."
+        append_jsonl(self.path / 'metrics.jsonl', row)
+
+    def truncate(self, step: int):  # the last step to keep
+        "Drops the rows of later steps: a resumed run takes those steps again."
+        kept = [row for row in self.metrics() if row.get('step', 0) <= step]
+        write_bytes(self.path / 'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in kept])
+
+    def finish(self, summary: dict):  # the results; recipe and seed are added
+        "Writes the summary, or replaces it by a newer one."
+        own = {'recipe': self.recipe, 'seed': self.seed, 'record_version': RECORD_VERSION}
+        write_json(self.path / 'summary.json', own | summary)
+
+    def save(self, name: str, tensors: dict, meta: dict | None = None):  # best, last or state; see `save_safetensors`
+        "Writes a checkpoint, whole or not at all."
+        save_safetensors(self.path / f'{name}.safetensors', tensors, meta)
+
+    def load(self, name: str) -> tuple[dict, dict]:  # tensors by name, meta
+        """Reads a checkpoint. Raises `RecordError` where it is missing or damaged, or where a weight is not a finite
+        floating-point number."""
+        path = _checkpoint_path(self, name)
+        tensors, meta = load_safetensors(path)
+        check_weights(
+            tensors if name in ('best', 'last') else {k: t for k, t in tensors.items() if k.startswith('model/')},
+            str(path),
+        )
+        return tensors, meta
+
+# %% ../../nbs/09_records.ipynb #d3039002
 def _new_folder(recipe, seed):
     "An unused folder under `runs/`, named after recipe, seed and the time."
     if not SAFE_NAME.fullmatch(str(recipe)):
@@ -65,7 +180,7 @@ def _new_folder(recipe, seed):
             return path
     raise RecordError(f'a thousand runs begin with runs/{stem}: name a folder with --out')
 
-# %% ../../nbs/09_records.ipynb #3d1f0a77
+
 @contextmanager
 def _write_lock(path, lock=None):
     """Holds the lock on a run's folder; a lock that is held already may be passed in, and is held once more. The
@@ -98,10 +213,7 @@ def _write_lock(path, lock=None):
     finally:
         lock.release()
 
-# %% ../../nbs/09_records.ipynb #f8aac42d
-RECORD_VERSION = 1  # of config.json and summary.json; a folder that names none is of version 0
-
-
+# %% ../../nbs/09_records.ipynb #1551c309
 def _object(path):
     "The JSON object in a file of a run's folder."
     value = read_json(path)
@@ -160,152 +272,63 @@ _MEASUREMENT_KINDS = dict(
 )
 
 
-class Run:
-    """A run's folder: configuration, environment, curve, summary, weights; written while the run goes on, so that a
-    kill does not lose them."""
+def _read_config(path):
+    "What `config.json` holds. Raises `RecordError` where it is damaged."
+    config = _object(path)
+    _check_fields(path, config, _CONFIG_KINDS)
+    return config
 
-    def __init__(self, path):  # a folder that holds a run
-        self.path, self._lock, self._summary = Path(path), None, (None, None)
-        self.config = _object(self.path / 'config.json')
-        _check_fields(self.path / 'config.json', self.config, _CONFIG_KINDS)
 
-    @classmethod
-    def create(
-        cls,
-        recipe: str,  # the recipe's name
-        config: dict,  # everything that decides what the run does: JSON values, sections as dictionaries
-        out: str | Path | None = None,  # its folder; None: a new one under runs/, named after recipe, seed and time
-        seed: int = 0,  # of everything random in it
-    ) -> 'Run':
-        "A new run's folder. Raises `RecordError` where it holds a run already, or cannot be written."
-        own = {'recipe': recipe, 'seed': seed}
-        config, path = (
-            to_jsonable(own | config | own | {'record_version': RECORD_VERSION}, finite=True),
-            Path(out or 'runs'),
-        )
-        if out:
-            cls._refuse_used(path)
-        with translate_oserror(path):
-            if out:
-                path.mkdir(parents=True, exist_ok=True)
-            else:
-                path = _new_folder(recipe, seed)
-        with _write_lock(path):
-            if out:
-                cls._refuse_used(path)
-            write_json(path / 'environment.json', environment())
-            write_json(path / 'config.json', config)
-        return cls(path)
+def _read_summary(path):
+    "What `summary.json` holds. Raises `RecordError` where it is damaged."
+    summary = _object(path)
+    _check_fields(path, summary, _SUMMARY_KINDS)
+    for split in ('validation', 'test', 'state_reset_eval'):
+        _check_fields(path, summary.get(split) or {}, _MEASUREMENT_KINDS)
+    return summary
 
-    @staticmethod
-    def _refuse_used(path):
-        "Raises `RecordError` where the folder holds a run, and says what can be done with that run."
-        if not (path / 'config.json').exists():
-            return
-        if (path / 'state.safetensors').exists() or (path / 'summary.json').exists():
-            raise RecordError(
-                f'{path} already holds a run: go on with it by --resume, or name another folder with --out'
-            )
+
+def _refuse_used(path):
+    "Raises `RecordError` where the folder holds a run, and says what can be done with that run."
+    if not (path / 'config.json').exists():
+        return
+    if (path / 'state.safetensors').exists() or (path / 'summary.json').exists():
+        raise RecordError(f'{path} already holds a run: go on with it by --resume, or name another folder with --out')
+    raise RecordError(
+        f'{path} already holds a run: go on with it by --resume once it has saved something. It has saved nothing'
+        ' so far; if it was stopped, delete that folder and run again, or name another folder with --out'
+    )
+
+
+@contextmanager
+def _no_run(path):
+    "One sentence for a folder in which there is no run."
+    try:
+        yield
+    except MissingFileError as e:
         raise RecordError(
-            f'{path} already holds a run: go on with it by --resume once it has saved something. It has saved nothing'
-            ' so far; if it was stopped, delete that folder and run again, or name another folder with --out'
-        )
+            f'{path} holds no run, there is no config.json in it: give the folder that `lmcourse run` named'
+        ) from e
 
-    @classmethod
-    def open(cls, path) -> 'Run':  # the run in the folder `path`
-        "Opens a run that was made before. Raises `RecordError` where there is none."
-        try:
-            return cls(path)
-        except MissingFileError as e:
-            raise RecordError(
-                f'{path} holds no run, there is no config.json in it: give the folder that `lmcourse run` named'
-            ) from e
 
-    @cached_property
-    def environment(self) -> dict:
-        "What the run was made on: versions, processor, GPU."
-        return _object(self.path / 'environment.json')
+def _checkpoint_path(run, name):
+    "The file of a checkpoint. Raises `RecordError` where there is none."
+    path = run.path / f'{name}.safetensors'
+    if not os.path.lexists(path):
+        raise RecordError(_no_checkpoint(run, name))
+    return path
 
-    name = property(lambda self: os.path.basename(os.path.realpath(self.path)), doc="The folder's name.")
-    recipe = property(lambda self: self.config.get('recipe'), doc="The recipe's name.")
-    seed = property(lambda self: self.config.get('seed'), doc='The seed.')
-    record_version = property(lambda self: self.config.get('record_version', 0), doc='The version of its format.')
 
-    def __repr__(self):
-        return f'Run({self.name!r})'
-
-    @contextmanager
-    def lock(self):
-        """Locks the folder for one writer. One `Run` may take its lock several times; another gets a `RecordError`. The
-        lock ends with its process."""
-        with _write_lock(self.path, self._lock) as self._lock:
-            yield self
-
-    @property
-    def summary(self) -> dict | Any:  # None until there is one
-        """The results as they stand on the disk now, so that a run can be watched from another process; an unchanged
-        file is read once."""
-        path = self.path / 'summary.json'
-        try:
-            facts = os.stat(path)
-        except FileNotFoundError:
-            return None
-        except OSError:
-            facts = None
-        key = facts and (facts.st_ino, facts.st_mtime_ns, facts.st_size)
-        if key is None or self._summary[0] != key:
-            value = _object(path)
-            _check_fields(path, value, _SUMMARY_KINDS)
-            for split in ('validation', 'test', 'state_reset_eval'):
-                _check_fields(path, value.get(split) or {}, _MEASUREMENT_KINDS)
-            self._summary = key, value
-        return dict(self._summary[1])
-
-    def metrics(self) -> list[dict]:  # oldest first
-        "The rows of the curve, up to the last complete one."
-        return read_jsonl(self.path / 'metrics.jsonl')
-
-    def log(self, **row):
-        "Appends a row to the curve."
-        append_jsonl(self.path / 'metrics.jsonl', row)
-
-    def truncate(self, step: int):  # the last step to keep
-        "Drops the rows of later steps: a resumed run takes those steps again."
-        kept = [row for row in self.metrics() if row.get('step', 0) <= step]
-        write_bytes(self.path / 'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in kept])
-
-    def finish(self, summary: dict):  # the results; recipe and seed are added
-        "Writes the summary, or replaces it by a newer one."
-        own = {'recipe': self.recipe, 'seed': self.seed, 'record_version': RECORD_VERSION}
-        write_json(self.path / 'summary.json', own | summary)
-
-    def save(self, name: str, tensors: dict, meta: dict | None = None):  # best, last or state; see `save_safetensors`
-        "Writes a checkpoint, whole or not at all."
-        save_safetensors(self.path / f'{name}.safetensors', tensors, meta)
-
-    def load(self, name: str) -> tuple[dict, dict]:  # tensors by name, meta
-        """Reads a checkpoint. Raises `RecordError` where it is missing or damaged, or where a weight is not a finite
-        floating-point number."""
-        path = self.path / f'{name}.safetensors'
-        if not os.path.lexists(path):
-            raise RecordError(self._no_checkpoint(name))
-        tensors, meta = load_safetensors(path)
-        check_weights(
-            tensors if name in ('best', 'last') else {k: t for k, t in tensors.items() if k.startswith('model/')},
-            str(path),
-        )
-        return tensors, meta
-
-    def _no_checkpoint(self, name):
-        "Why there is no such checkpoint, and what to do."
-        has = ', '.join(sorted(p.stem for p in self.path.glob('*.safetensors'))) or 'none'
-        missing = f'{self.path} has no checkpoint {name!r} (it has: {has}). '
-        if has == 'none' and not (self.path / 'summary.json').exists():
-            return missing + 'The run was stopped before it had saved anything: delete that folder, and run it again.'
-        return (
-            missing + 'A published record keeps no weights, and a run that ended early may not have come to save any: '
-            f'run `lmcourse run {self.recipe}` to make them.'
-        )
+def _no_checkpoint(run, name):
+    "Why there is no such checkpoint, and what to do."
+    has = ', '.join(sorted(p.stem for p in run.path.glob('*.safetensors'))) or 'none'
+    missing = f'{run.path} has no checkpoint {name!r} (it has: {has}). '
+    if has == 'none' and not (run.path / 'summary.json').exists():
+        return missing + 'The run was stopped before it had saved anything: delete that folder, and run it again.'
+    return (
+        missing + 'A published record keeps no weights, and a run that ended early may not have come to save any: '
+        f'run `lmcourse run {run.recipe}` to make them.'
+    )
 
 # %% ../../nbs/09_records.ipynb #f5d30d4f
 _NAMES = dict(
@@ -591,12 +614,6 @@ def _records_dir(folder):
     "Where published records stand: `folder`, or the package's own."
     return Path(folder) if folder else Path(str(resources.files('lmcourse'))) / 'records'
 
-
-def _same_run(a, b):
-    """Whether two folders are of one run: equal recipe, seed and first row of the curve, which downsampling keeps and
-    no two runs share to the last digit."""
-    return (a.recipe, a.seed, a.metrics()[:1]) == (b.recipe, b.seed, b.metrics()[:1])
-
 # %% ../../nbs/09_records.ipynb #ab1071a4
 def publish(
     run: Run | str,  # the run, or its folder
@@ -606,18 +623,10 @@ def publish(
     for a run with no summary, and where another run's record has that name."""
     run = run if isinstance(run, Run) else Run.open(run)
     to = _records_dir(records) / run.name
-    if run.summary is None:
-        raise RecordError(
-            f'{run.path} has no summary yet, so there is nothing to publish: go on with it by --resume until it has one'
-        )
-    if not run.summary.get('validation'):
-        raise RecordError(f'{run.path} has measured nothing yet: go on with it by --resume until it has')
+    _check_measured(run)
     if os.path.realpath(to) == os.path.realpath(run.path):
         return to
-    if (to / 'config.json').exists() and not _same_run(Run.open(to), run):
-        raise RecordError(
-            f'{to} is the record of another run: rename the folder {run.path}, and publish it under that name'
-        )
+    _check_free(to, run)
     with translate_oserror(to):
         to.mkdir(parents=True, exist_ok=True)
     write_json(to / 'environment.json', run.environment)
@@ -625,6 +634,30 @@ def publish(
     write_bytes(to / 'metrics.jsonl', [(json.dumps(row) + '\n').encode() for row in downsample_curve(run.metrics())])
     write_json(to / 'summary.json', _strip_paths(run.summary))
     return to
+
+# %% ../../nbs/09_records.ipynb #d1678ed1
+def _same_run(a, b):
+    """Whether two folders are of one run: equal recipe, seed and first row of the curve, which downsampling keeps and
+    no two runs share to the last digit."""
+    return (a.recipe, a.seed, a.metrics()[:1]) == (b.recipe, b.seed, b.metrics()[:1])
+
+
+def _check_measured(run):
+    "Refuse a run that has no result to publish."
+    if run.summary is None:
+        raise RecordError(
+            f'{run.path} has no summary yet, so there is nothing to publish: go on with it by --resume until it has one'
+        )
+    if not run.summary.get('validation'):
+        raise RecordError(f'{run.path} has measured nothing yet: go on with it by --resume until it has')
+
+
+def _check_free(to, run):
+    "Refuse a folder that holds the record of another run."
+    if (to / 'config.json').exists() and not _same_run(Run.open(to), run):
+        raise RecordError(
+            f'{to} is the record of another run: rename the folder {run.path}, and publish it under that name'
+        )
 
 # %% ../../nbs/09_records.ipynb #bd2dd220
 def records(
@@ -653,12 +686,7 @@ def best_record(
     that do not compare."""
     everything = records(folder)
     facts = {id(run): _facts(run) for run in everything}
-    runs, names = (
-        [run for run in everything if run.recipe == recipe],
-        ', '.join(dict.fromkeys(str(run.recipe) for run in everything)),
-    )
-    if not runs:
-        raise RecordError(f'there is no record of {recipe!r}; there are records of: {names or "nothing"}')
+    runs = [run for run in everything if run.recipe == recipe]
     if 'tiny' not in where:
         runs = [run for run in runs if not facts[id(run)].get('tiny')] or runs
     fit = [
@@ -667,9 +695,23 @@ def best_record(
         if (run.summary or {}).get('validation')
         and all(facts[id(run)].get(k.replace('__', '.')) == v for k, v in where.items())
     ]
+    _check_found(recipe, everything, runs, fit, where)
+    _check_alike(recipe, fit)
+    return min(fit, key=lambda run: math.inf if (p := run.summary['validation']['perplexity']) is None else p)
+
+# %% ../../nbs/09_records.ipynb #c3af0c8f
+def _check_found(recipe, everything, runs, fit, where):
+    "Say which records there are, where none is of this recipe or has what was asked for."
+    if not runs:
+        names = ', '.join(dict.fromkeys(str(run.recipe) for run in everything))
+        raise RecordError(f'there is no record of {recipe!r}; there are records of: {names or "nothing"}')
     if not fit:
         asked = ', '.join(f'{k}={v!r}' for k, v in where.items()) or 'a measurement'
         raise RecordError(f'no record of {recipe!r} has {asked}; there are: {", ".join(run.name for run in runs)}')
+
+
+def _check_alike(recipe, fit):
+    "Refuse to choose among measurements of several texts or tokenizers."
     kinds = {
         ', '.join(
             f'{k}={run.summary["validation"].get(k)!r}' for k in ('corpus', 'tokenizer', 'vocab_size', 'fingerprint')
@@ -680,7 +722,6 @@ def best_record(
         raise RecordError(
             f'the records of {recipe!r} do not compare, say which you mean: {"; or ".join(sorted(kinds))}'
         )
-    return min(fit, key=lambda run: math.inf if (p := run.summary['validation']['perplexity']) is None else p)
 
 # %% ../../nbs/09_records.ipynb #0a074daf
 def _compare(a, b):

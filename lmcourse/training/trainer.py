@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,8 +49,18 @@ class Diverged(TrainingError):
 
     exit_code = 1
 
+# %% ../../nbs/12_training.ipynb #9dd40e5e
+class _Patched:
+    "A class to which the cells below add methods. A type checker that does not know `@patch` is told that it has more."
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *args, **kwargs): ...
+
+        def __getattr__(self, name: str) -> Any: ...
+
 # %% ../../nbs/12_training.ipynb #61f96d11
-class Trainer:
+class Trainer(_Patched):
     "One run: the model, its data and optimizer, how far it has come, and the folder that it writes to."
 
     recipe: Recipe  # the whole of the experiment
@@ -80,12 +90,6 @@ class Trainer:
                     if reason := self.stop_reason(interrupt.asked):
                         break
             return self.final_evaluation(reason or 'epochs')
-
-    if TYPE_CHECKING:  # for a checker that does not know `@patch`: the other methods are in the cells below
-
-        def __init__(self, *args, **kwargs): ...
-
-        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/12_training.ipynb #c5513a3e
 def patch(method):
@@ -170,14 +174,9 @@ def __init__(
     run: Run | str | Path | None = None,  # where to write: a folder that does not exist yet; None: one under runs/
     show: bool | None = None,  # a progress bar; None: where somebody is watching
 ):
-    config, own = recipe.train, Path(recipe.data.corpus).expanduser()
-    if recipe.data.corpus not in CORPORA and own.exists():
-        recipe = replace(recipe, data=replace(recipe.data, corpus=str(own.resolve())))
+    recipe, config = _with_full_path(recipe), recipe.train
     self.recipe, self.show, self.device = recipe, show, pick_device(config.device)
-    if config.precision == 'bf16' and not has_bf16(self.device):
-        raise TrainingError(
-            f'train.precision is bf16, and this {self.device.type} makes no products in bfloat16: take auto, or fp32'
-        )
+    _check_precision(config.precision, self.device)
     recipe.model.check_data(recipe.data)
     torch.manual_seed(config.seed)
     kept = read_json(run.path / 'tokenizer.json') if isinstance(run, Run) else None
@@ -241,37 +240,23 @@ def planned_steps(self: Trainer) -> int:
     self.batches.set_epoch(0)
     return total
 
-# %% ../../nbs/12_training.ipynb #57a0aba2
-def _state_on_disk(run):
-    "Which state a run's folder holds: another one is another file. None where there is none."
-    try:
-        facts = os.stat(run.path / 'state.safetensors')
-    except FileNotFoundError:
-        return None
-    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+# %% ../../nbs/12_training.ipynb #571d4910
+def _with_full_path(recipe):
+    "The recipe, with the whole path of a text of one's own: the run may go on from another folder."
+    own = Path(recipe.data.corpus).expanduser()
+    if recipe.data.corpus in CORPORA or not own.exists():
+        return recipe
+    return replace(recipe, data=replace(recipe.data, corpus=str(own.resolve())))
+
+
+def _check_precision(precision, device):
+    "Refuse bfloat16 where it was asked for and the device has none."
+    if precision == 'bf16' and not has_bf16(device):
+        raise TrainingError(
+            f'train.precision is bf16, and this {device.type} makes no products in bfloat16: take auto, or fp32'
+        )
 
 # %% ../../nbs/12_training.ipynb #39227795
-class _Writing:
-    "The lock on a run's folder, for a trainer that is up to date with it."
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-        self.lock = nullcontext() if trainer.rank else trainer.run.lock()
-
-    def __enter__(self):
-        self.lock.__enter__()
-        run = self.trainer.run
-        if not self.trainer.rank and _state_on_disk(run) != self.trainer.saved_as:
-            self.lock.__exit__(None, None, None)
-            raise TrainingError(
-                f'{run.path} has gone on since this trainer was made: take it up again with from_checkpoint, or'
-                ' --resume'
-            )
-
-    def __exit__(self, *error):
-        self.lock.__exit__(*error)
-
-
 @patch
 def writing(self: Trainer):
     "Hold the run's folder while this lasts."
@@ -323,6 +308,36 @@ def micro_batches(
     it = iter(batches)
     while group := list(itertools.islice(it, n)):
         yield group
+
+# %% ../../nbs/12_training.ipynb #d01ca7a1
+def _state_on_disk(run):
+    "Which state a run's folder holds: another one is another file. None where there is none."
+    try:
+        facts = os.stat(run.path / 'state.safetensors')
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size
+
+
+class _Writing:
+    "The lock on a run's folder, for a trainer that is up to date with it."
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.lock = nullcontext() if trainer.rank else trainer.run.lock()
+
+    def __enter__(self):
+        self.lock.__enter__()
+        run = self.trainer.run
+        if not self.trainer.rank and _state_on_disk(run) != self.trainer.saved_as:
+            self.lock.__exit__(None, None, None)
+            raise TrainingError(
+                f'{run.path} has gone on since this trainer was made: take it up again with from_checkpoint, or'
+                ' --resume'
+            )
+
+    def __exit__(self, *error):
+        self.lock.__exit__(*error)
 
 # %% ../../nbs/12_training.ipynb #02ec6158
 @patch
@@ -462,7 +477,7 @@ def update_bar(self: Trainer):
     best = f', validation best {self.state.validation.perplexity:.1f}' if self.state.validation else ''
     self.bar.step(self.state.step, f'train {math.exp(min(self.train_nats, 99)):.1f}{best}')
 
-
+# %% ../../nbs/12_training.ipynb #037e99bc
 @patch
 def raise_diverged(self: Trainer):
     "Say in the summary and to the caller that the loss is no number; what was saved before stays as it is."
@@ -493,11 +508,7 @@ def evaluate(
     """Score every token of a split exactly once, in evaluation mode; nats and counts are summed, and divided once.
     Raises `TrainingError` for a stride where the state is carried, `BatchError` for one that would leave tokens out."""
     state_carried = state_carried and model.stateful
-    if state_carried and stride:
-        raise TrainingError(
-            'a stride is for windows that begin anew, and this model carries its state from one to the next: leave the'
-            ' stride out'
-        )
+    _check_stride(stride, state_carried)
     streams = min(eval_batch_size, split.num_tokens) if state_carried else 1
     if state_carried:
         batches: StatefulBatches | WindowBatches = StatefulBatches(split.ids, streams, seq_len, bos_id)
@@ -514,6 +525,15 @@ def evaluate(
         accuracy=int(num_correct) / split.num_tokens,
         ci95=block_bootstrap_ci(nats_N) if interval else None,
     )
+
+# %% ../../nbs/12_training.ipynb #b7442efb
+def _check_stride(stride, state_carried):
+    "Refuse a stride where no window begins anew."
+    if state_carried and stride:
+        raise TrainingError(
+            'a stride is for windows that begin anew, and this model carries its state from one to the next: leave the'
+            ' stride out'
+        )
 
 # %% ../../nbs/12_training.ipynb #e86a6515
 @patch
@@ -623,22 +643,8 @@ def load_state_dict(
     "Bring a new trainer to where its run was saved. Raises `TrainingError` for another text, or too many steps."
     path, state = self.run.path, TrainState.from_dict(found['progress'])
     _check_same_text(found['texts'], self.fingerprints, path)
-    if state.step > self.total_steps:
-        raise TrainingError(
-            f'{path} has made {state.step:,} steps already, and {self.total_steps:,} are asked for: ask for more, or'
-            ' read what it came to with `lmcourse eval`'
-        )
-    if found['world_size'] != self.world_size:
-        self.say(
-            f'{path} was trained by {found["world_size"]} process(es) and goes on with {self.world_size}: dropout draws'
-            ' other masks from here on'
-        )
-    if 'bf16' in found['precision'].values() and not has_bf16(self.device):
-        self.say(
-            f'{path} was trained with products in bf16, which this {self.device.type} does not make: it goes on in fp32'
-        )
-    else:
-        self.precision = found['precision']
+    _check_steps_left(state.step, self.total_steps, path)
+    self.precision = _precision_to_go_on(self, found)
     load_named_weights(self.model, found['model'], str(path))
     self.optimizer.load_state_dict(self.optimizer.state_dict() | {'state': found['optimizer']})
     self.batches.load_state_dict(found['batches'])
@@ -648,22 +654,6 @@ def load_state_dict(
     if self.device.type == 'cuda' and 'cuda' in found['rng']:
         torch.cuda.set_rng_state(found['rng']['cuda'], self.device)
 
-
-@patch
-def say(self: Trainer, sentence: str):
-    "A sentence for the person who started the run, from the first process alone."
-    if not self.rank:
-        warn(sentence)
-
-
-def _check_same_text(begun, now, path):
-    "Refuse a text that is not the one that a run was begun with."
-    if changed := [s for s, f in begun.items() if now.get(s) != f]:
-        raise TrainingError(
-            f'the text of {path} has changed since the run was begun (its {" and ".join(changed)} split): put the old'
-            ' text back, or start a new run'
-        )
-
 # %% ../../nbs/12_training.ipynb #9ec23cf4
 @patch
 def restore(self: Trainer):
@@ -671,15 +661,9 @@ def restore(self: Trainer):
     run = self.run
     tensors, meta = run.load('state')
     self.saved_as = _state_on_disk(run)
-    try:
-        if meta['num_tensors'] != len(tensors):
-            raise KeyError(f'{len(tensors)} tensors, and {meta["num_tensors"]} were saved')
+    with _of_this_version(run):
+        _check_number_of_tensors(tensors, meta)
         self.load_state_dict(unflatten_state(tensors, meta['form']))
-    except (KeyError, TypeError, IndexError, AttributeError) as e:
-        raise TrainingError(
-            f'the state in {run.path} is another version\'s, or was altered ({type(e).__name__}: {str(e)[:80]}): run it'
-            ' anew'
-        ) from e
     if self.rank:
         return
     run.truncate(self.state.step)
@@ -696,16 +680,80 @@ def from_checkpoint(
 ) -> Trainer:
     "A trainer at the point where a run was last saved; its folder goes on."
     run = Run.open(path)
-    if not (run.path / 'state.safetensors').exists() and not run.summary:
-        raise TrainingError(
-            f'{path} was stopped before anything had been saved, so there is nothing to go on from: delete that folder'
-            ' and run it again, or name another with --out'
-        )
+    _check_saved(run, path)
     recipe = override(recipe_from_dict(run.config), {f'train.{k}': v for k, v in changes.items()})
     trainer = trainer_class(recipe, run, show)
     with nullcontext() if trainer.rank else run.lock():
         trainer.restore()
     return trainer
+
+# %% ../../nbs/12_training.ipynb #8d77a06a
+@patch
+def say(self: Trainer, sentence: str):
+    "A sentence for the person who started the run, from the first process alone."
+    if not self.rank:
+        warn(sentence)
+
+
+def _check_same_text(begun, now, path):
+    "Refuse a text that is not the one that a run was begun with."
+    if changed := [s for s, f in begun.items() if now.get(s) != f]:
+        raise TrainingError(
+            f'the text of {path} has changed since the run was begun (its {" and ".join(changed)} split): put the old'
+            ' text back, or start a new run'
+        )
+
+
+def _check_steps_left(made, total, path):
+    "Refuse a run that has made more steps than are asked for."
+    if made > total:
+        raise TrainingError(
+            f'{path} has made {made:,} steps already, and {total:,} are asked for: ask for more, or read what it came'
+            ' to with `lmcourse eval`'
+        )
+
+
+def _precision_to_go_on(trainer, found):
+    "The precision of the saved run where the device has it; says what will differ from the run as it was begun."
+    path, size, device = trainer.run.path, found['world_size'], trainer.device
+    if size != trainer.world_size:
+        trainer.say(
+            f'{path} was trained by {size} process(es) and goes on with {trainer.world_size}: dropout draws other masks'
+            ' from here on'
+        )
+    if 'bf16' in found['precision'].values() and not has_bf16(device):
+        trainer.say(
+            f'{path} was trained with products in bf16, which this {device.type} does not make: it goes on in fp32'
+        )
+        return trainer.precision
+    return found['precision']
+
+
+@contextmanager
+def _of_this_version(run):
+    "One sentence for a state whose parts are not those that this version saves."
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, AttributeError) as e:
+        raise TrainingError(
+            f"the state in {run.path} is another version's, or was altered ({type(e).__name__}: {str(e)[:80]}): run it"
+            ' anew'
+        ) from e
+
+
+def _check_number_of_tensors(tensors, meta):
+    "Refuse a file of which a part is missing."
+    if meta['num_tensors'] != len(tensors):
+        raise KeyError(f'{len(tensors)} tensors, and {meta["num_tensors"]} were saved')
+
+
+def _check_saved(run, path):
+    "Refuse a run that was stopped before it had saved anything."
+    if not (run.path / 'state.safetensors').exists() and not run.summary:
+        raise TrainingError(
+            f'{path} was stopped before anything had been saved, so there is nothing to go on from: delete that folder'
+            ' and run it again, or name another with --out'
+        )
 
 # %% ../../nbs/12_training.ipynb #441566f9
 @patch
