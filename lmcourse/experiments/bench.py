@@ -971,9 +971,9 @@ def bench_tokens(
 
 # %% ../../nbs/engine/benchmarks.ipynb #77a25df4
 def run_benchmarks(
-    out: str | Path | None = None,  # a file to store the measurement in; None: it is only returned
+    out: str | Path | None = None,  # a file to store it in, which is replaced if it is there; None: it is only returned
     quick: bool = False,  # small shapes and few rounds: seconds, to check that it works
-    only: list | None = None,  # names of `BENCHMARKS`; None: all
+    only: list | None = None,  # names of `BENCHMARKS`: the others are neither measured nor stored; None: all
 ) -> dict:  # the machine, and what each benchmark measured
     "Measure everything on this list, here and now; progress goes to standard error."
     unknown = set(only or ()) - set(BENCHMARKS)
