@@ -107,6 +107,53 @@ def test_the_pieces_of_a_table_end_between_contexts(monkeypatch):
     assert (cut()[0][0].start, cut()[0][1].start, cut()[-1][0].stop, cut()[-1][1].stop) == (0, 0, 300, len(table))
 
 
+def favourites_at_once(levels):
+    "The plain way: every level as a whole; among equals the token of the shorter context, else the smallest id."
+    drop_G, p_G = np.zeros(levels[0].vocab_size, np.int64), np.array([1 / levels[0].vocab_size])
+    drop_C, favourite_C, p_C = np.zeros(1, np.int64), np.zeros(1, np.int64), p_G
+    for k, level in enumerate(levels):
+        context_G, word_G = level.context_G, level.word_G
+        if k:
+            drop_C, drop_G = drop_G, levels[k - 1].find(drop_G[context_G], word_G)
+        p_G = level.mix(p_G[drop_G], np.arange(len(level)), context_G)
+        favourite_C, p_C = favourite_C[drop_C], level.spare_C * p_C[drop_C]
+        for context, word, p in zip(context_G, word_G, p_G):
+            if p > p_C[context]:
+                favourite_C[context], p_C[context] = word, p
+        yield favourite_C
+
+
+@texts
+@pytest.mark.parametrize('span', [1, 7, 500, 2**21])
+def test_guesses_by_spans_are_those_of_whole_tables(ids, vocab_size, span, monkeypatch):
+    "To the last id, for every context of every level, wherever a table is cut, in memory and in files."
+    model = KneserNey(4).fit(ids[:2000], vocab_size, 0)
+    expected = list(favourites_at_once(model.levels))
+    monkeypatch.setattr(ngram, 'SPAN', span)
+    for within in (dict(), dict(max_bytes=2**12)):
+        with limits(**within):
+            found = list(ngram._argmax_tables(model.levels))
+        for ours, plain in zip(found, expected, strict=True):
+            assert ours.dtype == np.uint32
+            assert np.array_equal(ours, plain)
+
+
+def test_what_guesses_hold_in_memory_does_not_grow_with_the_text(monkeypatch):
+    "Four times the n-grams, and nearly the same peak of what numpy allocates: the tables are in files."
+
+    def peak(n):
+        with limits(max_bytes=2**18, threads=1):
+            model = KneserNey(3).fit(np.random.default_rng(1).integers(0, 1000, n), 1000, 0)
+            tracemalloc.start()
+            model.guesses([1, 2, 3])
+            _, highest = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        return highest
+
+    monkeypatch.setattr(ngram, 'SPAN', 2**14)
+    assert peak(600_000) < 1.2 * peak(150_000)
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a file may have a name while it is used')
 def test_no_file_is_to_be_seen_while_a_model_lives_or_later(tmp_path):
     with limits(max_bytes=2**12, folder=tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'CountingError', 'pieces', 'limits', 'empty', 'release', 'rank_pairs', 'unique_pairs', 'pad_and_count',
-           'count_once_each', 'measure_counting', 'counting_record', 'load_counting']
+           'count_once_each', 'fill_spans', 'measure_counting', 'counting_record', 'load_counting']
 
 # %% ../../nbs/engine/counting.ipynb #094e962c
 import json
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.resources import files
@@ -293,6 +294,21 @@ def count_once_each(
         release(at_G, counts_G)
     release(row_N)
     return counts
+
+# %% ../../nbs/engine/counting.ipynb #164a6bad
+def fill_spans(
+    compute: Callable,  # (slice of contexts, slice of their n-grams) -> an array for each that is to be filled
+    spans: Iterable,  # pairs of such slices, which together are the whole table
+    of_contexts: Sequence,  # arrays of (C,), filled with what `compute` gives first
+    of_ngrams: Sequence,  # arrays of (G,), filled with what it gives next; what more it gives is dropped
+    read: Sequence = (),  # arrays that it reads: their pages are given back after each span
+):
+    "Compute arrays as long as a table, span by span."
+    for C, G in spans:
+        places = [C] * len(of_contexts) + [G] * len(of_ngrams)
+        for array, at, values in zip((*of_contexts, *of_ngrams), places, compute(C, G)):
+            array[at] = values
+        release(*of_contexts, *of_ngrams, *read)
 
 # %% ../../nbs/engine/counting.ipynb #e4e5508f
 _FIT = """
