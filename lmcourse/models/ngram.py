@@ -219,6 +219,7 @@ def _lookup_levels(levels, word_N):
         context_N = np.concatenate([row_N[:1], row_N[:-1]])
         row_N = grams.find(context_N, word_N)
         yield grams, context_N, row_N
+        release(grams.keys, grams.counts)
 
 
 def _contexts(model, context_ids):
