@@ -524,7 +524,7 @@ def test_four_times_the_text_takes_no_more_memory(tmp_path):
     peaks = []
     for size in (12, 48):
         folder = a_folder(tmp_path / f'text{size}')
-        line = ' '.join(chr(97 + k) * 60 for k in range(16)) + '\n'
+        line = ' '.join(chr(97 + k) * 60 for k in range(4)) + '\n'
         with (folder / 'train.txt').open('w') as file:
             for _ in range(size):
                 file.write(line * (10**6 // len(line)))
