@@ -21,7 +21,7 @@ from . import __version__
 from .data.tokens import tokenize_corpus
 from .device import peak_memory
 from .errors import LMCourseError
-from .experiments.bench import run_benchmarks
+from .experiments.bench import BENCHMARKS, run_benchmarks
 from .experiments.campaign import campaign_table, check_campaign, run_campaign
 from .experiments.diagnosis import diagnose, looked_at, read_curves
 from .experiments.ladder import run_ladder
@@ -304,7 +304,7 @@ def cmd_bench(
     a,  # the arguments as `parse_args` returns them
 ):
     "Measure our speed beside that of the usual way to write the same, in one run."
-    answer = run_benchmarks(a.out, quick=a.quick)
+    answer = run_benchmarks(a.out, a.quick, a.only)
     return answer, json.dumps(to_jsonable(answer), indent=2)
 
 # %% ../nbs/engine/command_line.ipynb #f0c98812
@@ -478,7 +478,18 @@ def _parser() -> argparse.ArgumentParser:
         arg('--out', default='runs/campaign', help='its folder; the same one again continues'),
         arg('--check', action='store_true', help='only what the device can do, and the first steps of each recipe'),
     )
-    command(cmd_bench, 'bench', arg('--out', help='file for the measurement'), arg('--quick', action='store_true'))
+    command(
+        cmd_bench,
+        'bench',
+        arg('--out', help='file for the measurement; one that is there is replaced, not added to'),
+        arg('--quick', action='store_true', help='small shapes and few rounds, to check that it works'),
+        arg(
+            '--only',
+            nargs='+',
+            metavar='PART',
+            help=f'measure these parts alone, and write no other: {", ".join(BENCHMARKS)}',
+        ),
+    )
     return p
 
 # %% ../nbs/engine/command_line.ipynb #e40c0a0c

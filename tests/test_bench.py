@@ -3,13 +3,19 @@
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from lmcourse.data.text import Corpus
+from lmcourse.data.tokens import tokenize_corpus
 from lmcourse.errors import LMCourseError
 from lmcourse.experiments import bench
+from lmcourse.models.counting import CountingError
+from lmcourse.models.ngram import KneserNey
 
 
 def test_rounds_take_turns():
@@ -255,3 +261,37 @@ def test_what_is_shipped_of_growth_and_usual_steps():
         least = sum(bench.floor_seconds(s['counts'], usual['ceilings']).values())
         assert all(least < t for seconds in s['seconds'].values() for t in seconds)
         assert set(s['agreement']) == set(s['seconds'])
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
+def test_a_measurement_of_copies_counts_each_with_a_vocabulary_of_its_own(tmp_path):
+    rows = ['a b c a b d e\n', 'b c a d d e a\n'] * 30
+    corpus = tokenize_corpus(
+        Corpus('letters', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path
+    )
+    n = corpus.train.num_tokens
+    for way in ('ranges', 'unique'):
+        once, twice = bench.measure_counting(corpus, (None, 2 * n), way, order=3)
+        assert (once['tokens'], once['copies'], twice['tokens'], twice['copies']) == (n, 1, 2 * n, 2)
+        assert twice['vocab_size'] == twice['ngrams'][0] == 2 * once['ngrams'][0] == 2 * corpus.vocab_size
+        assert 2 * once['ngrams'][1] - 1 <= twice['ngrams'][1] <= 2 * once['ngrams'][1] + 1
+        assert once['peak'] > 10**7 and once['seconds'] >= 0
+    model = KneserNey(3).fit(corpus.train.ids, corpus.vocab_size, corpus.tokenizer.bos_id)
+    assert once['perplexity'] == pytest.approx(np.exp(model.nats(corpus.validation.ids).mean()), rel=1e-12)
+    with pytest.raises(CountingError, match='counting 840 tokens failed: .*order'):
+        bench.measure_counting(corpus, (840,), order=0)
+
+
+def test_the_shipped_measurement_has_both_ways_on_one_text_and_agrees():
+    "The same tables, sizes and perplexity on every text that both ways counted, in less time and memory on the whole."
+    kept = bench.load_counting()
+    plain = {row['tokens']: row for row in kept['unique']}
+    both = [(row, plain[row['tokens']]) for row in kept['ranges'] if row['tokens'] in plain]
+    assert kept['num_tokens'] in plain
+    for ours, theirs in both:
+        assert ours['ngrams'] == theirs['ngrams']
+        assert ours['perplexity'] == theirs['perplexity']
+    assert max(row['tokens'] for row in kept['ranges']) >= 100_000_000
+    assert kept['environment']['processor']
+    sizes, seconds = zip(*((r['tokens'], r['seconds']) for r in kept['ranges']))
+    assert 0.9 < bench.fit_exponent(sizes, seconds)['exponent'] < 1.3

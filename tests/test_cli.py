@@ -584,3 +584,28 @@ def test_the_help_of_run_lists_every_field_of_the_recipe_before_it(capsys):
         main(['run', 'gru-bb', '--help'])
     assert done.value.code == 2
     assert "no recipe 'gru-bb'" in capsys.readouterr().err
+
+
+def test_one_part_of_the_benchmarks_is_measured_alone(tmp_path, capsys):
+    "The answer and the file hold that part and no other; a file that was there is replaced."
+    out = tmp_path / 'kept.json'
+    out.write_text('{"environment": {}, "quick": true, "tokens": {}}')
+    assert main(['bench', '--quick', '--only', 'ngram', '--out', str(out), '--json']) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer) == ['environment', 'quick', 'ngram']
+    assert list(json.loads(out.read_text())) == list(answer)
+
+
+def test_parts_of_the_benchmarks_are_listed_where_one_is_unknown_and_in_the_help(tmp_path, capsys):
+    "Nothing is measured, and a file that was there stays as it was."
+    out = tmp_path / 'kept.json'
+    out.write_text('{}')
+    parts = 'fused_loss, native, step, floors, usual, growth, ngram, tokens'
+    assert main(['bench', '--quick', '--only', 'ngram', 'haste', '--out', str(out)]) == 2
+    assert capsys.readouterr() == ('', f'lmcourse: there is no benchmark haste: there are {parts}\n')
+    assert out.read_text() == '{}'
+    with pytest.raises(SystemExit):
+        main(['bench', '--help'])
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert parts in shown
+    assert 'one that is there is replaced' in shown

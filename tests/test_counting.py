@@ -10,12 +10,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from lmcourse.data.text import Corpus
-from lmcourse.data.tokens import tokenize_corpus
 from lmcourse.errors import LMCourseError
-from lmcourse.experiments.bench import fit_exponent
 from lmcourse.models import counting, ngram
-from lmcourse.models.counting import CountingError, empty, limits, measure_counting, pieces, rank_pairs, unique_pairs
+from lmcourse.models.counting import CountingError, empty, limits, pieces, rank_pairs, unique_pairs
 from lmcourse.models.ngram import KneserNey
 
 draw = np.random.default_rng(0)
@@ -107,6 +104,53 @@ def test_the_pieces_of_a_table_end_between_contexts(monkeypatch):
     assert (cut()[0][0].start, cut()[0][1].start, cut()[-1][0].stop, cut()[-1][1].stop) == (0, 0, 300, len(table))
 
 
+def favourites_at_once(levels):
+    "The plain way: every level as a whole; among equals the token of the shorter context, else the smallest id."
+    drop_G, p_G = np.zeros(levels[0].vocab_size, np.int64), np.array([1 / levels[0].vocab_size])
+    drop_C, favourite_C, p_C = np.zeros(1, np.int64), np.zeros(1, np.int64), p_G
+    for k, level in enumerate(levels):
+        context_G, word_G = level.context_G, level.word_G
+        if k:
+            drop_C, drop_G = drop_G, levels[k - 1].find(drop_G[context_G], word_G)
+        p_G = level.mix(p_G[drop_G], np.arange(len(level)), context_G)
+        favourite_C, p_C = favourite_C[drop_C], level.spare_C * p_C[drop_C]
+        for context, word, p in zip(context_G, word_G, p_G):
+            if p > p_C[context]:
+                favourite_C[context], p_C[context] = word, p
+        yield favourite_C
+
+
+@texts
+@pytest.mark.parametrize('span', [1, 7, 500, 2**21])
+def test_guesses_by_spans_are_those_of_whole_tables(ids, vocab_size, span, monkeypatch):
+    "To the last id, for every context of every level, wherever a table is cut, in memory and in files."
+    model = KneserNey(4).fit(ids[:2000], vocab_size, 0)
+    expected = list(favourites_at_once(model.levels))
+    monkeypatch.setattr(ngram, 'SPAN', span)
+    for within in (dict(), dict(max_bytes=2**12)):
+        with limits(**within):
+            found = list(ngram._argmax_tables(model.levels))
+        for ours, plain in zip(found, expected, strict=True):
+            assert ours.dtype == np.uint32
+            assert np.array_equal(ours, plain)
+
+
+def test_what_guesses_hold_in_memory_does_not_grow_with_the_text(monkeypatch):
+    "Four times the n-grams, and nearly the same peak of what numpy allocates: the tables are in files."
+
+    def peak(n):
+        with limits(max_bytes=2**18, threads=1):
+            model = KneserNey(3).fit(np.random.default_rng(1).integers(0, 1000, n), 1000, 0)
+            tracemalloc.start()
+            model.guesses([1, 2, 3])
+            _, highest = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        return highest
+
+    monkeypatch.setattr(ngram, 'SPAN', 2**14)
+    assert peak(600_000) < 1.2 * peak(150_000)
+
+
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere a file may have a name while it is used')
 def test_no_file_is_to_be_seen_while_a_model_lives_or_later(tmp_path):
     with limits(max_bytes=2**12, folder=tmp_path):
@@ -163,37 +207,3 @@ def test_limits_end_with_their_block_and_senseless_ones_are_refused():
 def test_pieces_cover_an_array_once():
     for n, size in ((0, 3), (1, 3), (3, 3), (10, 3)):
         assert [i for part in pieces(n, size) for i in range(n)[part]] == list(range(n))
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
-def test_a_measurement_of_copies_counts_each_with_a_vocabulary_of_its_own(tmp_path):
-    rows = ['a b c a b d e\n', 'b c a d d e a\n'] * 30
-    corpus = tokenize_corpus(
-        Corpus('letters', {s: rows for s in ('train', 'validation', 'test')}), 'word', cache=tmp_path
-    )
-    n = corpus.train.num_tokens
-    for way in ('ranges', 'unique'):
-        once, twice = measure_counting(corpus, (None, 2 * n), way, order=3)
-        assert (once['tokens'], once['copies'], twice['tokens'], twice['copies']) == (n, 1, 2 * n, 2)
-        assert twice['vocab_size'] == twice['ngrams'][0] == 2 * once['ngrams'][0] == 2 * corpus.vocab_size
-        assert 2 * once['ngrams'][1] - 1 <= twice['ngrams'][1] <= 2 * once['ngrams'][1] + 1
-        assert once['peak'] > 10**7 and once['seconds'] >= 0
-    model = KneserNey(3).fit(corpus.train.ids, corpus.vocab_size, corpus.tokenizer.bos_id)
-    assert once['perplexity'] == pytest.approx(np.exp(model.nats(corpus.validation.ids).mean()), rel=1e-12)
-    with pytest.raises(CountingError, match='counting 840 tokens failed: .*order'):
-        measure_counting(corpus, (840,), order=0)
-
-
-def test_the_shipped_measurement_has_both_ways_on_one_text_and_agrees():
-    "The same tables, sizes and perplexity on every text that both ways counted, in less time and memory on the whole."
-    kept = counting.load_counting()
-    plain = {row['tokens']: row for row in kept['unique']}
-    both = [(row, plain[row['tokens']]) for row in kept['ranges'] if row['tokens'] in plain]
-    assert kept['num_tokens'] in plain
-    for ours, theirs in both:
-        assert ours['ngrams'] == theirs['ngrams']
-        assert ours['perplexity'] == theirs['perplexity']
-    assert max(row['tokens'] for row in kept['ranges']) >= 100_000_000
-    assert kept['environment']['processor']
-    sizes, seconds = zip(*((r['tokens'], r['seconds']) for r in kept['ranges']))
-    assert 0.9 < fit_exponent(sizes, seconds)['exponent'] < 1.3

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from lmcourse.data import cache, hub, tokens
+from lmcourse.data import cache, hub, text, tokens
 from lmcourse.data.batches import StatefulBatches
 from lmcourse.data.text import SPLITS, Corpus, load_corpus
 from lmcourse.data.tokens import load_tokenizer, tokenize_corpus
@@ -436,3 +436,99 @@ def test_known_files_need_no_pyarrow(shelf, monkeypatch):
     assert len(tokenize_corpus(corpus, 'word', 1).train.ids) == len(ROWS) * 9
     with pytest.raises(LMCourseError, match='wikitext-2-v1 holds parquet files, and reading them needs `pip install'):
         corpus['train'][0]
+
+
+def a_folder(path, sizes=(3000, 200, 200), end='\n'):
+    "Three files of text: words of several bytes, blank lines, signs that other programs take for the end of a line."
+    path.mkdir()
+    for name, n in zip(('train', 'valid', 'test'), sizes):
+        lines = [f'caf\u00e9 {k % 7} of {k * k % 997}\x0b and \u2028 {name}' * (k % 5 > 0) for k in range(n)]
+        (path / f'{name}.txt').write_bytes(('\ufeff' + end.join(lines)).encode())
+    return path
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'], ids=ascii)
+@pytest.mark.parametrize('block', [1, 2, 100, 2**20])
+def test_lines_on_the_disk_are_those_in_memory(end, block, tmp_path, monkeypatch):
+    "Every line, every range, and the fingerprint, wherever a block ends."
+    monkeypatch.setattr(cache, 'BLOCK', block)
+    file = a_folder(tmp_path / 'text', (120, 1, 1), end) / 'train.txt'
+    plain = text.read_lines(file)
+    lines = cache.TextLines(file, text._cut_lines)
+    assert list(lines) == plain
+    assert len(lines) == len(plain)
+    assert [lines[i] for i in range(-len(plain), len(plain))] == plain * 2
+    for some in (slice(None), slice(3, 40), slice(-5, None), slice(50, 10, -3), slice(9, 9), slice(0, 10**6, 7)):
+        assert lines[some] == plain[some]
+    with pytest.raises(IndexError):
+        lines[len(plain)]
+    assert lines.fingerprint(text._fingerprint) == text._fingerprint(plain)
+
+
+@pytest.mark.parametrize('name', ['word', 'whitespace', 'bpe:300', 'bpe-note:300'])
+def test_a_folder_has_the_same_ids_from_the_disk(name, tmp_path, monkeypatch):
+    "Vocabulary, ids, counts, fingerprints; and the fingerprint of the train split is what it always was."
+    folder = a_folder(tmp_path / 'text')
+    kept = tokenize_corpus(folder, name, cache=tmp_path / 'memory')
+    assert isinstance(text.load_corpus(folder)['train'], list)
+    monkeypatch.setattr(text, 'IN_LINES', 0)
+    monkeypatch.setattr(cache, 'BLOCK', 1000)
+    assert isinstance(text.load_corpus(folder)['train'], cache.TextLines)
+    streamed = tokenize_corpus(folder, name, cache=tmp_path / 'disk')
+    assert streamed.tokenizer.to_dict() == kept.tokenizer.to_dict()
+    for split in text.SPLITS:
+        ours, theirs = getattr(streamed, split), getattr(kept, split)
+        assert ours.ids.dtype == theirs.ids.dtype and np.array_equal(ours.ids, theirs.ids)
+        for fact in ('num_bytes', 'num_words', 'num_unk', 'fingerprint'):
+            assert getattr(ours, fact) == getattr(theirs, fact)
+    names = [[p.name for p in (tmp_path / where / 'tokens').iterdir()] for where in ('memory', 'disk')]
+    assert names[0] == names[1]
+    assert text.load_corpus(folder).fingerprint('train') == '10733ad4e307a08a'
+
+
+@pytest.mark.parametrize('damage', [b'\xff\xfea\0', b'a\0b\n', b'sch\xf6n\n', b' \n\n', b''])
+def test_a_large_file_that_is_no_text_is_refused_as_a_small_one(damage, tmp_path, monkeypatch):
+    folder = a_folder(tmp_path / 'text')
+    (folder / 'valid.txt').write_bytes(damage)
+    said = []
+    for size in (2**23, -1):
+        monkeypatch.setattr(text, 'IN_LINES', size)
+        with pytest.raises(text.CorpusError) as e:
+            text.load_corpus(folder)
+        said.append(str(e.value))
+    assert said[0] == said[1]
+
+
+def test_lines_wanted_after_their_file_was_changed(tmp_path):
+    file = a_folder(tmp_path / 'text') / 'train.txt'
+    lines = cache.TextLines(file, text._cut_lines)
+    file.write_text('something else')
+    with pytest.raises(LMCourseError, match='has been changed since the corpus was opened'):
+        lines[0]
+    file.unlink()
+    with pytest.raises(LMCourseError, match='open it again'):
+        list(lines)
+
+
+PEAK = (
+    'import sys\n'
+    'from lmcourse.data.tokens import tokenize_corpus\n'
+    'tokenize_corpus(*sys.argv[1:3], cache=sys.argv[3])\n'
+    "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))\n"
+)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
+def test_four_times_the_text_takes_no_more_memory(tmp_path):
+    "48 MB against 12 MB, each in a process of its own: the peaks differ by less than a quarter of the added text."
+    peaks = []
+    for size in (12, 48):
+        folder = a_folder(tmp_path / f'text{size}')
+        line = ' '.join(chr(97 + k) * 60 for k in range(4)) + '\n'
+        with (folder / 'train.txt').open('w') as file:
+            for _ in range(size):
+                file.write(line * (10**6 // len(line)))
+        words = [sys.executable, '-c', PEAK, str(folder), 'word', str(tmp_path / f'cache{size}')]
+        r = subprocess.run(words, capture_output=True, text=True, check=True)
+        peaks.append(1024 * int(r.stdout))
+    assert peaks[1] - peaks[0] < 36e6 / 4

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from .cache import IN_LINES, TextLines
 from .hub import ArrowColumn, HubError, find_wikitext, splits_from_cache, splits_from_folder
 from ..errors import LMCourseError
 from ..files import cache_folder, digest, read_checked_json, write_checked_json
@@ -79,7 +80,7 @@ class Corpus:
         """A hash that identifies the text: SHA-256 over its rows, each with its length before it, so that another
         division into rows has another hash."""
         rows = self[split]
-        return rows.fingerprint(_fingerprint) if isinstance(rows, ArrowColumn) else _fingerprint(rows)
+        return rows.fingerprint(_fingerprint) if isinstance(rows, (ArrowColumn, TextLines)) else _fingerprint(rows)
 
 # %% ../../nbs/04_text.ipynb #00db7b2d
 def _check_splits(name, splits):
@@ -436,6 +437,12 @@ def _unreadable(path, error) -> CorpusError:
     return CorpusError(f'{path} cannot be read: {error.strerror or error}{hint}')
 
 # %% ../../nbs/04_text.ipynb #6406f2ff
+def _cut_lines(text):
+    "A text as lines, each with its newline."
+    *rows, last = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
+    return [row + '\n' for row in rows] + [last] * bool(last)
+
+
 def read_lines(
     path: Path,  # a UTF-8 text file
 ) -> list[str]:  # its lines, each with its newline; a byte order mark dropped, \r\n and \r made \n
@@ -457,8 +464,7 @@ def read_lines(
         raise CorpusError(_not_utf8(path, data, e.start + bom)) from None
     if not text.strip():
         raise CorpusError(f'{path} is empty: it holds {len(data)} bytes and no word')
-    *rows, last = text.replace('\r\n', '\n').replace('\r', '\n').split('\n')
-    return [row + '\n' for row in rows] + [last] * bool(last)
+    return _cut_lines(text)
 
 # %% ../../nbs/04_text.ipynb #00eb4898
 def split_rows(
@@ -515,12 +521,20 @@ def split_files(
     return {split: files[0] for split, files in claims.items()}
 
 # %% ../../nbs/04_text.ipynb #c0ac00ba
+def _lines_of(path):
+    "The lines of a file; those of a large one stay on the disk."
+    with suppress(OSError, ValueError):  # `read_lines` says what is wrong
+        if path.stat().st_size > IN_LINES:
+            return TextLines(path, _cut_lines)
+    return read_lines(path)
+
+
 def _load_local(path):
     "A corpus from one file, which is split in three, or from a folder of three files."
     name = path.resolve().name
     if path.is_file():
         return Corpus(name, split_rows(read_lines(path), str(path)))
-    return Corpus(name, {split: read_lines(file) for split, file in split_files(path).items()})
+    return Corpus(name, {split: _lines_of(file) for split, file in split_files(path).items()})
 
 # %% ../../nbs/04_text.ipynb #e31cfafa
 CORPORA = ('stdlib', 'markov', *_CONFIGS)

@@ -10,8 +10,8 @@ __all__ = ['BENCHMARKS', 'SHAPES', 'CURVE', 'SLOW', 'WIDTHS', 'STAGES', 'STEP_PA
            'floor_seconds', 'profile_operations', 'bench_floor', 'bench_floors', 'floors_table', 'usual_loss',
            'usual_step', 'disagreement', 'empty_compiler_cache', 'bench_usual_step', 'bench_usual', 'usual_table',
            'fit_exponent', 'growth_step', 'measure_growth', 'bench_growth', 'growth_fits', 'growth_table',
-           'plot_growth', 'count_in_dictionaries', 'bench_ngram', 'bench_tokens', 'run_benchmarks', 'load_stored',
-           'ratios_table', 'stages_table']
+           'plot_growth', 'count_in_dictionaries', 'bench_ngram', 'bench_tokens', 'measure_counting', 'counting_record',
+           'load_counting', 'run_benchmarks', 'load_stored', 'ratios_table', 'stages_table']
 
 # %% ../../nbs/engine/benchmarks.ipynb #baf971cc
 import importlib
@@ -43,6 +43,7 @@ from ..device import bf16_is_faster, environment, has_bf16
 from ..errors import LMCourseError
 from ..measure.fused_loss import _NATIVE_WIDTHS, fused_cross_entropy, fused_token_nats
 from ..measure.sampled_softmax import sampled_cross_entropy
+from ..models.counting import MAX_BYTES, CountingError, pieces
 from ..models.ngram import KneserNey
 from ..models.tied_rnn import zipf_bias_init
 from ..models.transformer import TransformerConfig
@@ -969,11 +970,92 @@ def bench_tokens(
     )
     return dict(corpus=name, rows=len(rows), seconds=seconds)
 
+# %% ../../nbs/engine/benchmarks.ipynb #131d1035
+_FIT = """
+import json, sys, time
+import numpy as np
+from lmcourse.models import counting, ngram
+
+def memory(field):
+    return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith(field))
+
+a = json.loads(sys.argv[1])
+if a['way'] == 'unique':
+    ngram.rank_pairs = counting.unique_pairs
+ids, held_out = np.load(a['ids'], mmap_mode='r'), np.load(a['held_out'])
+with counting.limits(a['max_bytes'], threads=a['threads']):
+    wall, tic = time.perf_counter(), time.process_time()
+    model = ngram.KneserNey(a['order']).fit(ids, a['vocab_size'], a['bos_id'])
+    seconds, wall = time.process_time() - tic, time.perf_counter() - wall
+peak = memory('VmHWM')
+nats = model.nats(held_out)
+ngrams = [len(level) for level in model.levels]
+print(json.dumps(dict(seconds=seconds, wall=wall, peak=peak, ngrams=ngrams, perplexity=float(np.exp(nats.mean())))))
+"""
+
+
+def _write_copies(path, ids, n, vocab_size):
+    "The first `n` ids of copies of a text, each with a vocabulary of its own."
+    text = np.lib.format.open_memmap(path, 'w+', np.min_scalar_type(vocab_size * -(-n // len(ids))), (n,))
+    for copy, part in enumerate(pieces(n, len(ids))):
+        text[part] = ids[: part.stop - part.start].astype(np.int64) + copy * vocab_size
+    text.flush()
+
+# %% ../../nbs/engine/benchmarks.ipynb #43015d0f
+def measure_counting(
+    corpus,  # a TokenizedCorpus, large if the numbers are to mean something
+    tokens: tuple = (1e6, 3e6, 1e7, None, 1e8),  # lengths of the texts; None: the whole train split
+    way: str = 'ranges',  # 'ranges': as `KneserNey` counts; 'unique': with `np.unique`
+    order: int = 5,  # of the model
+    max_bytes: int = MAX_BYTES,  # see `counting.limits`
+    threads: int = 1,  # see `counting.limits`
+) -> list[dict]:  # for each length: tokens, copies, vocab_size, seconds, wall, peak (bytes), ngrams, perplexity
+    """Processor time and peak memory of `KneserNey.fit` on growing texts, each in a process of its own, and the
+    perplexity on the validation split. On Linux. Raises CountingError where the process fails."""
+    rows, V = [], corpus.vocab_size
+    with tempfile.TemporaryDirectory() as folder:
+        path, held_out = Path(folder) / 'ids.npy', Path(folder) / 'validation.npy'
+        np.save(held_out, corpus.validation.ids)
+        for n in (int(n or corpus.train.num_tokens) for n in tokens):
+            copies = -(-n // corpus.train.num_tokens)
+            _write_copies(path, corpus.train.ids, n, V)
+            asked = dict(ids=str(path), held_out=str(held_out), vocab_size=V * copies, bos_id=corpus.tokenizer.bos_id)
+            asked |= dict(way=way, order=order, max_bytes=max_bytes, threads=threads)
+            done = subprocess.run([sys.executable, '-c', _FIT, json.dumps(asked)], capture_output=True, text=True)
+            if done.returncode:
+                raise CountingError(
+                    f'counting {n:,} tokens failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}'
+                )
+            rows.append(dict(tokens=n, copies=copies, vocab_size=V * copies) | json.loads(done.stdout))
+    return rows
+
+# %% ../../nbs/engine/benchmarks.ipynb #30252215
+def counting_record(
+    corpus,  # the TokenizedCorpus that was measured
+    ranges: list[dict],  # results of `measure_counting`
+    unique: list[dict],  # and of the plain way, for some of the lengths
+    order: int = 5,  # of the models
+    max_bytes: int = MAX_BYTES,  # see `counting.limits`
+    out: str | Path | None = None,  # a file to write it into
+) -> dict:  # all of this with the machine
+    "A measurement that can be kept, with its conditions."
+    sizes = dict(num_tokens=corpus.train.num_tokens, held_out=corpus.validation.num_tokens)
+    about = dict(environment=environment(), corpus=corpus.corpus, tokenizer=corpus.tokenizer.name, **sizes)
+    record = about | dict(order=order, max_bytes=max_bytes, ranges=ranges, unique=unique)
+    if out is not None:
+        Path(out).write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
+    return record
+
+
+def load_counting() -> dict:  # what `counting_record` made
+    "The measurement that is shipped with the package."
+    return json.loads((files('lmcourse') / 'records' / 'counting.json').read_text(encoding='utf-8'))
+
 # %% ../../nbs/engine/benchmarks.ipynb #77a25df4
 def run_benchmarks(
-    out: str | Path | None = None,  # a file to store the measurement in; None: it is only returned
+    out: str | Path | None = None,  # a file to store it in, which is replaced if it is there; None: it is only returned
     quick: bool = False,  # small shapes and few rounds: seconds, to check that it works
-    only: list | None = None,  # names of `BENCHMARKS`; None: all
+    only: list | None = None,  # names of `BENCHMARKS`: the others are neither measured nor stored; None: all
 ) -> dict:  # the machine, and what each benchmark measured
     "Measure everything on this list, here and now; progress goes to standard error."
     unknown = set(only or ()) - set(BENCHMARKS)

@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'CountingError', 'pieces', 'limits', 'empty', 'release', 'rank_pairs', 'unique_pairs', 'pad_and_count',
-           'count_once_each', 'measure_counting', 'counting_record', 'load_counting']
+           'count_once_each', 'fill_spans']
 
 # %% ../../nbs/engine/counting.ipynb #094e962c
-import json
 import mmap
 import os
-import subprocess
-import sys
 import tempfile
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -294,85 +291,17 @@ def count_once_each(
     release(row_N)
     return counts
 
-# %% ../../nbs/engine/counting.ipynb #e4e5508f
-_FIT = """
-import json, sys, time
-import numpy as np
-from lmcourse.models import counting, ngram
-
-def memory(field):
-    return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith(field))
-
-a = json.loads(sys.argv[1])
-if a['way'] == 'unique':
-    ngram.rank_pairs = counting.unique_pairs
-ids, held_out = np.load(a['ids'], mmap_mode='r'), np.load(a['held_out'])
-with counting.limits(a['max_bytes'], threads=a['threads']):
-    wall, tic = time.perf_counter(), time.process_time()
-    model = ngram.KneserNey(a['order']).fit(ids, a['vocab_size'], a['bos_id'])
-    seconds, wall = time.process_time() - tic, time.perf_counter() - wall
-peak = memory('VmHWM')
-nats = model.nats(held_out)
-ngrams = [len(level) for level in model.levels]
-print(json.dumps(dict(seconds=seconds, wall=wall, peak=peak, ngrams=ngrams, perplexity=float(np.exp(nats.mean())))))
-"""
-
-
-def _write_copies(path, ids, n, vocab_size):
-    "The first `n` ids of copies of a text, each with a vocabulary of its own."
-    text = np.lib.format.open_memmap(path, 'w+', np.min_scalar_type(vocab_size * -(-n // len(ids))), (n,))
-    for copy, part in enumerate(pieces(n, len(ids))):
-        text[part] = ids[: part.stop - part.start].astype(np.int64) + copy * vocab_size
-    text.flush()
-
-# %% ../../nbs/engine/counting.ipynb #32f8aadc
-def measure_counting(
-    corpus,  # a TokenizedCorpus, large if the numbers are to mean something
-    tokens: tuple = (1e6, 3e6, 1e7, None, 1e8),  # lengths of the texts; None: the whole train split
-    way: str = 'ranges',  # 'ranges': as `KneserNey` counts; 'unique': with `np.unique`
-    order: int = 5,  # of the model
-    max_bytes: int = MAX_BYTES,  # see `limits`
-    threads: int = 1,  # see `limits`
-) -> list[dict]:  # for each length: tokens, copies, vocab_size, seconds, wall, peak (bytes), ngrams, perplexity
-    """Processor time and peak memory of `KneserNey.fit` on growing texts, each in a process of its own, and the
-    perplexity on the validation split. On Linux. Raises CountingError where the process fails."""
-    rows, V = [], corpus.vocab_size
-    with tempfile.TemporaryDirectory() as folder:
-        path, held_out = Path(folder) / 'ids.npy', Path(folder) / 'validation.npy'
-        np.save(held_out, corpus.validation.ids)
-        for n in (int(n or corpus.train.num_tokens) for n in tokens):
-            copies = -(-n // corpus.train.num_tokens)
-            _write_copies(path, corpus.train.ids, n, V)
-            asked = dict(ids=str(path), held_out=str(held_out), vocab_size=V * copies, bos_id=corpus.tokenizer.bos_id)
-            asked |= dict(way=way, order=order, max_bytes=max_bytes, threads=threads)
-            done = subprocess.run([sys.executable, '-c', _FIT, json.dumps(asked)], capture_output=True, text=True)
-            if done.returncode:
-                raise CountingError(
-                    f'counting {n:,} tokens failed: {(done.stderr.strip().splitlines() or ["no message"])[-1]}'
-                )
-            rows.append(dict(tokens=n, copies=copies, vocab_size=V * copies) | json.loads(done.stdout))
-    return rows
-
-# %% ../../nbs/engine/counting.ipynb #c35bfbde
-def counting_record(
-    corpus,  # the TokenizedCorpus that was measured
-    ranges: list[dict],  # results of `measure_counting`
-    unique: list[dict],  # and of the plain way, for some of the lengths
-    order: int = 5,  # of the models
-    max_bytes: int = MAX_BYTES,  # see `limits`
-    out: str | Path | None = None,  # a file to write it into
-) -> dict:  # all of this with the machine
-    "A measurement that can be kept, with its conditions."
-    from lmcourse.device import environment
-
-    sizes = dict(num_tokens=corpus.train.num_tokens, held_out=corpus.validation.num_tokens)
-    about = dict(environment=environment(), corpus=corpus.corpus, tokenizer=corpus.tokenizer.name, **sizes)
-    record = about | dict(order=order, max_bytes=max_bytes, ranges=ranges, unique=unique)
-    if out is not None:
-        Path(out).write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-    return record
-
-
-def load_counting() -> dict:  # what `counting_record` made
-    "The measurement that is shipped with the package."
-    return json.loads((files('lmcourse') / 'records' / 'counting.json').read_text(encoding='utf-8'))
+# %% ../../nbs/engine/counting.ipynb #164a6bad
+def fill_spans(
+    compute: Callable,  # (slice of contexts, slice of their n-grams) -> an array for each that is to be filled
+    spans: Iterable,  # pairs of such slices, which together are the whole table
+    of_contexts: Sequence,  # arrays of (C,), filled with what `compute` gives first
+    of_ngrams: Sequence,  # arrays of (G,), filled with what it gives next; what more it gives is dropped
+    read: Sequence = (),  # arrays that it reads: their pages are given back after each span
+):
+    "Compute arrays as long as a table, span by span."
+    for C, G in spans:
+        places = [C] * len(of_contexts) + [G] * len(of_ngrams)
+        for array, at, values in zip((*of_contexts, *of_ngrams), places, compute(C, G)):
+            array[at] = values
+        release(*of_contexts, *of_ngrams, *read)

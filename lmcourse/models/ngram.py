@@ -10,13 +10,14 @@ __all__ = ['SPAN', 'NgramError', 'NgramModel', 'Uniform', 'NgramTable', 'grams_b
 # %% ../../nbs/07_ngrams.ipynb #c95df26d
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import LMCourseError
 from ..measure.perplexity import Measurement, block_bootstrap_ci
-from .counting import count_once_each, empty, pad_and_count, rank_pairs, release
+from .counting import count_once_each, empty, fill_spans, pad_and_count, rank_pairs, release
 
 # %% ../../nbs/07_ngrams.ipynb #6f4e294c
 class NgramError(LMCourseError):
@@ -218,6 +219,7 @@ def _lookup_levels(levels, word_N):
         context_N = np.concatenate([row_N[:1], row_N[:-1]])
         row_N = grams.find(context_N, word_N)
         yield grams, context_N, row_N
+        release(grams.keys, grams.counts)
 
 
 def _contexts(model, context_ids):
@@ -412,37 +414,47 @@ class KneserNey(NgramModel):
         that was seen."""
         word_N = self._to_score(ids, bos_id)
         if self._favourite is None:
-            self._favourite = [_compact(favourite_C, self.vocab_size) for favourite_C in _argmax_tables(self.levels)]
+            self._favourite = list(_argmax_tables(self.levels))
         guess_N = np.zeros_like(word_N)
         for favourite_C, (_, context_N, _) in zip(self._favourite, _lookup_levels(self.levels, word_N)):
             guess_N = np.where(context_N >= 0, favourite_C[context_N], guess_N)
         return guess_N[1:]
 
 # %% ../../nbs/07_ngrams.ipynb #f261a162
-def _best(grams, value_G):
-    "(C,) for each context the row of the n-gram with the largest value, -1 for a context that nothing followed."
-    context_G, best_C = grams.context_G, np.full(grams.contexts, -1)
-    starts = np.flatnonzero(np.diff(context_G, prepend=-1))
-    top_G = np.repeat(np.maximum.reduceat(value_G, starts), np.diff(starts, append=len(grams)))
-    rows = np.flatnonzero(value_G == top_G)[::-1]
+def _best(context_G, p_G, contexts):
+    "(C,) for each context the first n-gram with the largest probability, -1 for a context that nothing followed."
+    best_C, starts = np.full(contexts, -1), np.flatnonzero(np.diff(context_G, prepend=-1))
+    top_G = np.repeat(np.maximum.reduceat(p_G, starts), np.diff(starts, append=len(p_G)))
+    rows = np.flatnonzero(p_G == top_G)[::-1]
     best_C[context_G[rows]] = rows
     return best_C
 
 
+def _favourites(level, shorter, before, C, G):
+    """For contexts C the likeliest next token, one seen after it or that of the context without its first token, and
+    its probability; for their n-grams G the row without the first token, and the probability."""
+    favourite_C, p_C, drop_G, p_G = before  # the same of the level before
+    context_G, word_G = np.divmod(level.keys[G].astype(np.int64), level.vocab_size)
+    drop_C = drop_G[C]
+    drop_G = shorter.find(drop_C[context_G - C.start], word_G) if shorter else np.zeros_like(word_G)
+    p_G = level.mix(p_G[drop_G], np.arange(G.start, G.stop), context_G)
+    best_C = _best(context_G - C.start, p_G, len(drop_C))
+    favourite_C, p_C = favourite_C[drop_C], level.spare_C[C] * p_C[drop_C]
+    own_C = (best_C >= 0) & (p_G[best_C] > p_C)
+    return np.where(own_C, word_G[best_C], favourite_C), np.where(own_C, p_G[best_C], p_C), drop_G, p_G
+
+
 def _argmax_tables(levels):
-    """For each level the likeliest next token of each context: one seen after it, or that of the context without
-    its first token."""
-    drop_G, p_G = np.zeros(levels[0].vocab_size, np.int64), np.array([1 / levels[0].vocab_size])
-    drop_C, favourite_C, p_C = np.zeros(1, np.int64), np.zeros(1, np.int64), p_G
-    for k, level in enumerate(levels):
-        context_G, word_G = level.context_G, level.word_G
-        if k:
-            drop_C, drop_G = drop_G, levels[k - 1].find(drop_G[context_G], word_G)
-        p_G = level.mix(p_G[drop_G], np.arange(len(level)), context_G)
-        best_C, favourite_C, p_C = _best(level, p_G), favourite_C[drop_C], level.spare_C * p_C[drop_C]
-        own_C = (best_C >= 0) & (p_G[best_C] > p_C)
-        favourite_C, p_C = np.where(own_C, word_G[best_C], favourite_C), np.where(own_C, p_G[best_C], p_C)
-        yield favourite_C
+    "For each level the likeliest next token of each context, a span of contexts at a time."
+    V, none, shorter = levels[0].vocab_size, np.zeros(1, np.int64), None
+    before = none, np.array([1 / V]), none, np.array([1 / V])
+    read = [array for level in levels for array in (level.keys, level.counts, level.total_C, level.spare_C)]
+    for level in levels:
+        of_C = [empty(level.contexts, kind) for kind in (_compact(none, V).dtype, float)]
+        of_G = [empty(len(level), kind) for kind in (np.int64, float) if level is not levels[-1]]
+        fill_spans(partial(_favourites, level, shorter, before), level.spans(), of_C, of_G, [*read, *before])
+        before, shorter = (*of_C, *of_G), level
+        yield of_C[0]
 
 # %% ../../nbs/07_ngrams.ipynb #df8a2c6d
 def evaluate_ngram(
