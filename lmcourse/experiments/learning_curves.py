@@ -8,7 +8,7 @@ __all__ = ['EXPONENTS', 'EXPERIMENTS', 'NOTE_RUNS', 'EPOCH_TOKENS', 'TESTED_DOUB
            'backtest', 'error_per_doubling', 'calibrated', 'curve_of_run', 'forecast_of_run', 'outcome', 'beginnings',
            'unfinished', 'unfinished_table']
 
-# %% ../../nbs/27b_learning_curves.ipynb #88ed279d
+# %% ../../nbs/27b_learning_curves.ipynb #12372020
 import json
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ..errors import LMCourseError
 from ..training.recipes import get_recipe
 from ..training.runs import Run, markdown_table, records
 
-# %% ../../nbs/27b_learning_curves.ipynb #0d4cb46b
+# %% ../../nbs/27b_learning_curves.ipynb #e2e3c723
 class ForecastError(LMCourseError):
     "A learning curve that is too short for a forecast, or a forecast of the past."
 
@@ -73,7 +73,7 @@ def fit_power_law(
     k = error_K.argmin()
     return PowerLaw(float(floor_K[k]), float(scale_K[k]), float(EXPONENTS[k]), float(tokens_R[-1]))
 
-# %% ../../nbs/27b_learning_curves.ipynb #bd2cfc08
+# %% ../../nbs/27b_learning_curves.ipynb #9ed4516b
 @dataclass(frozen=True)
 class Forecast:
     "A loss that is expected, and the interval around it."
@@ -111,7 +111,7 @@ def forecast_from_fit(
         math.log2(at / best.last),
     )
 
-# %% ../../nbs/27b_learning_curves.ipynb #1bdbd8c3
+# %% ../../nbs/27b_learning_curves.ipynb #3fa8377c
 @dataclass(frozen=True)
 class Curve:
     "What a run has logged."
@@ -189,7 +189,7 @@ def backtest(
             )
     return rows
 
-# %% ../../nbs/27b_learning_curves.ipynb #967eedc7
+# %% ../../nbs/27b_learning_curves.ipynb #ba635e57
 def error_per_doubling(
     tested: list[dict],  # rows of `backtest`
     level: float = 0.9,  # the fraction of the errors between the two
@@ -209,7 +209,7 @@ def calibrated(
     middle, low, high = (min(forecast.nats - e * d, now) for e in (0, errors[1], errors[0]))
     return Forecast(middle, max(low, 0.0), high, d)
 
-# %% ../../nbs/27b_learning_curves.ipynb #31688eaa
+# %% ../../nbs/27b_learning_curves.ipynb #262d3d3d
 def curve_of_run(
     run: Run,  # a run or a record
 ) -> Curve:
@@ -220,7 +220,7 @@ def curve_of_run(
     falling = run.config['optim'].get('lr_schedule', 'constant') != 'constant'
     return Curve(run.recipe, np.array(train, float).reshape(-1, 2), np.array(validation, float).reshape(-1, 2), falling)
 
-# %% ../../nbs/27b_learning_curves.ipynb #d653c526
+# %% ../../nbs/27b_learning_curves.ipynb #2f308c66
 def forecast_of_run(
     run: Run,  # a run or a record
     epochs: float,  # at what point
@@ -242,7 +242,7 @@ def forecast_of_run(
         k: math.exp(v) for k, v in dict(forecast=f.nats, low=f.low, high=f.high).items()
     }
 
-# %% ../../nbs/27b_learning_curves.ipynb #b070f308
+# %% ../../nbs/27b_learning_curves.ipynb #7ac76888
 def outcome(
     forecast: dict,  # a row of `forecasts.json`
     runs: list[Run],  # records
@@ -254,13 +254,14 @@ def outcome(
             if rows and rows[-1]['epoch'] >= forecast['epochs'] - 0.01:
                 return min(r['perplexity'] for r in rows if r['epoch'] <= forecast['epochs'] + 0.01)
 
-# %% ../../nbs/27b_learning_curves.ipynb #02395dce
+# %% ../../nbs/27b_learning_curves.ipynb #e668e3fc
 NOTE_RUNS = {  # {recipe of a note: the epoch of the perplexity that the note reports; None: the recipe's last epoch}
     'lstm-a': 2,
     'gru-a': 2,
     'lstm-b': 13,
     'gru-b': 13,
     'lstm-base': None,
+    'gru-tuned': None,
     'awd-lstm': None,
     'awd-lstm-parts': None,
     'mu-sota': 10,
