@@ -202,14 +202,15 @@ def test_an_outcome_is_the_best_up_to_that_epoch():
 
 
 def test_the_stored_forecasts_follow_from_the_records_first_two_epochs():
-    "What was stored before the runs went on is what the function computes from that much of the published curves."
+    """What was stored before the runs went on is what the function computes from that much of the published curves, within
+    half a per cent: it was computed with half as many exponents."""
     stored = json.loads((L.files('lmcourse') / 'records' / 'forecasts.json').read_text(encoding='utf-8'))
     errors, runs = error_per_doubling(backtest(curves_of_experiments())), {r.recipe: r for r in records()}
     for f in stored:
         run = runs[f['recipe']]
         if run.summary['epochs'] > 1.99:
             again = forecast_of_run(run, f['epochs'], errors, known=f['known'])
-            assert {k: f[k] for k in again} == pytest.approx(again, rel=1e-3)
+            assert {k: f[k] for k in again} == pytest.approx(again, rel=5e-3)
 
 
 def test_every_recipe_of_a_note_that_reports_a_perplexity_is_in_the_list():
