@@ -170,7 +170,9 @@ class NgramTable:
         "Look up many n-grams at once, by binary search."
         key_N = (np.maximum(context_N, 0) * self.vocab_size + word_N).astype(self.keys.dtype)
         row_N = np.minimum(np.searchsorted(self.keys, key_N), len(self) - 1)
-        return np.where((self.keys[row_N] == key_N) & (context_N >= 0), row_N, -1)
+        row_N = np.where((self.keys[row_N] == key_N) & (context_N >= 0), row_N, -1)
+        release(self.keys)
+        return row_N
 
     def after(
         self,
@@ -219,7 +221,6 @@ def _lookup_levels(levels, word_N):
         context_N = np.concatenate([row_N[:1], row_N[:-1]])
         row_N = grams.find(context_N, word_N)
         yield grams, context_N, row_N
-        release(grams.keys, grams.counts)
 
 
 def _contexts(model, context_ids):
