@@ -165,7 +165,7 @@ def curves_of_experiments() -> list[Curve]:
 
 
 def backtest(
-    curves: list[Curve],
+    curves: list[Curve],  # of finished runs
     doublings=(1, 2, 3),  # how long before its end each run is cut off
 ) -> list[dict]:  # {'run', 'falling', 'doublings', 'forecast', 'low', 'high', 'now', 'end'}, nats per token
     """Forecast the end of finished runs from a half, a quarter, an eighth of their tokens, with the end itself beside
@@ -200,7 +200,7 @@ def error_per_doubling(
 
 
 def calibrated(
-    forecast: Forecast,
+    forecast: Forecast,  # of `Curve.forecast`
     errors: tuple[float, float],  # of `error_per_doubling`
     now: float,  # the best loss so far, nats per token
 ) -> Forecast:
