@@ -80,11 +80,18 @@ def test_the_interval_of_the_fit_holds_where_the_law_is_true():
     assert held >= 90
 
 
+def test_without_a_level_there_is_no_interval_and_the_same_forecast():
+    curve = a_curve(PowerLaw(3.0, 1.0, 0.4, TOKENS[-1]), 0.02)
+    bare, full = curve.forecast(64_000, 32_000), curve.forecast(64_000, 32_000, 0.95)
+    assert math.isnan(bare.low) and math.isnan(bare.high)
+    assert (bare.nats, bare.doublings) == (full.nats, full.doublings) and full.low < full.nats < full.high
+
+
 def test_a_forecast_reads_nothing_of_what_comes_later():
     curve = a_curve(PowerLaw(3.0, 1.0, 0.4, TOKENS[-1]), 0.02)
     other = Curve('other', curve.train.copy(), curve.validation.copy(), False)
     other.train[32:, 1], other.validation[4:, 1] = 99.0, 98.0
-    assert curve.forecast(64_000, 32_000) == other.forecast(64_000, 32_000)
+    assert curve.forecast(64_000, 32_000, 0.95) == other.forecast(64_000, 32_000, 0.95)
 
 
 def test_a_backtest_of_power_laws_errs_little():
@@ -112,7 +119,7 @@ def test_an_interval_from_a_backtest_holds_on_other_runs_like_them():
         for f in [calibrated(Forecast(r['forecast'], r['low'], r['high'], r['doublings']), errors, r['now'])]
     ]
     assert 0.83 < np.mean(held) < 0.97
-    assert np.mean([r['low'] <= r['end'] <= r['high'] for r in backtest(others)]) < 0.7
+    assert np.mean([r['low'] <= r['end'] <= r['high'] for r in backtest(others, level=0.95)]) < 0.7
 
 
 def test_a_calibrated_forecast_is_never_above_the_best_so_far():

@@ -88,15 +88,18 @@ def forecast_from_fit(
     tokens_R,  # tokens read, a row of the curve each
     nats_R,  # the losses, nats per token
     at: float,  # tokens, later than the last row
-    level: float = 0.95,  # of the interval, if the power law were true and the errors independent
+    level: float | None = 0.95,  # of the interval, if the law were true and the errors independent; None: no interval
 ) -> Forecast:
     "The loss after `at` tokens, by the best power law and by all that fit nearly as well."
-    from scipy.stats import f as f_distribution
-
     tokens_R, nats_R = np.asarray(tokens_R, float), np.asarray(nats_R, float)
     best = fit_power_law(tokens_R, nats_R)
     if at < best.last:
         raise ForecastError(f'a forecast for {at:,.0f} tokens from a curve of {best.last:,.0f} is one of the past')
+    middle, doublings = float(best(at)), math.log2(at / best.last)
+    if level is None:
+        return Forecast(middle, math.nan, math.nan, doublings)
+    from scipy.stats import f as f_distribution
+
     floor_K, scale_K, error_K = fit_each_exponent(tokens_R, nats_R)
     then_K = floor_K + scale_K * (at / best.last) ** -EXPONENTS
     x_KR, x_K = (tokens_R / best.last) ** -EXPONENTS[:, None], (at / best.last) ** -EXPONENTS
@@ -104,12 +107,7 @@ def forecast_from_fit(
     rows_left = len(tokens_R) - 3
     spare_K = error_K.min() * (1 + f_distribution.ppf(level, 1, rows_left) / rows_left) - error_K
     half_K = np.sqrt(np.where(spare_K < 0, np.nan, spare_K * spread_K))
-    return Forecast(
-        float(best(at)),
-        float(np.nanmin(then_K - half_K)),
-        float(np.nanmax(then_K + half_K)),
-        math.log2(at / best.last),
-    )
+    return Forecast(middle, float(np.nanmin(then_K - half_K)), float(np.nanmax(then_K + half_K)), doublings)
 
 # %% ../../nbs/27b_learning_curves.ipynb #3fa8377c
 @dataclass(frozen=True)
@@ -125,6 +123,7 @@ class Curve:
         self,
         at: float,  # tokens
         known: float | None = None,  # tokens up to which the curve is read; None: the last evaluation
+        level: float | None = None,  # of the interval of the fit; None: no interval
     ) -> Forecast:
         """The best validation loss after `at` tokens: the last known best minus what the power law of the training
         loss gains until then. Raises `ForecastError` where fewer than five rows are known."""
@@ -133,7 +132,7 @@ class Curve:
         best = self.validation[self.validation[:, 0] <= known, 1].min(initial=np.inf)
         if not np.isfinite(best):
             raise ForecastError(f'{self.name} had not been evaluated after {known:,.0f} tokens')
-        f, now = forecast_from_fit(*train.T, at), float(fit_power_law(*train.T)(train[-1, 0]))
+        f, now = forecast_from_fit(*train.T, at, level), float(fit_power_law(*train.T)(train[-1, 0]))
         shift = best - now
         return Forecast(f.nats + shift, f.low + shift, f.high + shift, math.log2(at / known))
 
@@ -167,6 +166,7 @@ def curves_of_experiments() -> list[Curve]:
 def backtest(
     curves: list[Curve],  # of finished runs
     doublings=(1, 2, 3),  # how long before its end each run is cut off
+    level: float | None = None,  # of the interval of the fit; None: no interval
 ) -> list[dict]:  # {'run', 'falling', 'doublings', 'forecast', 'low', 'high', 'now', 'end'}, nats per token
     """Forecast the end of finished runs from a half, a quarter, an eighth of their tokens, with the end itself beside
     it. A run counts where an evaluation lies within a tenth of a doubling of that point, five rows of training or more
@@ -179,7 +179,7 @@ def backtest(
             if abs(math.log2(end / nearest) - d) > 0.1:
                 continue
             try:
-                f = curve.forecast(end, nearest)
+                f = curve.forecast(end, nearest, level)
             except ForecastError:
                 continue
             now = float(curve.validation[tokens <= nearest, 1].min())
