@@ -172,7 +172,9 @@ class TextLines(Sequence):
         cut: Callable,  # a text -> its lines
     ):
         "Raises `OSError` for a file that cannot be read, `ValueError` for one that is not UTF-8 text with a word."
-        self.path, self.cut, self.identity, self._kept, self._hash = path, cut, identify([path]), (-1, []), None
+        self.path, self.cut, self.identity = path, cut, identify([path])
+        self._kept: tuple[int, list[str]] = (-1, [])
+        self._hash: str | None = None
         self.firsts, rows, words = [], 0, False
         with path.open('rb') as file:
             self.starts = [3 if file.read(3) == b'\xef\xbb\xbf' else 0]

@@ -132,7 +132,8 @@ class Curve:
         best = self.validation[self.validation[:, 0] <= known, 1].min(initial=np.inf)
         if not np.isfinite(best):
             raise ForecastError(f'{self.name} had not been evaluated after {known:,.0f} tokens')
-        f, now = forecast_from_fit(*train.T, at, level), float(fit_power_law(*train.T)(train[-1, 0]))
+        tokens_R, nats_R = train.T
+        f, now = forecast_from_fit(tokens_R, nats_R, at, level), float(fit_power_law(tokens_R, nats_R)(tokens_R[-1]))
         shift = best - now
         return Forecast(f.nats + shift, f.low + shift, f.high + shift, math.log2(at / known))
 
@@ -196,7 +197,8 @@ def error_per_doubling(
 ) -> tuple[float, float]:  # nats per token for each doubling
     "The range of forecast minus end in a backtest, for each doubling looked ahead."
     errors = [(r['forecast'] - r['end']) / r['doublings'] for r in tested]
-    return tuple(float(q) for q in np.quantile(errors, [(1 - level) / 2, (1 + level) / 2]))
+    low, high = np.quantile(errors, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def calibrated(
