@@ -137,7 +137,7 @@ class Curve:
         shift = best - now
         return Forecast(f.nats + shift, f.low + shift, f.high + shift, math.log2(at / known))
 
-
+# %% ../../nbs/27b_learning_curves.ipynb #a182db95
 EXPERIMENTS = {  # {record: the recipe that its runs vary}
     'factors': 'lstm-small',
     'overfit': 'lstm-small',
@@ -163,7 +163,7 @@ def curves_of_experiments() -> list[Curve]:
                 curves.append(Curve(f"{name}: {row['setting']}, seed {row['seed']}", train, validation, falling))
     return curves
 
-
+# %% ../../nbs/27b_learning_curves.ipynb #7192ac4d
 def backtest(
     curves: list[Curve],  # of finished runs
     doublings=(1, 2, 3),  # how long before its end each run is cut off
@@ -315,7 +315,7 @@ def unfinished(
         rows.append(row | f | dict(done=done, hours=hours))
     return rows
 
-
+# %% ../../nbs/27b_learning_curves.ipynb #e434ca7b
 def unfinished_table(
     rows: list[dict],  # of `unfinished`
 ) -> str:  # Markdown
