@@ -186,6 +186,16 @@ def test_a_run_that_is_there_and_a_tiny_one_are_left_out():
     assert 'lstm-b' not in names and 'now' not in rows[names.index('gru-b')]
 
 
+def test_a_run_that_was_stopped_before_its_first_step_is_none():
+    rows = unfinished([a_run('lstm-b', 0.0, 0.0, evaluated=False)], (-0.4, 0.2))
+    assert 'done' not in next(r for r in rows if r['recipe'] == 'lstm-b')
+
+
+def test_a_perplexity_stands_beside_its_text_and_tokenizer():
+    to_go = [r for r in unfinished(records(), (-0.4, 0.2)) if 'now' in r]
+    assert to_go and all(r['corpus'] and r['tokenizer'] for r in to_go)
+
+
 def test_the_longest_run_counts():
     rows = unfinished([a_run('lstm-b', 2e6, 1.0), a_run('lstm-b', 8e6, 4.0)], (-0.4, 0.2))
     assert rows[[r['recipe'] for r in rows].index('lstm-b')]['done'] == pytest.approx(4)
@@ -193,7 +203,7 @@ def test_the_longest_run_counts():
 
 def test_a_run_without_an_evaluation_has_a_row_without_a_forecast():
     run = a_run('lstm-b', 2e6, 1.0, evaluated=False)
-    with pytest.raises(ForecastError, match='not been evaluated yet'):
+    with pytest.raises(ForecastError, match='has no evaluation yet'):
         forecast_of_run(run, 13, (-0.4, 0.2))
     row = next(r for r in unfinished([run], (-0.4, 0.2)) if r['recipe'] == 'lstm-b')
     assert row['now'] is None and 'forecast' not in row

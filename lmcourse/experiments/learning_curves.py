@@ -233,14 +233,16 @@ def forecast_of_run(
     """The best validation perplexity after so many epochs, with the interval that was tried. Raises `ForecastError`
     where the curve is too short."""
     curve, summary = curve_of_run(run), run.summary
-    if not len(curve.validation):
-        raise ForecastError(f'{run.path} has not been evaluated yet: let it go on to its first evaluation')
     size = tokens_per_epoch or summary['tokens_seen'] / summary['epochs']
-    known = known or float(curve.validation[-1, 0]) / size
-    f = curve.forecast(epochs * size, known * size * 1.001)
-    now = float(curve.validation[curve.validation[:, 0] <= known * size * 1.001, 1].min())
+    until = curve.validation[curve.validation[:, 0] <= (known or math.inf) * size * 1.001]  # evaluations that are known
+    if not len(until):
+        raise ForecastError(
+            f'{run.path} has no evaluation{f" in its first {known:g} epochs" if known else " yet"}: let it go on to one'
+        )
+    last, now = float(until[-1, 0]), float(until[:, 1].min())
+    f = curve.forecast(epochs * size, last)
     f = calibrated(f, errors, now)
-    return dict(known=known, now=math.exp(now), epochs=epochs, doublings=f.doublings) | {
+    return dict(known=last / size, now=math.exp(now), epochs=epochs, doublings=f.doublings) | {
         k: math.exp(v) for k, v in dict(forecast=f.nats, low=f.low, high=f.high).items()
     }
 
@@ -297,7 +299,7 @@ def unfinished(
         recipe = get_recipe(name)
         epochs = reported_at or recipe.train.epochs
         row = dict(recipe=name, reported=recipe.reported_perplexity, epochs=epochs)
-        own = [r for r in runs if r.recipe == name and r.summary and not r.summary.get('tiny')]
+        own = [r for r in runs if r.recipe == name and (s := r.summary) and s.get('epochs') and not s.get('tiny')]
         if not own:
             rows.append(row)
             continue
@@ -311,8 +313,9 @@ def unfinished(
             f = forecast_of_run(run, epochs, errors, tokens_per_epoch=size)
         except ForecastError:
             f = dict(now=(s.get('validation') or {}).get('perplexity'))
+        conditions = {k: s['validation'][k] for k in ('corpus', 'tokenizer')} if s.get('validation') else {}
         hours = (epochs * size - s['tokens_seen']) / s['tokens_per_second'] / 3600
-        rows.append(row | f | dict(done=done, hours=hours))
+        rows.append(row | conditions | f | dict(done=done, hours=hours))
     return rows
 
 # %% ../../nbs/27b_learning_curves.ipynb #e434ca7b
@@ -329,6 +332,8 @@ def unfinished_table(
         shown.append(
             {
                 'recipe': r['recipe'],
+                'evaluated on': r.get('corpus'),
+                'tokenizer': r.get('tokenizer'),
                 'claimed': r['reported'],
                 'at epoch': r['epochs'],
                 'epochs run': r.get('done'),
