@@ -187,7 +187,7 @@ def test_a_run_that_is_there_and_a_tiny_one_are_left_out():
 
 
 def test_a_run_that_was_stopped_before_its_first_step_is_none():
-    rows = unfinished([a_run('lstm-b', 0.0, 0.0, evaluated=False)], (-0.4, 0.2))
+    rows = unfinished([a_run('lstm-b', 1000.0, 0.0, evaluated=False)], (-0.4, 0.2))
     assert 'done' not in next(r for r in rows if r['recipe'] == 'lstm-b')
 
 
